@@ -1,0 +1,44 @@
+"""mlmlab: masked language models, written by hand in plain PyTorch.
+
+model, tokenizer = mlmlab.load_pretrained("distilbert/distilroberta-base")
+logits = model(input_ids, attention_mask)
+fill = mlmlab.FillMask(model, tokenizer)
+summary = mlmlab.run(mlmlab.compose("+experiment=eli5", "train.max_steps=10"))
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlmlab.checkpoints import load_pretrained, save_pretrained
+    from mlmlab.composition import compose
+    from mlmlab.errors import RunFailed, UserError
+    from mlmlab.filling import FillMask
+    from mlmlab.launch import run
+
+_HOMES = {
+    "load_pretrained": "mlmlab.checkpoints",
+    "save_pretrained": "mlmlab.checkpoints",
+    "compose": "mlmlab.composition",
+    "run": "mlmlab.launch",
+    "FillMask": "mlmlab.filling",
+    "UserError": "mlmlab.errors",
+    "RunFailed": "mlmlab.errors",
+}
+
+__all__ = [
+    "FillMask",
+    "RunFailed",
+    "UserError",
+    "compose",
+    "load_pretrained",
+    "run",
+    "save_pretrained",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: a wrong option need not wait for PyTorch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mlmlab' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

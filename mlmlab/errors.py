@@ -1,0 +1,58 @@
+"""What goes wrong, in two types: the user's input, and the run itself.
+
+`UserError` carries problems with four parts (where, found, expected, remedy), so that every
+message answers the same four questions and a test can check each of them.
+"""
+
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in the user's input."""
+
+    where: str
+    """The config key, option or file that is wrong."""
+    found: str
+    """What stands there."""
+    expected: str
+    """What could stand there."""
+    remedy: str
+    """What to type or do."""
+
+    def __str__(self) -> str:
+        parts = [self.where]
+        for label, text in (
+            ("found", self.found),
+            ("expected", self.expected),
+            ("do", self.remedy),
+        ):
+            if text:
+                parts.append(_indented(label, text))
+        return "\n".join(parts)
+
+
+def _indented(label: str, text: str) -> str:
+    lines: list[str] = []
+    for line in text.splitlines():
+        lines += textwrap.wrap(line, 66, break_long_words=False, break_on_hyphens=False) or [""]
+    return f"  {label:<9} " + "\n            ".join(lines)
+
+
+class UserError(Exception):
+    """The user's input is wrong. Commands print it and exit with status 2."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    @classmethod
+    def of(cls, where: str, *, found: str, expected: str, remedy: str) -> "UserError":
+        """The usual case: a single problem."""
+        return cls([Problem(where, found, expected, remedy)])
+
+
+class RunFailed(Exception):  # noqa: N818 (an outcome, as KeyboardInterrupt is one)
+    """The run itself failed (a non-finite loss, say). Commands print it and exit with status 1."""
