@@ -1,0 +1,211 @@
+"""Documents, tokenized once: shards on disk, opened by memory map.
+
+A corpus is a folder named by the fingerprint of its data, tokenizer and split:
+
+    train.tokens  test.tokens      uint16 (uint32 for a vocabulary above 65,536), documents joined
+    train.lengths test.lengths     int64, tokens of each document
+    meta.json                      fingerprint, type, counts; written last
+
+The folder is written under a temporary name and renamed, so that it is complete or absent.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlmlab.data.sources import TextSource
+from mlmlab.data.tokenizer import Tokenizer
+from mlmlab.errors import UserError
+from mlmlab.random import Domain, uniforms
+
+_DOCUMENTS_A_BATCH = 1024
+_FORMAT = 1
+"""Raise it when the files change their meaning: it is part of the fingerprint."""
+
+Progress = Callable[[int, int], None]
+"""Called with the documents and tokens done so far."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """The documents of one side of the split."""
+
+    tokens: NDArray[np.integer]
+    """uint16 or uint32 `[N]`, a memory map: the documents one after the other."""
+    lengths: NDArray[np.int64]
+    """int64 `[documents]`, a memory map."""
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A tokenized corpus on disk."""
+
+    folder: Path
+    train: Shard
+    test: Shard
+    empty_documents: int
+    """Documents without any text, left out of both shards."""
+    was_cached: bool
+    """True if it was found, and nothing was tokenized."""
+
+
+def cache_folder() -> Path:
+    """Where corpora, tokenizers and downloads are kept: $MLMLAB_CACHE, or ~/.cache/mlmlab."""
+    if "MLMLAB_CACHE" in os.environ:
+        return Path(os.environ["MLMLAB_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mlmlab"
+
+
+def is_test_document(documents: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """The split, a pure function of (data seed, document index): bool `[N]`."""
+    chosen: NDArray[np.bool_] = uniforms(seed, Domain.SPLIT, documents, 1)[:, 0] < fraction
+    return chosen
+
+
+def training_documents(source: TextSource, test_fraction: float, seed: int) -> Iterator[str]:
+    """The documents that are not in the test set, for whatever is learned from text."""
+    for start, batch in _batches(source):
+        indices = np.arange(start, start + len(batch))
+        test = is_test_document(indices, test_fraction, seed)
+        yield from (text for text, held_out in zip(batch, test, strict=True) if not held_out)
+
+
+def open_corpus(
+    source: TextSource,
+    tokenizer: Tokenizer,
+    *,
+    test_fraction: float,
+    seed: int,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Tokenizes the source, or opens the corpus that an earlier run made of the same.
+
+    Raises:
+        UserError: the source cannot be read, or the cache folder not written.
+    """
+    settings = f"{_FORMAT} test {test_fraction} seed {seed}"
+    key = "\n".join((settings, source.fingerprint(), tokenizer.fingerprint()))
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()
+    folder = cache_folder() / "corpora" / fingerprint[:32]
+    cached = (folder / "meta.json").is_file()
+    if not cached:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as name:
+                building = Path(name) / "corpus"
+                building.mkdir()
+                meta = _tokenize(source, tokenizer, building, test_fraction, seed, progress)
+                _write_durably(building / "meta.json", {"fingerprint": fingerprint, **meta})
+                try:
+                    building.rename(folder)
+                except OSError:
+                    if not (folder / "meta.json").is_file():  # else another run was faster
+                        raise
+        except OSError as error:
+            raise UserError.of(
+                "the cache folder",
+                found=f"{folder.parent}: {error.strerror or error}",
+                expected="a folder that can be written, with room for the tokens",
+                remedy="set the environment variable MLMLAB_CACHE to another folder",
+            ) from error
+    meta = json.loads((folder / "meta.json").read_text())
+    shards = [_open_shard(folder, name, np.dtype(meta["type"])) for name in ("train", "test")]
+    return Corpus(folder, shards[0], shards[1], meta["empty_documents"], cached)
+
+
+def _tokenize(
+    source: TextSource,
+    tokenizer: Tokenizer,
+    folder: Path,
+    test_fraction: float,
+    seed: int,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    kind = np.dtype(np.uint16 if tokenizer.vocabulary_size <= 1 << 16 else np.uint32)
+    tokens = {False: 0, True: 0}
+    documents = {False: 0, True: 0}
+    empty = 0
+    with _Pair(folder, "tokens") as token_files, _Pair(folder, "lengths") as length_files:
+        for start, batch in _batches(source):
+            encoded = tokenizer.encode_batch(batch)
+            test = is_test_document(np.arange(start, start + len(batch)), test_fraction, seed)
+            for side in (False, True):
+                chosen = [
+                    ids
+                    for text, ids, is_test in zip(batch, encoded, test, strict=True)
+                    if text.strip() and is_test == side
+                ]
+                lengths = np.array([len(ids) for ids in chosen], np.int64)
+                joined = np.fromiter((i for ids in chosen for i in ids), kind, int(lengths.sum()))
+                token_files.file(side).write(joined.tobytes())
+                length_files.file(side).write(lengths.tobytes())
+                tokens[side] += joined.size
+                documents[side] += len(chosen)
+            empty += sum(not text.strip() for text in batch)
+            if progress is not None:
+                progress(sum(documents.values()), sum(tokens.values()))
+    return {
+        "type": kind.name,
+        "empty_documents": empty,
+        "train": {"documents": documents[False], "tokens": tokens[False]},
+        "test": {"documents": documents[True], "tokens": tokens[True]},
+    }
+
+
+class _Pair:
+    """The train and the test file of one kind, flushed to the disk when closed."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.files: dict[bool, BinaryIO] = {
+            test: (folder / f"{'test' if test else 'train'}.{kind}").open("wb")
+            for test in (False, True)
+        }
+
+    def file(self, test: bool) -> BinaryIO:
+        return self.files[test]
+
+    def __enter__(self) -> "_Pair":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+
+
+def _write_durably(path: Path, content: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _open_shard(folder: Path, name: str, kind: np.dtype[Any]) -> Shard:
+    return Shard(
+        tokens=_memory_map(folder / f"{name}.tokens", kind),
+        lengths=_memory_map(folder / f"{name}.lengths", np.dtype(np.int64)),
+    )
+
+
+def _memory_map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
+        return np.empty(0, kind)
+    return np.memmap(path, kind, "r")
+
+
+def _batches(source: TextSource) -> Iterator[tuple[int, list[str]]]:
+    documents = source.documents()
+    start = 0
+    while batch := list(islice(documents, _DOCUMENTS_A_BATCH)):
+        yield start, batch
+        start += len(batch)

@@ -1,0 +1,310 @@
+"""A tokenizer whose special tokens are known by role: loaded, built from old files, or trained."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import (
+    AddedToken,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from mlmlab.data.config import TokenizerKind
+from mlmlab.errors import UserError
+from mlmlab.masking.config import VocabularyInfo
+
+_ROLES = (
+    "mask_token",
+    "pad_token",
+    "cls_token",
+    "sep_token",
+    "unk_token",
+    "bos_token",
+    "eos_token",
+)
+_USUAL_NAMES = {
+    "mask_token": ("<mask>", "[MASK]"),
+    "pad_token": ("<pad>", "[PAD]"),
+    "cls_token": ("<s>", "[CLS]"),
+    "sep_token": ("</s>", "[SEP]"),
+    "unk_token": ("<unk>", "[UNK]"),
+}
+ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+"""In the order of their ids, as RoBERTa has them."""
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """The library's tokenizer and the roles of its special tokens.
+
+    Truncation and padding that a file may carry are cleared: cutting text is the data stage's
+    business, and the Hub's MiniLM file would silently cut every document at 128 tokens.
+    """
+
+    backend: tokenizers.Tokenizer
+    roles: Mapping[str, str]
+    """Special tokens by role: mask_token, pad_token, cls_token, ..."""
+    hub_config: Mapping[str, Any] = field(default_factory=dict)
+    """The tokenizer_config.json it came with, written again on export."""
+
+    def __post_init__(self) -> None:
+        self.backend.no_truncation()
+        self.backend.no_padding()
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the highest id."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def mask_token(self) -> str:
+        return self.roles["mask_token"]
+
+    @property
+    def mask_id(self) -> int:
+        return self._id("mask_token")
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills up short rows. Any id would do, since rows carry an attention mask;
+        so a tokenizer without one pads with its end token, or with id 0."""
+        for role in ("pad_token", "sep_token", "eos_token"):
+            if role in self.roles:
+                return self._id(role)
+        return 0
+
+    def _id(self, role: str) -> int:
+        number = self.backend.token_to_id(self.roles[role])
+        assert number is not None
+        return int(number)
+
+    def vocabulary(self) -> VocabularyInfo:
+        """What the masking kernel needs: every special token is protected."""
+        special = {
+            number
+            for number, token in self.backend.get_added_tokens_decoder().items()
+            if token.special
+        }
+        special |= {self._id(role) for role in self.roles}
+        return VocabularyInfo(self.vocabulary_size, self.mask_id, tuple(sorted(special)))
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids with the tokenizer's own special tokens around each text; texts run in parallel."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts))]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids with the tokenizer's own special tokens around the text."""
+        return list(self.backend.encode(text).ids)
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    def fingerprint(self) -> str:
+        """The tokenizer's whole definition."""
+        return str(self.backend.to_str())
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json."""
+        self.backend.save(str(folder / "tokenizer.json"))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.hub_config, **self.roles}
+        for name, content in (
+            ("tokenizer_config.json", config),
+            ("special_tokens_map.json", dict(self.roles)),
+        ):
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Reads a tokenizer from a folder, a tokenizer.json, a vocab.txt, or a vocab.json.
+
+    A vocab.txt becomes a BERT WordPiece tokenizer, vocab.json with merges.txt a byte-level BPE.
+
+    Raises:
+        UserError: nothing there to read, or no mask token in it.
+    """
+    folder = path if path.is_dir() else path.parent
+    names = ("tokenizer.json", "vocab.txt", "vocab.json") if path.is_dir() else (path.name,)
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError.of(
+            "tokenizer.path",
+            found=f"{path}: no tokenizer there",
+            expected="a folder with tokenizer.json, vocab.txt, or vocab.json and merges.txt",
+            remedy="tokenizer.path=FOLDER_OR_FILE",
+        )
+    hub_config = _read_json(folder / "tokenizer_config.json")
+    try:
+        if file.suffix == ".txt":
+            backend = _wordpiece_from(file, hub_config)
+        elif file.name == "vocab.json":
+            backend = _byte_level_bpe_from(file, file.with_name("merges.txt"), hub_config)
+        else:
+            backend = tokenizers.Tokenizer.from_file(str(file))
+    except UserError:
+        raise
+    except Exception as error:  # the library raises bare Exception for a file it cannot read
+        raise UserError.of(
+            "tokenizer.path",
+            found=f"{file}: {error}",
+            expected="a tokenizer.json of the tokenizers library, or its vocabulary files",
+            remedy="save the tokenizer again, or choose another one",
+        ) from error
+    named = {**_read_json(folder / "special_tokens_map.json"), **hub_config}
+    return Tokenizer(backend, _roles(backend, named, file), _plain(hub_config))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError.of(
+            str(file), found=str(error), expected="a JSON object", remedy="mend or remove the file"
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+def _plain(hub_config: dict[str, Any]) -> dict[str, Any]:
+    """The config without what `Tokenizer` states itself: roles, and the tokens' decoder."""
+    return {k: v for k, v in hub_config.items() if k not in {*_ROLES, "added_tokens_decoder"}}
+
+
+def _roles(backend: tokenizers.Tokenizer, named: Mapping[str, Any], file: Path) -> dict[str, str]:
+    """Special tokens by role: as the files name them, else by the usual names."""
+    roles: dict[str, str] = {}
+    for role in _ROLES:
+        value = named.get(role)
+        candidates = [value["content"] if isinstance(value, dict) else value] if value else []
+        candidates += _USUAL_NAMES.get(role, ())
+        for token in candidates:
+            if backend.token_to_id(token) is not None:
+                roles[role] = token
+                break
+    if "mask_token" not in roles:
+        raise UserError.of(
+            "tokenizer.path",
+            found=f"{file}: a tokenizer without a mask token",
+            expected="a mask token, named by tokenizer_config.json or written <mask> or [MASK]",
+            remedy="choose the tokenizer of a masked language model",
+        )
+    return roles
+
+
+def _wordpiece_from(file: Path, hub_config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    # A line is what ends in a newline; `splitlines` would also cut at tokens like U+2028.
+    lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    vocabulary = {token: number for number, token in enumerate(lines)}
+    # A vocabulary without a capital letter was made from lower-cased text.
+    uncased = not any(any(map(str.isupper, t)) for t in vocabulary if t not in BERT_SPECIALS)
+    normalizer = normalizers.BertNormalizer(
+        handle_chinese_chars=bool(hub_config.get("tokenize_chinese_chars", True)),
+        strip_accents=hub_config.get("strip_accents"),
+        lowercase=bool(hub_config.get("do_lower_case", uncased)),
+    )
+    model = models.WordPiece(vocabulary, unk_token="[UNK]")
+    return _wordpiece(model, normalizer, BERT_SPECIALS)
+
+
+def _wordpiece(
+    model: models.WordPiece, normalizer: normalizers.Normalizer, specials: Sequence[str]
+) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.add_special_tokens([t for t in specials if backend.token_to_id(t) is not None])
+    _surround(backend, "[CLS]", "[SEP]")
+    return backend
+
+
+def _surround(backend: tokenizers.Tokenizer, first: str, last: str) -> None:
+    """Puts the two special tokens around every text, where the vocabulary has them."""
+    ids = [(token, backend.token_to_id(token)) for token in (first, last)]
+    if all(number is not None for _, number in ids):
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{first} $A {last}",
+            pair=f"{first} $A {last} $B:1 {last}:1",
+            special_tokens=ids,
+        )
+
+
+def _byte_level_bpe_from(
+    vocabulary: Path, merges: Path, hub_config: Mapping[str, Any]
+) -> tokenizers.Tokenizer:
+    if not merges.is_file():
+        raise UserError.of(
+            "tokenizer.path",
+            found=f"{vocabulary}, but no merges.txt beside it",
+            expected="both files of a byte-level BPE tokenizer",
+            remedy="copy merges.txt there too",
+        )
+    model = models.BPE.from_file(str(vocabulary), str(merges))
+    prefix_space = bool(hub_config.get("add_prefix_space", False))
+    return _byte_level_bpe(model, prefix_space, ROBERTA_SPECIALS)
+
+
+def _byte_level_bpe(
+    model: models.BPE, prefix_space: bool, specials: Sequence[str]
+) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    backend.decoder = decoders.ByteLevel()
+    _finish_byte_level(backend, specials)
+    return backend
+
+
+def _finish_byte_level(backend: tokenizers.Tokenizer, specials: Sequence[str]) -> None:
+    known = [token for token in specials if backend.token_to_id(token) is not None]
+    # The mask swallows the space before it, as RoBERTa's does: "a <mask>" predicts " word".
+    backend.add_special_tokens(
+        [AddedToken(t, lstrip=t == "<mask>", special=True, normalized=False) for t in known]
+    )
+    _surround(backend, "<s>", "</s>")
+
+
+def train_tokenizer(
+    documents: Iterator[str], kind: TokenizerKind, vocabulary_size: int
+) -> Tokenizer:
+    """Trains a tokenizer on the documents: byte-level BPE (RoBERTa's) or WordPiece (BERT's)."""
+    if kind is TokenizerKind.BPE:
+        backend = _byte_level_bpe(models.BPE(), False, ())
+        trainer: Any = trainers.BpeTrainer(
+            vocab_size=vocabulary_size,
+            special_tokens=list(ROBERTA_SPECIALS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(documents, trainer)
+        _finish_byte_level(backend, ROBERTA_SPECIALS)
+    else:
+        backend = _wordpiece(
+            models.WordPiece(unk_token="[UNK]"), normalizers.BertNormalizer(lowercase=True), ()
+        )
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocabulary_size, special_tokens=list(BERT_SPECIALS), show_progress=False
+        )
+        backend.train_from_iterator(documents, trainer)
+        _surround(backend, "[CLS]", "[SEP]")
+    return Tokenizer(backend, _roles(backend, {}, Path("the trained tokenizer")))
+
+
+def word_tokenizer(words: Sequence[str]) -> Tokenizer:
+    """A tokenizer of whole words: the small world's. RoBERTa's special tokens have ids 0 to 4."""
+    vocabulary = {token: number for number, token in enumerate([*ROBERTA_SPECIALS, *words])}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.add_special_tokens(list(ROBERTA_SPECIALS))
+    _surround(backend, "<s>", "</s>")
+    return Tokenizer(backend, _roles(backend, {}, Path("the small world")))

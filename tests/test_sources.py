@@ -1,0 +1,325 @@
+"""Files become documents; whatever cannot be read is named with file, row, reason and remedy."""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlmlab.data import sources
+from mlmlab.data.sources import FileSource, WorldSource
+from mlmlab.data.world import small_world
+from mlmlab.errors import Problem, UserError
+
+ROWS = [
+    {"text": "Plain text."},
+    {"text": "ünïcödé — 日本語 🙂", "other": 1},
+    {"text": 'quotes " and \\ and \n inside'},
+    {"text": ""},
+    {"text": "[a bracket], {a brace}"},
+]
+TEXTS = [str(row["text"]) for row in ROWS]
+LINES = ["first line", "zweite Zeile: äöü", "трети ред"]
+
+Write = Callable[[str, bytes], FileSource]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_file(name: str, content: bytes) -> FileSource:
+        (tmp_path / name).write_bytes(content)
+        return source(tmp_path / name)
+
+    return write_file
+
+
+def source(path: Path, field: str = "text", **changes: Any) -> FileSource:
+    return FileSource(path, field, changes.get("encoding", "utf-8"), changes.get("limit"))
+
+
+def json_lines(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def json_array(rows: list[Any]) -> bytes:
+    return json.dumps(rows, ensure_ascii=False, indent=1).encode()
+
+
+def refusal(source: FileSource) -> Problem:
+    """The one problem with a source, complete in all its parts."""
+    with pytest.raises(UserError) as error:
+        source.fingerprint()
+        list(source.documents())
+    (problem,) = error.value.problems
+    assert str(source.path) in problem.where + problem.found
+    assert problem.found
+    assert problem.expected
+    assert problem.remedy
+    return problem
+
+
+# What is read
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize(
+    ("suffix", "content", "documents"),
+    [
+        (".txt", "\n".join(LINES).encode(), LINES),
+        (".jsonl", json_lines(ROWS), TEXTS),
+        (".json", json_array(ROWS), TEXTS),
+        (".json", json_lines(ROWS), TEXTS),
+        (".jsonl", json_array(ROWS), TEXTS),
+        ("", "\n".join(LINES).encode(), LINES),
+    ],
+)
+def test_each_format_is_read_plain_or_gzipped(
+    write: Write,
+    suffix: str,
+    content: bytes,
+    documents: list[str],
+    compress: Callable[[bytes], bytes],
+) -> None:
+    # Neither name says whether the file is compressed: its first bytes do.
+    assert list(write(f"a{suffix}", compress(content)).documents()) == documents
+    assert list(write(f"a{suffix}.gz", compress(content)).documents()) == documents
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
+def test_a_byte_order_mark_and_dos_line_ends_are_no_text(write: Write, name: str) -> None:
+    rows: list[Any] = [{"text": line} for line in LINES]
+    content = {
+        "a.txt": "\n".join(LINES).encode(),
+        "a.jsonl": json_lines(rows),
+        "a.json": json_array(rows),
+    }[name]
+    marked = b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n")
+    assert list(write(name, marked).documents()) == LINES
+
+
+def test_lines_without_text_are_skipped_and_the_others_stripped(write: Write) -> None:
+    assert list(write("a.txt", b"\n  one \n\n\t\ntwo\n").documents()) == ["one", "two"]
+    lines = b'\n{"text": "one"}\n  \n{"text": " two "}\n\n'
+    assert list(write("a.jsonl", lines).documents()) == ["one", " two "]
+
+
+def test_separators_of_unicode_do_not_end_a_line(write: Write) -> None:
+    text = "one\u2028still one\x85and one\x0cstill"
+    assert list(write("a.txt", f"{text}\ntwo".encode()).documents()) == [text, "two"]
+
+
+def test_a_dotted_field_descends_and_a_list_is_joined_by_spaces(write: Write) -> None:
+    path = write("a.json", json_array([{"answers": {"text": ["a b", "c"], "n": 1}}])).path
+    assert list(source(path, "answers.text").documents()) == ["a b c"]
+
+
+def test_the_limit_takes_the_first_documents_and_reads_no_further(write: Write) -> None:
+    good = write("a.jsonl", json_lines(ROWS) + b"not json")
+    assert list(source(good.path, limit=3).documents()) == TEXTS[:3]
+
+
+def test_other_encodings_are_read_by_name(write: Write) -> None:
+    for encoding in ("latin-1", "utf-16", "cp1252"):
+        content = "Zeile: äöü".encode(encoding)
+        for file in (write("a.txt", content), write("a.txt.gz", gzip.compress(content))):
+            assert list(source(file.path, encoding=encoding).documents()) == ["Zeile: äöü"]
+
+
+def test_the_documents_are_the_same_each_time(write: Write) -> None:
+    file = write("a.json", json_array(ROWS))
+    assert list(file.documents()) == list(file.documents())
+
+
+objects = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    rows=st.lists(st.dictionaries(st.text(max_size=3), objects, max_size=3), max_size=6),
+    chunk=st.integers(1, 64),
+    indent=st.sampled_from([None, 1]),
+    ascii_only=st.booleans(),
+)
+def test_a_json_array_is_the_same_wherever_the_chunks_end(
+    tmp_path: Path, rows: list[Any], chunk: int, indent: int | None, ascii_only: bool
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch, path.open(encoding="utf-8") as text:
+        patch.setattr(sources, "_CHUNK_CHARACTERS", chunk)
+        # The first character is the bracket by which the format is known.
+        read = list(sources._json_array(text.read(chunk), text, path))
+    assert [row for _, row in read] == json.loads(path.read_text(encoding="utf-8"))
+    assert [number for number, _ in read] == list(range(1, len(rows) + 1))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 64])
+def test_json_lines_are_the_same_wherever_the_chunks_end(
+    write: Write, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(sources, "_CHUNK_CHARACTERS", chunk)
+    assert list(write("a.jsonl", json_lines(ROWS)).documents()) == TEXTS
+
+
+def test_memory_holds_a_row_of_a_json_array_and_not_the_file(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_CHUNK_CHARACTERS", 64)
+    monkeypatch.setattr(sources, "_LONGEST_ROW_CHARACTERS", 200)
+    rows: list[Any] = [{"text": "x" * 100}] * 50
+    assert len(list(write("a.json", json_array(rows)).documents())) == 50
+
+
+# What is refused
+
+
+def test_a_bad_json_line_is_named(write: Write) -> None:
+    problem = refusal(write("a.jsonl", b'{"text": "one"}\n\n{"text": "two}\n'))
+    assert "row 3" in problem.where
+    assert "Unterminated string" in problem.found
+    assert '"two}' in problem.found
+
+
+def test_a_bad_row_of_a_json_array_is_named_without_reading_on(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_CHUNK_CHARACTERS", 64)
+    start = b'[{"text": "one"}, {"text": two}, ' + b'{"text": "x"}, ' * 5000
+    problem = refusal(write("a.json", start + b"\xff is no text at all"))
+    assert "row 2" in problem.where
+    assert problem.found.startswith('Expecting value: {"text": two}')
+
+
+@pytest.mark.parametrize(
+    ("content", "row"),
+    [
+        (b'[{"text": "one"}, {"text": "tw', "row 2"),
+        (b'[{"text": "one"}, ', "row 2"),
+        (b'[{"text": "one"}', "row 1"),
+        (b"[", "row 1"),
+    ],
+)
+def test_a_truncated_json_array_is_named(write: Write, content: bytes, row: str) -> None:
+    assert row in refusal(write("a.json", content)).where
+
+
+def test_text_behind_or_within_a_json_array_is_named(write: Write) -> None:
+    assert "after row 1" in refusal(write("a.json", b'[{"text": "one"}] {"text": "two"}')).where
+    assert "after row 1" in refusal(write("a.json", b'[{"text": "one"} {"text": "two"}]')).where
+
+
+def test_a_truncated_or_damaged_gzip_file_is_named(write: Write) -> None:
+    whole = gzip.compress(json_array(ROWS * 100))
+    assert "damaged gzip" in refusal(write("a.json.gz", whole[:-20])).found
+    assert "damaged gzip" in refusal(write("b.json.gz", whole[:-8] + bytes(8))).found
+    assert "damaged gzip" in refusal(write("c.json.gz", whole[:40] + b"xx" + whole[42:])).found
+
+
+def test_another_encoding_is_named_with_the_place(write: Write) -> None:
+    lines = b"one\n" * 5000 + "Zeile: äöü".encode("latin-1")
+    problem = refusal(write("a.txt", lines))
+    assert problem.where == "data.encoding"
+    assert "after row" in problem.found
+    assert "byte 0xe4 is not utf-8" in problem.found
+    assert "data.encoding=latin-1" in problem.remedy
+
+
+@pytest.mark.parametrize("encoding", ["utf-99", "rot13"])
+def test_an_encoding_that_is_none_is_named(write: Write, encoding: str) -> None:
+    file = write("a.txt", b"text")
+    with pytest.raises(UserError, match=f"data.encoding\n  found     {encoding}"):
+        list(source(file.path, encoding=encoding).documents())
+
+
+def test_a_missing_field_is_named_beside_those_that_are_there(write: Write) -> None:
+    rows: list[Any] = [{"text": "a"}, {"title": "b", "answers": {"n": 1, "score": [2]}}]
+    file = write("a.jsonl", json_lines(rows))
+    problem = refusal(file)
+    assert problem.where == "data.text_field"
+    assert "row 2 has: title, answers" in problem.found
+    rows = [{"answers": {"n": 1, "score": [2]}}]
+    nested = source(write("b.jsonl", json_lines(rows)).path, "answers.text")
+    assert "row 1 has: n, score" in refusal(nested).found
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (None, "null"),
+        (3, "a number"),
+        (True, "true or false"),
+        ({"body": "x"}, "an object with body"),
+        (["x", 3], "a list"),
+    ],
+)
+def test_a_text_that_is_none_is_named(write: Write, value: Any, kind: str) -> None:
+    problem = refusal(write("a.jsonl", json_lines([{"text": "one"}, {"text": value}])))
+    assert problem.where == "data.text_field"
+    assert f"row 2 it is {kind}" in problem.found
+
+
+def test_a_row_that_is_no_object_is_named(write: Write) -> None:
+    assert "row 1 has: text" in refusal(write("a.json", b'["a text", "two"]')).found
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.txt.zst"])
+def test_a_format_that_is_not_read_is_not_taken_for_lines(write: Write, name: str) -> None:
+    assert "expected  a .txt, .jsonl or .json file" in str(refusal(write(name, b"a,b\n1,2\n")))
+
+
+def test_a_folder_or_nothing_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    assert "a folder" in refusal(source(tmp_path)).found
+    assert "no such file" in refusal(source(tmp_path / "missing.txt")).found
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.json.gz"])
+def test_an_empty_file_has_no_documents(write: Write, name: str) -> None:
+    assert list(write(name, b"").documents()) == []
+
+
+# Fingerprints, and the two real sources
+
+
+def test_a_fingerprint_follows_content_and_settings_and_not_the_name(write: Write) -> None:
+    first = write("a.jsonl", json_lines(ROWS))
+    prints = {
+        first.fingerprint(),
+        write("b.jsonl", json_lines(ROWS[1:])).fingerprint(),
+        source(first.path, "other").fingerprint(),
+        source(first.path, encoding="latin-1").fingerprint(),
+        source(first.path, limit=2).fingerprint(),
+        write("a.txt", json_lines(ROWS)).fingerprint(),
+    }
+    assert len(prints) == 6
+    assert write("c.jsonl", json_lines(ROWS)).fingerprint() == first.fingerprint()
+
+
+def test_the_small_world_is_as_long_as_the_limit_says() -> None:
+    documents = list(WorldSource(5).documents())
+    assert documents == list(small_world().documents(7, sources.WORLD_SEED))[:5]
+    assert WorldSource(5).fingerprint() != WorldSource(6).fingerprint()
+    assert WorldSource(None).count == sources.WORLD_DOCUMENTS
+
+
+def test_the_real_file_is_read_whole(shared_data: Path) -> None:
+    path = shared_data / "eli5-category-validation-2.json.gz"
+    content = path.read_bytes()
+    published = "309b7d49de11494c7c7179980f710cbcb5c9a6ebed6f0a30fe2e02dca4f10009"
+    assert hashlib.sha256(content).hexdigest() == published
+    documents = list(source(path, "answers.text").documents())
+    rows = json.loads(gzip.decompress(content))
+    assert len(documents) == 2375
+    assert documents == [" ".join(row["answers"]["text"]) for row in rows]
