@@ -1,0 +1,71 @@
+"""The masked language model: embeddings, layers, head. BERT, RoBERTa and DistilBERT are its cases.
+
+B sequences   T positions   C hidden   V vocabulary   M predicted positions
+"""
+
+import torch
+from torch import nn
+
+from mlmlab.model.config import ModelConfig
+from mlmlab.model.embeddings import Embeddings
+from mlmlab.model.layer import EncoderLayer
+from mlmlab.model.mlm_head import MaskedLMHead
+
+
+class MaskedLanguageModel(nn.Module):
+    """A bidirectional encoder that predicts tokens from both sides of them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.head = MaskedLMHead(config)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits over the vocabulary.
+
+        Args:
+            input_ids: int64 `[B, T]`.
+            attention_mask: bool `[B, T]`, True where a real token stands; None: no padding.
+            positions: int64 `[M]`, flat indices into B*T. Where given, the last layer's queries
+                and feed-forward and the whole head run on these rows only, with the same result.
+
+        Returns:
+            `[B, T, V]`, or `[M, V]` with `positions`.
+        """
+        hidden = self.embeddings(input_ids, attention_mask)  # [B, T, C]
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            hidden = layer(hidden, attention_mask, positions if number == last else None)
+        logits: torch.Tensor = self.head(hidden, self.embeddings.token.weight)
+        return logits
+
+    def initialize(self, seed: int) -> None:
+        """Fresh weights: a normal distribution cut at two standard deviations, biases zero, norms
+        one (the published BERT code; RoBERTa and DistilBERT keep it)."""
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            initialize_module(module, self.config.initializer_range, generator)
+
+    def parameter_count(self) -> int:
+        """Trainable numbers; the tied table counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def initialize_module(module: nn.Module, std: float, generator: torch.Generator) -> None:
+    """Initializes a module's own parameters, not those of its children."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    if isinstance(module, MaskedLMHead):
+        nn.init.zeros_(module.decoder_bias)
