@@ -1,0 +1,207 @@
+"""A checkpoint folder, or a repository on the Hub, becomes a model and a tokenizer."""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mlmlab.checkpoints.hub_config import read_hub_config
+from mlmlab.checkpoints.key_maps import FAMILIES, hub_names
+from mlmlab.checkpoints.report import LoadReport
+from mlmlab.checkpoints.weights import read_tensors
+from mlmlab.data.tokenizer import Tokenizer, load_tokenizer
+from mlmlab.errors import UserError
+from mlmlab.fetch.hub import fetch_model
+from mlmlab.model import MaskedLanguageModel, ModelConfig
+from mlmlab.model.encoder import initialize_module
+
+_LAYER_NORM_DIALECT = {"gamma": "weight", "beta": "bias"}
+_BODY = re.compile(r"(embeddings|encoder|transformer)\.")
+_PADDED_VOCABULARY = 128
+"""Tables are rounded up to a multiple of at most this many rows, for the hardware's sake."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model that was read, and where from."""
+
+    model: MaskedLanguageModel
+    report: LoadReport
+    folder: Path
+    """The folder it was read from; for one from the Hub, its place in the cache."""
+    resolved: str
+    """The folder, or owner/name@commit: the same checkpoint again whatever its branch does."""
+
+
+def load_model(
+    source: str,
+    *,
+    fresh_head_seed: int | None = None,
+    dropout: float | None = None,
+) -> LoadedModel:
+    """Reads a checkpoint's model, in evaluation mode.
+
+    Args:
+        source: a folder, or owner/name[@revision] on the Hub.
+        fresh_head_seed: where given, a checkpoint without a masked-LM head gets a new one.
+        dropout: replaces the checkpoint's own rates.
+
+    Raises:
+        UserError: not a checkpoint of the family, damaged, incomplete, or without a head.
+    """
+    folder, resolved = fetch_model(source)
+    config = read_hub_config(folder)
+    if dropout is not None:
+        config = dataclasses.replace(config, dropout=dropout, attention_dropout=dropout)
+    tensors = canonical_names(read_tensors(folder), config)
+    model = MaskedLanguageModel(config)
+    report = _fill(model, tensors, resolved, fresh_head_seed)
+    return LoadedModel(model.eval(), report, folder, resolved)
+
+
+def load_pretrained(source: str) -> tuple[MaskedLanguageModel, Tokenizer]:
+    """Reads a masked language model and its tokenizer, and prints what became of every tensor.
+
+    Args:
+        source: a folder, or owner/name[@revision] on the Hub.
+
+    Returns:
+        The model, in evaluation mode on the CPU, and the tokenizer.
+
+    Raises:
+        UserError: not a checkpoint, damaged, without a masked-LM head, or out of reach.
+    """
+    loaded = load_model(source)
+    tokenizer = load_tokenizer(loaded.folder)
+    check_vocabularies(loaded.model.config, tokenizer, loaded.resolved)
+    print(loaded.report, file=sys.stderr)
+    return loaded.model, tokenizer
+
+
+def canonical_names(
+    tensors: Mapping[str, torch.Tensor], config: ModelConfig
+) -> dict[str, torch.Tensor]:
+    """The tensors under the names that today's files use.
+
+    Old files say `LayerNorm.gamma` and `LayerNorm.beta` (renamed only right after `LayerNorm.`: a
+    parameter may be called gamma for another reason), and files of a bare encoder lack the
+    family's prefix.
+    """
+    prefix = FAMILIES[config.family].prefix
+    renamed: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        name = re.sub(
+            r"(?<=LayerNorm\.)(gamma|beta)$", lambda m: _LAYER_NORM_DIALECT[m.group()], name
+        )
+        if _BODY.match(name) or name.startswith("pooler."):
+            name = prefix + name
+        renamed[name] = tensor
+    return renamed
+
+
+def _fill(
+    model: MaskedLanguageModel,
+    tensors: dict[str, torch.Tensor],
+    source: str,
+    fresh_head_seed: int | None,
+) -> LoadReport:
+    """Copies the tensors into the model and accounts for every name on both sides."""
+    names = FAMILIES[model.config.family]
+    table = hub_names(model.config)
+    tied: list[str] = []
+    for alias, original in names.tied.items():
+        if alias in tensors:
+            repeated = tensors.pop(alias)
+            tied.append(alias)
+            if not torch.equal(repeated, tensors.setdefault(original, repeated)):
+                raise UserError.of(
+                    f"checkpoint {source}",
+                    found=f"{alias} differs from {original}",
+                    expected="one tensor under both names: this encoder ties them",
+                    remedy="choose a checkpoint with a tied decoder",
+                )
+    missing = [name for theirs in table.values() for name in theirs if name not in tensors]
+    headless = all(name in missing for theirs in names.head.values() for name in theirs)
+    fresh = set(names.head) if headless and fresh_head_seed is not None else set()
+    if headless and fresh_head_seed is None:
+        raise UserError.of(
+            f"checkpoint {source}",
+            found="a checkpoint without a masked-LM head",
+            expected=f"{', '.join(name for theirs in names.head.values() for name in theirs)}",
+            remedy="checkpoint_head=fresh trains a new head on this encoder",
+        )
+    lacking = [
+        n for ours, theirs in table.items() for n in theirs if n in missing and ours not in fresh
+    ]
+    unknown = [n for n in tensors if n not in {n for theirs in table.values() for n in theirs}]
+    foreign = [n for n in unknown if _is_foreign(n, names.prefix, names.ignored)]
+    surplus = [n for n in unknown if n not in foreign]
+    _refuse_incomplete(source, lacking, surplus)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for ours, theirs in table.items():
+            if ours in fresh:
+                continue
+            tensor = torch.cat([tensors[name] for name in theirs])
+            _refuse_shape(source, theirs[0], tensor, parameters[ours])
+            parameters[ours].copy_(tensor)
+        if fresh:
+            assert fresh_head_seed is not None
+            generator = torch.Generator().manual_seed(fresh_head_seed)
+            for module in model.head.modules():
+                initialize_module(module, model.config.initializer_range, generator)
+    loaded = tuple(ours for ours in table if ours not in fresh)
+    return LoadReport(source, loaded, tuple(tied), tuple(foreign), tuple(sorted(fresh)))
+
+
+def _is_foreign(name: str, prefix: str, ignored: tuple[str, ...]) -> bool:
+    """A buffer, a pooler, or a head of another task: not a part of the encoder's body."""
+    return not name.startswith(prefix) or any(re.match(pattern, name) for pattern in ignored)
+
+
+def _refuse_incomplete(source: str, lacking: list[str], surplus: list[str]) -> None:
+    if not lacking and not surplus:
+        return
+    parts = []
+    for label, names in (("lacking", lacking), ("unknown", surplus)):
+        if names:
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            parts.append(f"{label}: {', '.join(names[:4])}{more}")
+    raise UserError.of(
+        f"checkpoint {source}",
+        found="; ".join(parts),
+        expected="exactly the parameters that its config.json describes",
+        remedy="check that config.json and the weights belong together",
+    )
+
+
+def _refuse_shape(
+    source: str, name: str, tensor: torch.Tensor, parameter: torch.nn.Parameter
+) -> None:
+    if tensor.shape != parameter.shape:
+        raise UserError.of(
+            f"checkpoint {source}",
+            found=f"{name} of shape {list(tensor.shape)}",
+            expected=f"{list(parameter.shape)}, as its config.json says",
+            remedy="check that config.json and the weights belong together",
+        )
+
+
+def check_vocabularies(config: ModelConfig, tokenizer: Tokenizer, source: str) -> None:
+    """Refuses a tokenizer that cannot be this model's.
+
+    A model's table may have a few rows more than the tokenizer has ids (padding for the
+    hardware), never fewer.
+    """
+    rows, ids = config.vocabulary_size, tokenizer.vocabulary_size
+    if not ids <= rows < ids + _PADDED_VOCABULARY:
+        raise UserError.of(
+            "tokenizer.path",
+            found=f"a tokenizer of {ids} ids, and {source} with {rows} rows in its token table",
+            expected="the tokenizer that the checkpoint was trained with",
+            remedy="tokenizer.path=null takes the checkpoint's own",
+        )

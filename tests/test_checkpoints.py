@@ -1,0 +1,335 @@
+"""Files of every dialect are read in full, and whatever is not used is named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from reference.hub_models import VOCABULARY, write_reference
+from safetensors.torch import load_file, save_file
+
+import mlmlab
+from mlmlab.checkpoints import LoadReport, load_model, save_pretrained
+from mlmlab.checkpoints.key_maps import hub_names
+from mlmlab.data.tokenizer import load_tokenizer, word_tokenizer
+from mlmlab.errors import UserError
+from mlmlab.model import MaskedLanguageModel
+
+IDS = torch.arange(5, 25)[None]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_reference("bert", tmp_path_factory.mktemp("bert")).folder
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_reference("roberta", tmp_path_factory.mktemp("roberta")).folder
+
+
+def _variant(
+    source: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], object]
+) -> Path:
+    """A copy of a checkpoint whose tensors were changed."""
+    target.mkdir(exist_ok=True)
+    tensors = load_file(str(source / "model.safetensors"))
+    change(tensors)
+    save_file({k: v.clone() for k, v in tensors.items()}, str(target / "model.safetensors"))
+    (target / "config.json").write_bytes((source / "config.json").read_bytes())
+    return target
+
+
+def _logits(model: MaskedLanguageModel) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(IDS)
+    return logits
+
+
+def _same(folder: Path, original: Path) -> LoadReport:
+    loaded = load_model(str(folder))
+    assert torch.equal(_logits(loaded.model), _logits(load_model(str(original)).model))
+    return loaded.report
+
+
+def test_every_parameter_is_loaded_and_nothing_else_is_there(bert: Path) -> None:
+    loaded = load_model(str(bert))
+    report = loaded.report
+    assert set(report.loaded) == {name for name, _ in loaded.model.named_parameters()}
+    assert (report.tied, report.ignored, report.fresh) == ((), (), ())
+    assert not loaded.model.training
+
+
+def test_old_layer_norm_names_are_read(bert: Path, tmp_path: Path) -> None:
+    def age(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            old = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+            old = old.replace("LayerNorm.bias", "LayerNorm.beta")
+            tensors[old] = tensors.pop(name)
+
+    _same(_variant(bert, tmp_path / "old", age), bert)
+
+
+def test_gamma_is_renamed_only_right_after_layer_norm(bert: Path, tmp_path: Path) -> None:
+    folder = _variant(bert, tmp_path / "x", lambda t: t.update({"other.gamma": torch.ones(1)}))
+    assert _same(folder, bert).ignored == ("other.gamma",)
+
+
+def test_a_body_without_the_prefix_is_read(bert: Path, roberta: Path, tmp_path: Path) -> None:
+    for source, prefix in ((bert, "bert."), (roberta, "roberta.")):
+
+        def strip(tensors: dict[str, torch.Tensor], prefix: str = prefix) -> None:
+            for name in list(tensors):
+                tensors[name.removeprefix(prefix)] = tensors.pop(name)
+
+        _same(_variant(source, tmp_path / prefix, strip), source)
+
+
+def test_poolers_buffers_and_foreign_heads_are_ignored_and_listed(
+    bert: Path, tmp_path: Path
+) -> None:
+    foreign = {
+        "bert.embeddings.position_ids": torch.arange(40)[None],
+        "bert.pooler.dense.weight": torch.ones(32, 32),
+        "cls.seq_relationship.weight": torch.ones(2, 32),
+        "species_classifier.bias": torch.ones(3),
+    }
+    report = _same(_variant(bert, tmp_path / "x", lambda t: t.update(foreign)), bert)
+    assert set(report.ignored) == set(foreign)
+    for name in foreign:
+        assert name in str(report)
+
+
+def test_tied_tensors_may_be_repeated(bert: Path, roberta: Path, tmp_path: Path) -> None:
+    for source, table, decoder, bias in (
+        (bert, "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder", "cls.predictions.bias"),
+        (roberta, "roberta.embeddings.word_embeddings.weight", "lm_head.decoder", "lm_head.bias"),
+    ):  # fmt: skip
+
+        def repeat(
+            tensors: dict[str, torch.Tensor],
+            table: str = table,
+            decoder: str = decoder,
+            bias: str = bias,
+        ) -> None:
+            tensors[f"{decoder}.weight"] = tensors[table]
+            tensors[f"{decoder}.bias"] = tensors[bias]
+
+        report = _same(_variant(source, tmp_path / decoder, repeat), source)
+        assert set(report.tied) == {f"{decoder}.weight", f"{decoder}.bias"}
+
+
+def test_a_bias_under_its_other_name_alone_is_read(roberta: Path, tmp_path: Path) -> None:
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["lm_head.decoder.bias"] = tensors.pop("lm_head.bias")
+
+    _same(_variant(roberta, tmp_path / "x", rename), roberta)
+
+
+def test_a_decoder_that_is_not_tied_is_refused(bert: Path, tmp_path: Path) -> None:
+    other = {"cls.predictions.decoder.weight": torch.ones(VOCABULARY, 32)}
+    folder = _variant(bert, tmp_path / "x", lambda t: t.update(other))
+    with pytest.raises(UserError, match=r"decoder\.weight differs"):
+        load_model(str(folder))
+
+
+def _behead(tensors: dict[str, torch.Tensor]) -> None:
+    for name in list(tensors):
+        if not name.startswith("bert."):
+            del tensors[name]
+
+
+def test_a_checkpoint_without_a_head_is_refused_unless_a_fresh_one_is_asked_for(
+    bert: Path, tmp_path: Path
+) -> None:
+    folder = _variant(bert, tmp_path / "x", _behead)
+    with pytest.raises(UserError, match="checkpoint_head=fresh"):
+        load_model(str(folder))
+    loaded = load_model(str(folder), fresh_head_seed=3)
+    head = {name for name, _ in loaded.model.named_parameters() if name.startswith("head.")}
+    assert set(loaded.report.fresh) == head
+    dense = loaded.model.head.dense.weight
+    assert 0.01 < dense.std().item() < 0.02
+    again = load_model(str(folder), fresh_head_seed=3).model
+    assert torch.equal(dense, again.head.dense.weight)
+    assert not torch.equal(
+        dense, load_model(str(folder), fresh_head_seed=4).model.head.dense.weight
+    )
+
+
+def test_half_a_head_is_damage_not_a_headless_checkpoint(bert: Path, tmp_path: Path) -> None:
+    folder = _variant(bert, tmp_path / "x", lambda t: t.pop("cls.predictions.bias"))
+    for seed in (None, 0):
+        with pytest.raises(UserError, match=r"lacking: cls\.predictions\.bias"):
+            load_model(str(folder), fresh_head_seed=seed)
+
+
+def test_missing_and_unknown_parts_of_the_body_are_refused_by_name(
+    bert: Path, tmp_path: Path
+) -> None:
+    gone = "bert.encoder.layer.1.output.dense.weight"
+    folder = _variant(bert, tmp_path / "a", lambda t: t.pop(gone))
+    with pytest.raises(UserError, match=gone):
+        load_model(str(folder))
+    extra = "bert.encoder.layer.2.output.dense.weight"
+    folder = _variant(bert, tmp_path / "b", lambda t: t.update({extra: torch.ones(1)}))
+    with pytest.raises(UserError, match=extra):
+        load_model(str(folder))
+
+
+def test_a_tensor_of_another_shape_is_refused_by_name(bert: Path, tmp_path: Path) -> None:
+    name = "bert.embeddings.position_embeddings.weight"
+    folder = _variant(bert, tmp_path / "x", lambda t: t.update({name: torch.ones(7, 32)}))
+    with pytest.raises(UserError, match=r"position_embeddings\.weight of shape \[7, 32\]"):
+        load_model(str(folder))
+
+
+def test_shards_and_bin_files_hold_the_same_model(bert: Path, tmp_path: Path) -> None:
+    tensors = load_file(str(bert / "model.safetensors"))
+    names = sorted(tensors)
+    config = (bert / "config.json").read_bytes()
+
+    sharded = tmp_path / "sharded"
+    sharded.mkdir()
+    (sharded / "config.json").write_bytes(config)
+    places = {n: f"model-0000{i % 2 + 1}-of-00002.safetensors" for i, n in enumerate(names)}
+    for shard in set(places.values()):
+        save_file({n: tensors[n] for n in names if places[n] == shard}, str(sharded / shard))
+    index = {"metadata": {}, "weight_map": places}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    _same(sharded, bert)
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match="model-00002-of-00002"):
+        load_model(str(sharded))
+
+    for legacy in (False, True):
+        pickled = tmp_path / f"bin-{legacy}"
+        pickled.mkdir()
+        (pickled / "config.json").write_bytes(config)
+        file = pickled / "pytorch_model.bin"
+        torch.save(tensors, file, _use_new_zipfile_serialization=not legacy)
+        _same(pickled, bert)
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return (print, ("unpickled freely",))
+
+
+def test_a_bin_file_that_holds_more_than_tensors_is_never_unpickled(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_bytes((bert / "config.json").read_bytes())
+    torch.save({"x": _Bomb()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="tensors only"):
+        load_model(str(tmp_path))
+    assert "unpickled" not in capsys.readouterr().out
+
+
+def test_half_precision_files_are_read_as_fp32(bert: Path, tmp_path: Path) -> None:
+    def halve(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            tensors[name] = tensors[name].half()
+
+    model = load_model(str(_variant(bert, tmp_path / "x", halve))).model
+    assert all(p.dtype is torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"model_type": "gpt2"}, "model_type=gpt2"),
+        ({"hidden_act": "relu"}, "hidden_act=relu"),
+        ({"position_embedding_type": "relative_key"}, "relative_key"),
+        ({"is_decoder": True}, "is_decoder"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings"),
+        ({"num_hidden_layers": None}, "num_hidden_layers"),
+    ],
+)
+def test_an_architecture_that_is_not_ours_is_refused(
+    bert: Path, tmp_path: Path, change: dict[str, object], found: str
+) -> None:
+    folder = _variant(bert, tmp_path / "x", lambda t: None)
+    content = json.loads((bert / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=found):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "not json", "no weights", "no config"])
+def test_damaged_checkpoints_are_refused_by_file(bert: Path, tmp_path: Path, damage: str) -> None:
+    folder = _variant(bert, tmp_path / "x", lambda t: None)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif damage == "empty":
+        weights.write_bytes(b"")
+    elif damage == "not json":
+        config.write_text("{")
+    elif damage == "no weights":
+        weights.unlink()
+    else:
+        config.unlink()
+    with pytest.raises(UserError) as caught:
+        load_model(str(folder))
+    (problem,) = caught.value.problems
+    named = config if damage in ("not json", "no config") else weights
+    assert str(folder) in str(problem).replace("\n", "")
+    assert named.name in problem.where + problem.found + problem.expected
+    assert problem.remedy
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_saving_and_loading_gives_the_same_bits(family: str, tmp_path: Path) -> None:
+    original = load_model(str(write_reference(family, tmp_path / "a").folder)).model
+    tokenizer = word_tokenizer([f"w{n}" for n in range(VOCABULARY - 5)])
+    save_pretrained(original, tokenizer, tmp_path / "b")
+    model, loaded_tokenizer = mlmlab.load_pretrained(str(tmp_path / "b"))
+    assert model.config == original.config
+    for (name, a), b in zip(original.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert loaded_tokenizer.encode("w3 w4") == tokenizer.encode("w3 w4")
+
+
+def test_the_names_of_a_family_are_its_files_names(bert: Path, roberta: Path) -> None:
+    for folder in (bert, roberta):
+        table = hub_names(load_model(str(folder)).model.config)
+        theirs = [name for names in table.values() for name in names]
+        assert sorted(theirs) == sorted(load_file(str(folder / "model.safetensors")))
+        assert len(theirs) == len(set(theirs))
+
+
+def test_a_tokenizer_of_another_size_is_refused(bert: Path, tmp_path: Path) -> None:
+    folder = _variant(bert, tmp_path / "x", lambda t: None)
+    for words, accepted in ((VOCABULARY - 5, True), (VOCABULARY - 25, True), (VOCABULARY, False)):
+        word_tokenizer([f"w{n}" for n in range(words)]).save(folder)
+        if accepted:
+            mlmlab.load_pretrained(str(folder))
+        else:
+            with pytest.raises(UserError, match=r"tokenizer\.path"):
+                mlmlab.load_pretrained(str(folder))
+
+
+@pytest.mark.slow
+def test_the_antiberty_file_loads_with_its_foreign_heads_listed(
+    index_package: Callable[[str], Path],
+) -> None:
+    """A legacy pickle of a trained BERT with heads of its own, from a package index."""
+    models = index_package("antiberty==0.1.3") / "antiberty" / "trained_models"
+    loaded = load_model(str(models / "AntiBERTy_md_smooth"))
+    assert loaded.model.config.vocabulary_size == 25
+    assert loaded.report.ignored
+    assert not loaded.report.fresh
+    tokenizer = load_tokenizer(models / "vocab.txt")
+    sequence = "E V Q L V E S G G G L V Q P G G S L R L S C A A S G F T F S"
+    ids = torch.tensor([tokenizer.encode(sequence)])
+    positions = torch.arange(2, ids.shape[1] - 2)
+    right = 0
+    for position in positions:
+        masked = ids.clone()
+        masked[0, position] = tokenizer.mask_id
+        with torch.no_grad():
+            best = loaded.model(masked, positions=position[None]).argmax()
+        right += int(best == ids[0, position])
+    assert right / len(positions) > 0.8  # an antibody's first frame, which every such model knows
