@@ -1,0 +1,1 @@
+"""Where figures go: files, TensorBoard, and the person who watches."""

@@ -1,0 +1,92 @@
+"""What a person watches: a progress bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+from mlmlab.loader import MicroBatch
+
+_WIDTH = 79
+_LINES_ELSEWHERE = 10
+"""Where the output is not a terminal (a log file), the training reports this often."""
+
+
+def shown(number: float) -> str:
+    """A loss or perplexity in five characters or so: 3.871, 41.53, 25310."""
+    if number != number or number >= 1e6:
+        return f"{number:.3g}"
+    return f"{number:.{max(0, 4 - len(str(int(number))))}f}"
+
+
+class Progress:
+    """The bar of one training; `quiet` for none at all."""
+
+    def __init__(self, total_updates: int, first_update: int = 0, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.terminal = sys.stderr.isatty() and not quiet
+        self.total = total_updates
+        self.updates = first_update
+        self.started = time.perf_counter()
+        self.bar: tqdm[Any] | None = None
+        if self.terminal:
+            self.bar = tqdm(
+                total=total_updates,
+                initial=first_update,
+                desc="train",
+                ncols=_WIDTH,
+                leave=False,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
+                " {elapsed}<{remaining}{postfix}",
+            )
+
+    def advance(self) -> None:
+        """One update more."""
+        self.updates += 1
+        if self.bar is not None:
+            self.bar.update()
+
+    def show(self, loss: float, perplexity: float, tokens_per_second: float) -> None:
+        """The figures of the last few updates."""
+        speed = f"{tokens_per_second / 1000:.1f}k tok/s"
+        if self.bar is not None:
+            postfix = f" loss {shown(loss)} ppl {shown(perplexity)} {speed}"
+            self.bar.set_postfix_str(postfix, refresh=False)
+        elif not self.quiet and self._is_due():
+            seconds = time.perf_counter() - self.started
+            remaining = seconds / max(1, self.updates) * (self.total - self.updates)
+            self.line(
+                f"update {self.updates:,}/{self.total:,}  loss {shown(loss)}  "
+                f"perplexity {shown(perplexity)}  {speed}  {remaining:.0f} s left"
+            )
+
+    def _is_due(self) -> bool:
+        step = max(1, self.total // _LINES_ELSEWHERE)
+        if self.updates < getattr(self, "_next_line", step):
+            return False
+        self._next_line = (self.updates // step + 1) * step
+        return True
+
+    def line(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if not self.quiet:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def during_evaluation(
+        self, chunks: Iterable[MicroBatch], examples: int
+    ) -> Iterator[MicroBatch]:
+        """The chunks, with a bar of their own on a terminal."""
+        with tqdm(
+            total=examples, desc="eval ", ncols=_WIDTH, leave=False, disable=not self.terminal
+        ) as bar:
+            for chunk in chunks:
+                yield chunk
+                bar.update(len(chunk.input_ids))
+
+    def close(self) -> None:
+        """Removes the bar."""
+        if self.bar is not None:
+            self.bar.close()

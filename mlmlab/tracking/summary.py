@@ -1,0 +1,82 @@
+"""summary.json: the one page about a finished run."""
+
+import dataclasses
+import json
+import math
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a run came to. Losses in nats a predicted token, memory in bytes."""
+
+    eval_loss: float
+    eval_perplexity: float
+    eval_loss_standard_error: float
+    eval_masked_tokens: int
+    best_eval_perplexity: float
+    initial_eval_perplexity: float
+    floor_perplexity: float | None
+    """The exact lowest perplexity on these blocks and masks; null where it is not known."""
+    steps: int
+    """Updates applied."""
+    tokens: int
+    """Tokens in the batches consumed."""
+    seconds: float
+    """Of training, evaluations included."""
+    tokens_per_second: float
+    """Of training, evaluations excluded."""
+    peak_memory_bytes: int
+    seed: int
+    git_commit: str | None
+    versions: dict[str, str]
+    run_dir: str
+
+    def write(self, path: Path) -> None:
+        """As strict JSON: a figure that is not finite becomes null."""
+        content = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The largest memory so far: of the device's tensors, or of the process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def versions() -> dict[str, str]:
+    """The versions that a number may depend on."""
+    packages = ("mlmlab", "torch", "tokenizers", "numpy", "numba")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # a checkout on the path, not installed
+            found[package] = "unknown"
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of mlmlab's own checkout; None for an installed wheel."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,123 @@
+"""How to train, evaluate and run: the numbers of the loop."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from mlmlab.errors import Problem
+
+
+class Schedule(Enum):
+    """The learning rate after warm-up."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+class Device(Enum):
+    """Where the model runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Precision(Enum):
+    """The arithmetic of the forward pass; weights and moments stay fp32."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The optimization."""
+
+    epochs: int
+    """Passes over the training examples."""
+    max_steps: int | None
+    """Updates; where set, it decides and `epochs` does not."""
+    batch_size: int
+    """Sequences an update."""
+    micro_batch_size: int | None
+    """Sequences a forward pass; accumulation follows from it. null: the whole batch."""
+    learning_rate: float
+    """The highest rate of the schedule."""
+    weight_decay: float
+    """AdamW's decay of weight matrices and embeddings; biases and norms have none."""
+    adam_beta1: float
+    adam_beta2: float
+    adam_eps: float
+    max_grad_norm: float
+    """Gradients are scaled down to this norm; 0: never."""
+    schedule: Schedule
+    """linear and cosine fall to zero at the last update."""
+    warmup_steps: int
+    """Updates over which the rate rises from zero."""
+    save_every_steps: int | None
+    """Updates between checkpoints. null: one at each evaluation."""
+    keep_checkpoints: int
+    """Older checkpoints are removed; 0: none are written."""
+    log_every_steps: int
+    """Updates between log lines."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Values out of range."""
+        positive = ("epochs", "batch_size", "log_every_steps", "learning_rate", "adam_eps")
+        optional = ("max_steps", "micro_batch_size", "save_every_steps")
+        not_negative = ("weight_decay", "max_grad_norm", "warmup_steps", "keep_checkpoints")
+        for name in positive + optional + not_negative:
+            value = getattr(self, name)
+            if value is None or value > 0 or (value == 0 and name in not_negative):
+                continue
+            expected = "zero or more" if name in not_negative else "more than zero"
+            example = {"learning_rate": "2e-5", "adam_eps": "1e-8"}.get(name, "1")
+            yield Problem(f"train.{name}", str(value), expected, f"train.{name}={example}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                yield Problem(
+                    f"train.{name}",
+                    str(getattr(self, name)),
+                    "at least 0 and below 1",
+                    "train.adam_beta1=0.9 train.adam_beta2=0.999",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """The evaluation on the test set."""
+
+    every_steps: int | None
+    """Updates between evaluations. null: one at the end of each epoch."""
+    batch_size: int
+    """Sequences prepared at a time, rounded up to whole chunks; it never changes the result."""
+    seed: int
+    """Decides the masks, the same at every evaluation."""
+    fill_mask: tuple[str, ...]
+    """Sentences with a mask token that the trained model completes at the end."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Values out of range."""
+        for name in ("every_steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield Problem(f"eval.{name}", str(value), "more than zero", f"eval.{name}=64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """The machine."""
+
+    device: Device
+    """auto: cuda where there is one, else cpu."""
+    precision: Precision
+    """auto: bf16 where the device computes in it natively, else fp32."""
+    threads: int | None
+    """CPU threads of PyTorch; null: as many as it likes."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Values out of range."""
+        if self.threads is not None and self.threads < 1:
+            yield Problem("runtime.threads", str(self.threads), "one or more", "runtime.threads=2")

@@ -1,0 +1,376 @@
+"""One update, many updates, and what they leave on the disk."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mlmlab
+from mlmlab.data.blocks import PackedBlocks
+from mlmlab.data.corpus import Shard
+from mlmlab.data.order import Order
+from mlmlab.errors import RunFailed
+from mlmlab.loader import TrainLoader, UpdateBatch
+from mlmlab.masking import MaskingConfig, MaskingMode, VocabularyInfo
+from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
+from mlmlab.training.config import Precision, Schedule
+from mlmlab.training.optimizer import build_optimizer
+from mlmlab.training.precision import Compute
+from mlmlab.training.schedule import learning_rate_factor
+from mlmlab.training.state import (
+    ProgressRecord,
+    checkpoint_folders,
+    load_state,
+    remove_old,
+    save_state,
+)
+from mlmlab.training.step import UpdateResult, apply_update
+
+VOCABULARY = VocabularyInfo(60, 4, (0, 1, 2, 3, 4))
+CPU = Compute(torch.device("cpu"), Precision.FP32)
+BLOCK = 16
+
+
+def _model(dropout: float = 0.0, seed: int = 0) -> MaskedLanguageModel:
+    model = MaskedLanguageModel(
+        ModelConfig(
+            family=Family.ROBERTA,
+            vocabulary_size=60,
+            hidden_size=32,
+            layers=2,
+            heads=4,
+            intermediate_size=64,
+            max_positions=BLOCK,
+            position_offset=2,
+            token_types=1,
+            layer_norm_eps=1e-5,
+            pad_id=1,
+            initializer_range=0.02,
+            dropout=dropout,
+            attention_dropout=dropout,
+        )
+    )
+    model.initialize(seed)
+    return model
+
+
+def _loader(micro_batch_size: int, *, rate: float = 0.15, batch_size: int = 16) -> TrainLoader:
+    tokens = np.random.default_rng(0).integers(5, 60, 50 * BLOCK).astype(np.uint16)
+    blocks = PackedBlocks(Shard(tokens, np.array([len(tokens)])), BLOCK)
+    return TrainLoader(
+        blocks=blocks,
+        order=Order(len(blocks), batch_size, 0),
+        micro_batch_size=micro_batch_size,
+        masking=MaskingConfig(rate=rate),
+        vocabulary=VOCABULARY,
+        seed=0,
+    )
+
+
+def _update(
+    model: MaskedLanguageModel,
+    optimizer: torch.optim.Optimizer,
+    batch: UpdateBatch,
+    *,
+    learning_rate: float = 1e-3,
+    max_grad_norm: float = 0.0,
+    compute: Compute = CPU,
+) -> UpdateResult:
+    return apply_update(
+        model,
+        optimizer,
+        batch,
+        learning_rate=learning_rate,
+        max_grad_norm=max_grad_norm,
+        seed=0,
+        compute=compute,
+    )
+
+
+@pytest.fixture
+def train_config() -> Iterator[object]:
+    return mlmlab.compose().train  # type: ignore[return-value]
+
+
+def _gradient(model: MaskedLanguageModel) -> torch.Tensor:
+    return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
+
+
+def _optimizer(model: MaskedLanguageModel) -> torch.optim.AdamW:
+    return build_optimizer(model, mlmlab.compose().train)
+
+
+def test_accumulation_changes_the_gradient_by_rounding_only() -> None:
+    gradients, losses, norms = [], [], []
+    for micro_batch_size in (16, 8, 4, 2):
+        model = _model()
+        batch = _loader(micro_batch_size).batch(0)
+        assert len(batch.micro_batches) == 16 // micro_batch_size
+        assert (
+            len({micro.masked_count for micro in batch.micro_batches}) > 1 or micro_batch_size > 8
+        )
+        result = _update(model, _optimizer(model), batch)
+        gradients.append(_gradient(model))
+        losses.append(result.loss_sum.item() / batch.masked_count)
+        norms.append(result.grad_norm.item())
+    for gradient, loss, norm in zip(gradients[1:], losses[1:], norms[1:], strict=True):
+        assert (gradient - gradients[0]).norm() <= 1e-6 * gradients[0].norm()
+        assert loss == pytest.approx(losses[0], rel=1e-6)
+        assert norm == pytest.approx(norms[0], rel=1e-6)
+
+
+def test_masks_do_not_depend_on_the_micro_batch_size() -> None:
+    for number in (0, 2, 3, 7):
+        whole = _loader(16).batch(number).micro_batches[0]
+        parts = _loader(3).batch(number).micro_batches
+        assert torch.equal(torch.cat([part.input_ids for part in parts]), whole.input_ids)
+        assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+
+
+def test_the_last_batch_of_an_epoch_is_short_and_counts_its_own_tokens() -> None:
+    loader = _loader(16)  # 50 examples: 16, 16, 16, 2
+    last = loader.batch(3)
+    assert (last.epoch, len(last.micro_batches[0].input_ids)) == (0, 2)
+    assert last.token_count == 2 * BLOCK
+    assert last.masked_count == last.micro_batches[0].masked_count
+    assert loader.batch(4).epoch == 1
+
+
+def test_batches_prepared_ahead_are_those_asked_for_one_by_one() -> None:
+    loader = _loader(8)
+    ahead = loader.batches(2)
+    for number in range(2, 9):
+        batch = next(ahead)
+        assert batch.number == number
+        for micro, expected in zip(
+            batch.micro_batches, loader.batch(number).micro_batches, strict=True
+        ):
+            assert torch.equal(micro.input_ids, expected.input_ids)
+    ahead.close()  # type: ignore[attr-defined]
+
+
+def test_static_masking_repeats_the_masks_and_dynamic_masking_does_not() -> None:
+    for mode, same in ((MaskingMode.STATIC, True), (MaskingMode.DYNAMIC, False)):
+        loader = _loader(50, batch_size=50)
+        masking = dataclasses.replace(loader.masking, mode=mode)
+        loader = dataclasses.replace(loader, masking=masking)
+        epochs = []
+        for number in (0, 1):
+            _, examples = loader.order.batch(number)
+            ids = loader.batch(number).micro_batches[0].input_ids
+            epochs.append(ids[torch.from_numpy(examples).argsort()])
+        assert torch.equal(epochs[0], epochs[1]) is same
+
+
+def test_dropout_noise_is_a_function_of_seed_batch_and_micro_batch() -> None:
+    results = []
+    for disturbance in (0, 7):
+        model = _model(dropout=0.1)
+        torch.manual_seed(disturbance)  # whatever was drawn before must not matter
+        torch.rand(disturbance + 1)
+        _update(model, _optimizer(model), _loader(4).batch(1))
+        results.append(_gradient(model))
+    assert torch.equal(results[0], results[1])
+    model = _model(dropout=0.1)
+    batch = dataclasses.replace(_loader(4).batch(1), number=2)  # the same data, another number
+    _update(model, _optimizer(model), batch)
+    assert not torch.equal(_gradient(model), results[0])
+
+
+def test_clipping_scales_the_gradient_to_the_norm() -> None:
+    model = _model()
+    result = _update(model, _optimizer(model), _loader(16).batch(0), max_grad_norm=0.01)
+    assert result.grad_norm.item() > 0.1
+    assert _gradient(model).norm().item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_biases_and_norms_are_not_decayed() -> None:
+    model = _model()
+    model.embeddings.norm.weight.data.fill_(1.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(
+        model, dataclasses.replace(mlmlab.compose().train, weight_decay=0.5)
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        factor = 0.95 if parameter.ndim >= 2 else 1.0
+        assert torch.allclose(parameter, before[name] * factor), name
+
+
+@pytest.mark.parametrize("poison", [math.inf, math.nan])
+def test_a_non_finite_gradient_never_reaches_the_weights(poison: float) -> None:
+    model = _model()
+    optimizer = _optimizer(model)
+    loader = _loader(16)
+    _update(model, optimizer, loader.batch(0))  # moments exist
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
+    handle = model.head.dense.weight.register_hook(lambda grad: grad * poison)
+    result = _update(model, optimizer, loader.batch(1), max_grad_norm=1.0)
+    assert result.non_finite.item() == 1
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    after = [state["exp_avg"] for state in optimizer.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(after, moments, strict=True))
+    handle.remove()
+    assert _update(model, optimizer, loader.batch(2)).non_finite.item() == 0
+    assert not torch.equal(model.head.dense.weight, before["head.dense.weight"])
+
+
+def test_bf16_autocast_stays_close_to_fp32_and_keeps_fp32_weights() -> None:
+    losses = {}
+    for precision in (Precision.FP32, Precision.BF16):
+        model = _model()
+        optimizer = _optimizer(model)
+        compute = Compute(torch.device("cpu"), precision)
+        loader = _loader(16)
+        for number in range(10):
+            batch = loader.batch(number)
+            result = _update(model, optimizer, batch, compute=compute)
+            losses[precision, number] = result.loss_sum.item() / batch.masked_count
+        assert result.loss_sum.dtype is torch.float32
+        assert all(p.dtype is torch.float32 for p in model.parameters())
+    for number in range(10):
+        assert losses[Precision.BF16, number] == pytest.approx(
+            losses[Precision.FP32, number], rel=0.01
+        )
+    assert losses[Precision.BF16, 0] != losses[Precision.FP32, 0]  # it did compute in bf16
+
+
+def test_the_schedule_is_that_of_transformers_after_warmup() -> None:
+    from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+    for schedule, reference in (
+        (Schedule.LINEAR, get_linear_schedule_with_warmup),
+        (Schedule.COSINE, get_cosine_schedule_with_warmup),
+    ):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler = reference(optimizer, 5, 40)
+        for updates in range(40):
+            if updates >= 5:
+                ours = learning_rate_factor(updates, 40, 5, schedule)
+                assert ours == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
+            optimizer.step()
+            scheduler.step()
+    assert learning_rate_factor(39, 40, 5, Schedule.CONSTANT) == 1.0
+
+
+def test_no_update_is_wasted_on_a_rate_of_zero() -> None:
+    for schedule in Schedule:
+        for total, warmup in ((1, 0), (10, 0), (10, 3), (10, 10), (3, 100)):
+            factors = [learning_rate_factor(k, total, warmup, schedule) for k in range(total)]
+            assert all(0 < factor <= 1 for factor in factors), (schedule, total, warmup)
+
+
+def test_a_saved_state_continues_with_the_same_bits(tmp_path: Path) -> None:
+    loader = _loader(8)
+
+    def train(model: MaskedLanguageModel, optimizer: torch.optim.AdamW, numbers: range) -> None:
+        for number in numbers:
+            _update(model, optimizer, loader.batch(number))
+
+    straight = _model(dropout=0.1)
+    straight_optimizer = _optimizer(straight)
+    train(straight, straight_optimizer, range(3))
+    record = ProgressRecord(batches=3, updates=3, tokens=99, initial_eval_loss=4.5)
+    save_state(tmp_path / "checkpoints" / "step_3", straight, straight_optimizer, record)
+    train(straight, straight_optimizer, range(3, 6))
+
+    resumed = _model(dropout=0.1, seed=1)
+    resumed_optimizer = _optimizer(resumed)
+    folder = tmp_path / "checkpoints" / "step_3"
+    assert load_state(folder, resumed, resumed_optimizer) == record
+    train(resumed, resumed_optimizer, range(3, 6))
+    for (name, a), b in zip(straight.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_old_checkpoints_are_removed_by_number_not_by_name(tmp_path: Path) -> None:
+    model = _model()
+    optimizer = _optimizer(model)
+    for step in (2, 9, 10, 100):
+        folder = tmp_path / "checkpoints" / f"step_{step}"
+        save_state(folder, model, optimizer, ProgressRecord(updates=step))
+    remove_old(tmp_path, 2)
+    assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["step_10", "step_100"]
+
+
+def test_a_checkpoint_that_could_not_be_finished_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    model = _model()
+    monkeypatch.setattr("mlmlab.training.state.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_state(tmp_path / "checkpoints" / "step_1", model, _optimizer(model), ProgressRecord())
+    assert checkpoint_folders(tmp_path) == []
+
+
+SHORT = (
+    "data.limit=60",
+    "data.block_size=32",
+    "model.hidden_size=32",
+    "model.layers=1",
+    "train.batch_size=8",
+    "train.log_every_steps=2",
+    "runtime.threads=1",
+)
+
+
+def test_a_run_with_the_same_config_has_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = []
+    for name in ("a", "b"):
+        config = mlmlab.compose(*SHORT, "train.max_steps=12", f"run_dir={name}")
+        runs.append(mlmlab.run(config, quiet=True))
+    assert runs[0].eval_loss == runs[1].eval_loss
+    weights = [(tmp_path / n / "export" / "model.safetensors").read_bytes() for n in "ab"]
+    assert weights[0] == weights[1]
+    other = mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=12", "seed=1"), quiet=True)
+    assert other.eval_loss != runs[0].eval_loss
+    assert other.eval_masked_tokens == runs[0].eval_masked_tokens  # the test set is the same
+
+
+def test_max_steps_counts_updates_and_epochs_count_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=3"), quiet=True).steps == 3
+    two = mlmlab.run(mlmlab.compose(*SHORT, "train.epochs=2"), quiet=True)
+    one = mlmlab.run(mlmlab.compose(*SHORT, "train.epochs=1"), quiet=True)
+    assert (two.steps, two.tokens) == (2 * one.steps, 2 * one.tokens)
+
+
+def test_a_diverging_run_stops_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = mlmlab.compose(*SHORT, "train.learning_rate=1e30", "train.max_steps=20")
+    with pytest.raises(RunFailed, match="not finite"):
+        mlmlab.run(config, quiet=True)
+    assert not list(tmp_path.glob("runs/*/*/summary.json"))
+
+
+def test_overfitting_one_batch_drives_the_loss_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    monkeypatch.chdir(tmp_path)
+    config = mlmlab.compose(*SHORT, "model.hidden_size=64", "debug=overfit", "run_dir=run")
+    mlmlab.run(config, quiet=True)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    losses = [event["train/loss"] for event in events if "train/loss" in event]
+    assert losses[0] > 4
+    assert losses[-1] < 0.1
