@@ -1,0 +1,45 @@
+"""How a command ends: 0 done, 1 the run failed, 2 the user's input is wrong, 130 interrupted."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from mlmlab.composition import composition_error
+from mlmlab.errors import RunFailed, UserError
+
+
+def as_command(main: Callable[[], object]) -> NoReturn:
+    """Runs a Hydra main as a process: one message and a status in place of a traceback.
+
+    An error that is neither the user's nor the run's is a defect of ours and keeps its traceback.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits before we see its errors
+    with exit_status():
+        main()
+    sys.exit(0)
+
+
+@contextmanager
+def exit_status() -> Iterator[None]:
+    """Turns what went wrong inside into a message on stderr and the process's exit status."""
+    try:
+        yield
+    except UserError as error:
+        _end(str(error), 2)
+    except RunFailed as error:
+        _end(str(error), 1)
+    except KeyboardInterrupt:
+        _end("interrupted", 130)
+    except Exception as error:
+        explained = composition_error(error, sys.argv[1:])
+        if explained is None:
+            raise
+        _end(str(explained), 2)
+
+
+def _end(message: str, status: int) -> NoReturn:
+    sys.stdout.flush()
+    print(f"mlmlab: {message}", file=sys.stderr)
+    sys.exit(status)

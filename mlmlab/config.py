@@ -1,0 +1,147 @@
+"""The whole run's config, and the one function that builds it from plain mappings."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from mlmlab import schema
+from mlmlab.data.config import DataConfig, TokenizerConfig
+from mlmlab.errors import Problem, UserError
+from mlmlab.masking.config import MaskingConfig, MaskingMode
+from mlmlab.model.config import ModelSettings
+from mlmlab.training.config import EvalConfig, RuntimeConfig, TrainConfig
+
+
+class CheckpointHead(Enum):
+    """What to do about a checkpoint without a masked-LM head."""
+
+    REQUIRE = "require"
+    FRESH = "fresh"
+
+
+class DebugMode(Enum):
+    """Short runs that answer one question."""
+
+    NONE = "none"
+    ONE_STEP = "one_step"
+    OVERFIT = "overfit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DebugConfig:
+    """Applied after everything else, so that it does what it says whatever the experiment."""
+
+    mode: DebugMode
+    """one_step: does every stage run? overfit: can the model learn one batch by heart?"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All that decides a run."""
+
+    seed: int
+    """Decides order, masks, dropout and fresh weights."""
+    name: str
+    """Names the run's folder."""
+    run_dir: str | None
+    """The run's folder. null: runs/<name>/<time>."""
+    checkpoint: str | None
+    """A folder, or owner/name[@revision] on the Hub. null: from scratch with `model`."""
+    checkpoint_head: CheckpointHead
+    """fresh: a checkpoint without a masked-LM head gets a new one."""
+    tokenizer: TokenizerConfig
+    data: DataConfig
+    masking: MaskingConfig
+    model: ModelSettings
+    train: TrainConfig
+    eval: EvalConfig
+    runtime: RuntimeConfig
+    debug: DebugConfig
+
+    def problems(self) -> Iterator[Problem]:
+        """Contradictions between the groups."""
+        architecture = self.model.architecture()
+        given = [f"model.{key}={schema.to_mapping(v)}" for key, v in architecture.items() if v]
+        missing = [f"model.{key}" for key, value in architecture.items() if value is None]
+        if self.checkpoint is not None and given:
+            yield Problem(
+                "model",
+                ", ".join(given),
+                f"nothing but model.dropout: checkpoint={self.checkpoint} brings its architecture",
+                "model=from_checkpoint, or checkpoint=null to train from scratch",
+            )
+        if self.checkpoint is None and missing:
+            yield Problem(
+                "model",
+                f"checkpoint=null, and no {', '.join(missing)}",
+                "an architecture to train from scratch",
+                "checkpoint=DIR_OR_HUB_ID, or model=tiny|bert_base|roberta_base|distilroberta|"
+                "distilbert (with tokenizer.path=... to use a published tokenizer)",
+            )
+        if self.checkpoint is None and self.model.dropout is None:
+            yield Problem("model.dropout", "null", "a number", "model.dropout=0.1")
+        longest = self.model.max_positions
+        if longest is not None and 0 < longest < self.data.block_size:
+            yield Problem(
+                "data.block_size",
+                str(self.data.block_size),
+                f"at most model.max_positions={longest}",
+                f"data.block_size={longest}, or model.max_positions={self.data.block_size}",
+            )
+        if self.masking.rate == 0.0:
+            yield Problem(
+                "masking.rate",
+                "0.0",
+                "above 0: a model learns from masked tokens only",
+                "masking.rate=0.15",
+            )
+        if not re.fullmatch(r"[\w-][\w.-]*", self.name, re.ASCII):
+            yield Problem(
+                "name",
+                self.name or "an empty text",
+                "letters, digits, . _ and -: it becomes a folder's name",
+                "name=my-run",
+            )
+        if self.run_dir is not None and not self.run_dir.strip():
+            yield Problem("run_dir", "an empty text", "a folder, or null", "run_dir=runs/my-run")
+
+
+def build(mapping: Mapping[str, Any]) -> RunConfig:
+    """The one way from plain mappings (YAML, JSON, Hydra) to a run's config.
+
+    Raises:
+        UserError: every unknown key, missing key, wrong type, value out of range and
+            contradiction, reported together.
+    """
+    problems: list[Problem] = []
+    config = schema.read(RunConfig, mapping, "", problems)
+    if problems or config is None:
+        raise UserError(problems)
+    return _with_debug(config)
+
+
+def _with_debug(config: RunConfig) -> RunConfig:
+    match config.debug.mode:
+        case DebugMode.NONE:
+            return config
+        case DebugMode.ONE_STEP:
+            train = dataclasses.replace(
+                config.train, max_steps=1, log_every_steps=1, keep_checkpoints=1
+            )
+            limit = 200 if config.data.limit is None else min(200, config.data.limit)
+            return dataclasses.replace(
+                config, train=train, data=dataclasses.replace(config.data, limit=limit)
+            )
+        case DebugMode.OVERFIT:
+            # One batch, the same masks each time, nothing that regularizes: the loss must vanish.
+            return dataclasses.replace(
+                config,
+                train=dataclasses.replace(
+                    config.train, max_steps=200, weight_decay=0.0, keep_checkpoints=0
+                ),
+                masking=dataclasses.replace(config.masking, mode=MaskingMode.STATIC),
+                model=dataclasses.replace(config.model, dropout=0.0),
+            )

@@ -1,0 +1,202 @@
+"""Plain mappings to frozen dataclasses and back, strictly.
+
+The dataclass is the schema: an unknown key, a missing key, a wrong type or a value that its
+`problems()` rejects becomes a `Problem`, and all of them are collected before anything is raised.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import (
+    Any,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
+
+from mlmlab.errors import Problem
+
+Config = TypeVar("Config")
+_ABSENT = object()
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A dataclass that knows which of its values make no sense."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Yields one problem for every value, or combination, that cannot work."""
+
+
+def read(kind: type[Config], mapping: Any, path: str, problems: list[Problem]) -> Config | None:
+    """Reads `mapping` as a `kind`, a dataclass.
+
+    Args:
+        path: the dotted key of the mapping itself, "" for the whole config.
+        problems: what is wrong is appended here.
+
+    Returns:
+        The dataclass, or None if it could not be built (then `problems` has grown).
+    """
+    if not isinstance(mapping, Mapping):
+        what = f"a group of keys: {', '.join(f.name for f in dataclasses.fields(kind))}"  # type: ignore[arg-type]
+        problems.append(
+            Problem(path, _shown(mapping), what, f"set keys below it: {path}.KEY=VALUE")
+        )
+        return None
+    hints = get_type_hints(kind)
+    for name, value in mapping.items():
+        if name not in hints:
+            problems.append(unknown_key(kind, str(name), value, path))
+    values: dict[str, Any] = {}
+    complete = True
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        key = f"{path}.{field.name}" if path else field.name
+        if field.name not in mapping:
+            if field.default is dataclasses.MISSING:
+                expected, example = _expected(hints[field.name]), _example(hints[field.name])
+                remedy = f"set {key}={example}, or start from conf/train.yaml"
+                problems.append(Problem(key, "nothing", expected, remedy))
+                complete = False
+            continue
+        value = _convert(hints[field.name], mapping[field.name], key, problems)
+        if value is _ABSENT:
+            complete = False
+        else:
+            values[field.name] = value
+    if not complete:
+        return None
+    config = kind(**values)
+    if isinstance(config, Checked):
+        problems += config.problems()
+    return config
+
+
+def unknown_key(kind: type, key: str, value: Any, path: str = "") -> Problem:
+    """The problem with a key that is not there, and the key that was probably meant.
+
+    Args:
+        kind: the dataclass that should have the key.
+        key: dotted, relative to `kind`.
+        path: the dotted key of the `kind` itself.
+    """
+    prefix = f"{path}." if path else ""
+    name = key.rpartition(".")[2]
+    leaves = list(_leaf_keys(kind))
+    # The name may be right and the group missing or wrong: batch_size=8, model.rate=0.3.
+    meant = [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]
+    meant = meant or difflib.get_close_matches(key, leaves, 1)
+    owner, place = kind, prefix
+    for part in key.split(".")[:-1]:
+        hint = get_type_hints(owner).get(part)
+        if not isinstance(hint, type) or not dataclasses.is_dataclass(hint):
+            break
+        owner, place = hint, f"{place}{part}."
+    suggestions = " or ".join(f"{prefix}{leaf}={_shown(value)}" for leaf in meant)
+    return Problem(
+        f"{prefix}{key}: there is no such key",
+        f"{prefix}{key}={_shown(value)}",
+        f"one of {', '.join(place + sibling for sibling in get_type_hints(owner))}",
+        f"perhaps {suggestions}" if meant else f"remove {prefix}{key}",
+    )
+
+
+def _leaf_keys(kind: type, prefix: str = "") -> Iterator[str]:
+    for name, hint in get_type_hints(kind).items():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield from _leaf_keys(hint, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _convert(hint: Any, value: Any, key: str, problems: list[Problem]) -> Any:
+    """The value as the type that `hint` names, or `_ABSENT` after noting a problem."""
+    options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+    if value is None:
+        if type(None) in options:
+            return None
+    else:
+        (kind,) = (option for option in options if option is not type(None))
+        if dataclasses.is_dataclass(kind):
+            read_value = read(kind, value, key, problems)  # type: ignore[arg-type]
+            return _ABSENT if read_value is None else read_value
+        converted = _scalar_or_list(kind, value)
+        if converted is not _ABSENT:
+            return converted
+    remedy = f"for instance {key}={_example(hint, value)}"
+    problems.append(Problem(key, _shown(value), _expected(hint), remedy))
+    return _ABSENT
+
+
+def _scalar_or_list(kind: Any, value: Any) -> Any:
+    if get_origin(kind) is tuple:
+        element = get_args(kind)[0]
+        if isinstance(value, list | tuple) and all(type(item) is element for item in value):
+            return tuple(value)
+    elif issubclass(kind, Enum):
+        for member in kind:
+            if value == member.value:
+                return member
+    elif kind is float:
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+    elif type(value) is kind:
+        return value
+    return _ABSENT
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def _expected(hint: Any) -> str:
+    options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    parts = []
+    for option in options:
+        if option is type(None):
+            parts.append("null")
+        elif get_origin(option) is tuple:
+            parts.append("a list of texts: [a,b]")
+        elif dataclasses.is_dataclass(option):
+            parts.append("a group of keys")
+        elif issubclass(option, Enum):
+            parts.append("one of " + ", ".join(str(member.value) for member in option))
+        else:
+            parts.append(names[option])
+    return " or ".join(parts)
+
+
+def _example(hint: Any, value: Any = None) -> str:
+    """A value that would be right, as one types it in a shell."""
+    kind = (get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,))[0]
+    if get_origin(kind) is tuple:
+        return "[]"
+    if issubclass(kind, Enum):
+        return str(next(iter(kind)).value)
+    if kind is str and isinstance(value, int | float):  # a number that is meant as a text
+        return f"\"'{_shown(value)}'\""
+    return {int: "1", float: "0.1", str: "TEXT", bool: "true"}.get(kind, "{...}")
+
+
+def to_mapping(config: Any) -> Any:
+    """The dataclass as plain dicts, lists and scalars, as YAML and JSON can hold them."""
+    if dataclasses.is_dataclass(config):
+        fields = dataclasses.fields(config)
+        return {field.name: to_mapping(getattr(config, field.name)) for field in fields}
+    if isinstance(config, Enum):
+        return config.value
+    if isinstance(config, tuple):
+        return [to_mapping(item) for item in config]
+    return config

@@ -1,0 +1,43 @@
+"""python -m mlmlab.train: Hydra composes a config, `run` does what it says."""
+
+import hashlib
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from mlmlab.command import as_command, exit_status
+from mlmlab.composition import config_folder, plain
+from mlmlab.config import build
+
+
+def _job_folder(number: int, overrides: str) -> str:
+    """A sweep's folder for one job: its number, and a hash of what is special about it."""
+    return f"{number}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
+
+
+OmegaConf.register_new_resolver("mlmlab.job", _job_folder, replace=True)
+
+
+@hydra.main(config_path=str(config_folder()), config_name="train", version_base="1.3")
+def train(composed: DictConfig) -> float:
+    """One job: the whole command, or one point of a sweep. Returns the final eval loss."""
+    mapping = plain(composed)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        # A job raises: Hydra names it and stops the sweep.
+        return _run(mapping | {"run_dir": HydraConfig.get().runtime.output_dir})
+    with exit_status():  # here already, because Hydra adds a line to whatever passes through it
+        return _run(mapping)
+
+
+def _run(mapping: dict[str, Any]) -> float:
+    config = build(mapping)
+    from mlmlab.launch import run  # PyTorch is imported once the config is known to be sound
+
+    return run(config).eval_loss
+
+
+if __name__ == "__main__":
+    as_command(train)

@@ -1,0 +1,36 @@
+"""The environment that every test runs in, set before anything of ours is imported."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No network, quiet libraries, and a cache of this session's own."""
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if "not hub" in config.option.markexpr:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    cache = tempfile.TemporaryDirectory(prefix="mlmlab-test-cache-")
+    config.add_cleanup(cache.cleanup)
+    os.environ["MLMLAB_CACHE"] = cache.name
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder with the ELI5-Category file that is no part of the project."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder}, which holds the real text, is not here")
+    return folder
+
+
+@pytest.fixture
+def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test's own, for claims about what is cached."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MLMLAB_CACHE", str(folder))
+    return folder
