@@ -2,7 +2,6 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from mlmlab.checkpoints import LoadedModel, check_vocabularies, load_model
 from mlmlab.config import CheckpointHead, RunConfig
 from mlmlab.data.blocks import PackedBlocks
 from mlmlab.data.config import DataConfig, Source
-from mlmlab.data.corpus import Corpus, Progress, cache_folder, open_corpus, training_documents
+from mlmlab.data.corpus import Corpus, Progress, TrainingDocuments, cache_folder, open_corpus
 from mlmlab.data.sources import FileSource, TextSource, WorldSource
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, word_tokenizer
 from mlmlab.data.world import small_world
@@ -67,7 +66,12 @@ def gather(config: RunConfig, progress: Progress | None = None) -> Inputs:
 
     tokenizer = _tokenizer(config, loaded, source, source_key)
     if loaded is not None:
-        check_vocabularies(loaded.model.config, tokenizer, loaded.resolved)
+        check_vocabularies(
+            loaded.model.config,
+            tokenizer,
+            loaded.resolved,
+            is_its_own=config.tokenizer.path is None,
+        )
         _check_length(config.data.block_size, loaded)
     corpus = open_corpus(
         source,
@@ -136,8 +140,8 @@ def _trained_tokenizer(config: RunConfig, source: TextSource, source_key: str) -
     key = f"{source_key} {split} {settings.kind.value} {settings.vocabulary_size}"
     folder = cache_folder() / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if not folder.is_dir():
-        documents = training_documents(source, config.data.test_fraction, config.data.seed)
-        tokenizer = train_tokenizer(_with_text(documents), settings.kind, settings.vocabulary_size)
+        documents = TrainingDocuments(source, config.data.test_fraction, config.data.seed)
+        tokenizer = train_tokenizer(documents, settings.kind, settings.vocabulary_size)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as name:
             building = Path(name) / "tokenizer"
@@ -146,10 +150,6 @@ def _trained_tokenizer(config: RunConfig, source: TextSource, source_key: str) -
             if not folder.is_dir():  # another run may have been faster
                 building.rename(folder)
     return load_tokenizer(folder)
-
-
-def _with_text(documents: Iterator[str]) -> Iterator[str]:
-    return (text for text in documents if text.strip())
 
 
 def _check_length(block_size: int, loaded: LoadedModel) -> None:

@@ -46,7 +46,7 @@ def run(config: RunConfig, *, quiet: bool = False) -> Summary:
     config = _pinned(config, inputs)
     train_loader, eval_loader = _loaders(config, inputs)
     fill_mask = FillMask(inputs.model, inputs.tokenizer)
-    for text in config.eval.fill_mask:
+    for text in _sentences(config, inputs):
         fill_mask.encode(text)  # refuses a text without a mask now, not after the training
     horizon = Horizon.of(config.train, train_loader.order.batches_per_epoch)
     run_dir = _make_run_dir(config)
@@ -238,10 +238,16 @@ def _export(config: RunConfig, inputs: Inputs, summary: Summary, run_dir: Path) 
     summary.write(run_dir / "summary.json")
 
 
+def _sentences(config: RunConfig, inputs: Inputs) -> list[str]:
+    """eval.fill_mask with the tokenizer's own mask token: recipes write <mask> for any model."""
+    token = inputs.tokenizer.mask_token
+    return [text.replace("<mask>", token) for text in config.eval.fill_mask]
+
+
 def _filled(config: RunConfig, inputs: Inputs, fill_mask: FillMask) -> str:
     """The model's completions, beside the world's own answers where they are known."""
     lines = []
-    for text in config.eval.fill_mask:
+    for text in _sentences(config, inputs):
         answers = fill_mask(text, top_k=3)
         rows = answers if isinstance(answers[0], list) else [answers]
         exact = _exact_answers(fill_mask.encode(text), config, inputs) if inputs.is_world else []

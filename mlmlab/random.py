@@ -60,6 +60,7 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     """One block of Philox4x32-10; all arguments and the four results are uint32.
 
     Compiled into its caller, so that LLVM runs several blocks side by side in vector registers.
+    Numba's cache on disk watches the caller's file only: after a change here, touch the callers.
     """
     for _ in range(10):
         product_0 = np.uint64(c0) * _MULTIPLIER_0

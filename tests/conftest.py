@@ -1,7 +1,11 @@
 """The environment that every test runs in, set before anything of ours is imported."""
 
 import os
+import subprocess
+import sys
 import tempfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,3 +38,21 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("MLMLAB_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def index_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Fetches a package from the package index and unpacks it, without installing it."""
+
+    def fetch(requirement: str) -> Path:
+        folder = tmp_path_factory.mktemp("package")
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(folder)]
+        done = subprocess.run([*command, requirement], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"the package index does not give {requirement}: {done.stderr[-200:]}")
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+        return folder
+
+    return fetch

@@ -33,7 +33,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
     folder = tmp_path_factory.mktemp(request.param)
     kind = TokenizerKind.WORDPIECE if request.param == "bert" else TokenizerKind.BPE
-    tokenizer = train_tokenizer(iter(CORPUS), kind, 400)
+    tokenizer = train_tokenizer(CORPUS, kind, 400)
     sizes = {
         "vocab_size": tokenizer.vocabulary_size,
         "hidden_size": 32,

@@ -50,11 +50,16 @@ def json_array(rows: list[Any]) -> bytes:
     return json.dumps(rows, ensure_ascii=False, indent=1).encode()
 
 
+def read(source: FileSource) -> list[str]:
+    """All documents, asked for as a run does."""
+    source.fingerprint()
+    return list(source.documents())
+
+
 def refusal(source: FileSource) -> Problem:
     """The one problem with a source, complete in all its parts."""
     with pytest.raises(UserError) as error:
-        source.fingerprint()
-        list(source.documents())
+        read(source)
     (problem,) = error.value.problems
     assert str(source.path) in problem.where + problem.found
     assert problem.found
@@ -161,9 +166,9 @@ def test_a_json_array_is_the_same_wherever_the_chunks_end(
     with pytest.MonkeyPatch.context() as patch, path.open(encoding="utf-8") as text:
         patch.setattr(sources, "_CHUNK_CHARACTERS", chunk)
         # The first character is the bracket by which the format is known.
-        read = list(sources._json_array(text.read(chunk), text, path))
-    assert [row for _, row in read] == json.loads(path.read_text(encoding="utf-8"))
-    assert [number for number, _ in read] == list(range(1, len(rows) + 1))
+        decoded = list(sources._json_array(text.read(chunk), text, path))
+    assert [row for _, row in decoded] == json.loads(path.read_text(encoding="utf-8"))
+    assert [number for number, _ in decoded] == list(range(1, len(rows) + 1))
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 64])

@@ -12,7 +12,7 @@ import pytest
 from mlmlab.data.world import World, small_world
 
 SPECIALS = 5
-CORPUS = "ca1f0b0cb81f30bdcd3d59fbb460130b9d353f0deeee2ea51e7ed02723089af4"
+CORPUS = "820c1bfff9ac84a91351f82379b57ec70297c64e7ff4668389be0d7af70996ab"
 """SHA-256 of the first 200 documents of seed 0."""
 
 
@@ -33,7 +33,7 @@ def test_a_document_depends_on_the_seed_and_its_index_only() -> None:
         assert list(world.documents(count, seed=7)) == many[:count]
     assert list(islice(world.documents(10**9, seed=7), 20)) == many[:20]
     assert list(world.documents(20, seed=8)) != many[:20]
-    assert len(set(many)) > 1900
+    assert len(set(many)) > 1500  # documents of one short sentence repeat
 
 
 def test_long_documents_are_not_cut() -> None:
@@ -68,7 +68,7 @@ def test_facts_never_contradict_each_other() -> None:
         r"the day after (\w+) is (\w+) ",
         r"the opposite of (\w+) is (\w+) ",
         r"(\w+) works in \w+ \w+ \. (\w+) ",
-        r"(\w+) [a-z]+ in \w+ [a-z]+ \. it (?:likes|loves|eats) (\w+) ",
+        r"(\w+) [a-z]+ in \w+ [a-z]+ \. it (?:must|can|will) (\w+) ",
         r"(\w+) brings (\w+) ",
     )
     for claim in claims:

@@ -77,7 +77,7 @@ def load_pretrained(source: str) -> tuple[MaskedLanguageModel, Tokenizer]:
     """
     loaded = load_model(source)
     tokenizer = load_tokenizer(loaded.folder)
-    check_vocabularies(loaded.model.config, tokenizer, loaded.resolved)
+    check_vocabularies(loaded.model.config, tokenizer, loaded.resolved, is_its_own=True)
     print(loaded.report, file=sys.stderr)
     return loaded.model, tokenizer
 
@@ -191,17 +191,21 @@ def _refuse_shape(
         )
 
 
-def check_vocabularies(config: ModelConfig, tokenizer: Tokenizer, source: str) -> None:
+def check_vocabularies(
+    config: ModelConfig, tokenizer: Tokenizer, source: str, *, is_its_own: bool
+) -> None:
     """Refuses a tokenizer that cannot be this model's.
 
-    A model's table may have a few rows more than the tokenizer has ids (padding for the
-    hardware), never fewer.
+    The table needs a row for every id. It may have more: the checkpoint's own tokenizer is taken
+    at its word, another one only if the surplus looks like padding for the hardware.
     """
     rows, ids = config.vocabulary_size, tokenizer.vocabulary_size
-    if not ids <= rows < ids + _PADDED_VOCABULARY:
+    if ids > rows or (not is_its_own and rows >= ids + _PADDED_VOCABULARY):
         raise UserError.of(
-            "tokenizer.path",
+            "checkpoint" if is_its_own else "tokenizer.path",
             found=f"a tokenizer of {ids} ids, and {source} with {rows} rows in its token table",
             expected="the tokenizer that the checkpoint was trained with",
-            remedy="tokenizer.path=null takes the checkpoint's own",
+            remedy="check that tokenizer and weights belong together"
+            if is_its_own
+            else "tokenizer.path=null takes the checkpoint's own",
         )

@@ -39,7 +39,7 @@ class DataConfig:
     encoding: str
     """How the bytes of a text file become characters."""
     limit: int | None
-    """Take the first so many documents; null: all. The small world has 12,000 by default."""
+    """Take the first so many documents; null: all. The small world has 24,000 by default."""
     test_fraction: float
     """Chance that a document belongs to the test set."""
     seed: int

@@ -71,12 +71,19 @@ def is_test_document(documents: NDArray[np.int64], fraction: float, seed: int) -
     return chosen
 
 
-def training_documents(source: TextSource, test_fraction: float, seed: int) -> Iterator[str]:
+@dataclass(frozen=True)
+class TrainingDocuments:
     """The documents that are not in the test set, for whatever is learned from text."""
-    for start, batch in _batches(source):
-        indices = np.arange(start, start + len(batch))
-        test = is_test_document(indices, test_fraction, seed)
-        yield from (text for text, held_out in zip(batch, test, strict=True) if not held_out)
+
+    source: TextSource
+    test_fraction: float
+    seed: int
+
+    def __iter__(self) -> Iterator[str]:
+        for start, batch in _batches(self.source):
+            indices = np.arange(start, start + len(batch))
+            test = is_test_document(indices, self.test_fraction, self.seed)
+            yield from (text for text, held_out in zip(batch, test, strict=True) if not held_out)
 
 
 def open_corpus(

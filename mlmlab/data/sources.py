@@ -17,7 +17,7 @@ from mlmlab.errors import UserError
 
 WORLD_SEED = 0
 """The built-in corpus is one corpus: the same documents for every run and every machine."""
-WORLD_DOCUMENTS = 12_000
+WORLD_DOCUMENTS = 24_000
 
 _FORMATS = (".txt", ".jsonl", ".json")
 _NOT_READ = (".csv", ".tsv", ".parquet", ".zip", ".bz2", ".xz", ".zst")

@@ -1,8 +1,10 @@
 """A tokenizer whose special tokens are known by role: loaded, built from old files, or trained."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ _USUAL_NAMES = {
 ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 """In the order of their ids, as RoBERTa has them."""
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_LARGEST_ALPHABET = 1000
+"""Characters of a trained WordPiece vocabulary; rarer ones become [UNK]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +64,7 @@ class Tokenizer:
         self.backend.no_truncation()
         self.backend.no_padding()
 
-    @property
+    @cached_property
     def vocabulary_size(self) -> int:
         """One more than the highest id."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
@@ -274,12 +278,16 @@ def _finish_byte_level(backend: tokenizers.Tokenizer, specials: Sequence[str]) -
 
 
 def train_tokenizer(
-    documents: Iterator[str], kind: TokenizerKind, vocabulary_size: int
+    documents: Iterable[str], kind: TokenizerKind, vocabulary_size: int
 ) -> Tokenizer:
-    """Trains a tokenizer on the documents: byte-level BPE (RoBERTa's) or WordPiece (BERT's)."""
+    """Trains a tokenizer: byte-level BPE (RoBERTa's) or WordPiece (BERT's, lower-cased).
+
+    Args:
+        documents: gone through once for BPE, twice for WordPiece.
+    """
     if kind is TokenizerKind.BPE:
         backend = _byte_level_bpe(models.BPE(), False, ())
-        trainer: Any = trainers.BpeTrainer(
+        trainer = trainers.BpeTrainer(
             vocab_size=vocabulary_size,
             special_tokens=list(ROBERTA_SPECIALS),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -288,15 +296,32 @@ def train_tokenizer(
         backend.train_from_iterator(documents, trainer)
         _finish_byte_level(backend, ROBERTA_SPECIALS)
     else:
-        backend = _wordpiece(
-            models.WordPiece(unk_token="[UNK]"), normalizers.BertNormalizer(lowercase=True), ()
-        )
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=vocabulary_size, special_tokens=list(BERT_SPECIALS), show_progress=False
-        )
-        backend.train_from_iterator(documents, trainer)
-        _surround(backend, "[CLS]", "[SEP]")
+        assert not isinstance(documents, Iterator), "the documents are needed twice"
+        backend = _trained_wordpiece(documents, vocabulary_size)
     return Tokenizer(backend, _roles(backend, {}, Path("the trained tokenizer")))
+
+
+def _trained_wordpiece(documents: Iterable[str], vocabulary_size: int) -> tokenizers.Tokenizer:
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    counts: Counter[str] = Counter()
+    for text in documents:
+        counts.update(normalizer.normalize_str(text))
+    letters = sorted(filter(str.strip, counts), key=lambda letter: (-counts[letter], letter))
+    alphabet = sorted(letters[: min(_LARGEST_ALPHABET, vocabulary_size // 4)])
+    # Left to itself, the library numbers "##a", "##b", ... in the random order of a hash table, and
+    # the ids decide between pairs that are equally frequent: each training would end differently.
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[*BERT_SPECIALS, *alphabet, *(f"##{letter}" for letter in alphabet)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    learner = _wordpiece(models.WordPiece(unk_token="[UNK]"), normalizer, ())
+    learner.train_from_iterator(documents, trainer)
+    vocabulary = learner.get_vocab(with_added_tokens=False)
+    model = models.WordPiece(vocabulary, unk_token="[UNK]")
+    return _wordpiece(model, normalizer, BERT_SPECIALS)
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:

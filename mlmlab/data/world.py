@@ -2,10 +2,10 @@
 
     S hidden states   W words   V token ids
 
-A few paragraph templates, about animals, jobs, errands, seasons and days, are compiled into a
-hidden Markov chain. Facts are fixed (the cow lives in the barn and eats grass), adjectives, names
-and the like are free choices. The chain's state is the memory of what the paragraph is about, so
-that a fact or a pronoun can be predicted from words further away.
+A few paragraph templates (`grammar.py`), about animals, jobs, errands, seasons and days, are
+compiled into a hidden Markov chain. Facts are fixed (the cow lives in the barn and eats grass),
+adjectives, names and the like are free choices. The chain's state is the memory of what the
+paragraph is about, so that a fact or a pronoun can be predicted from words further away.
 
 Two things follow from the chain: documents, as a pure function of (seed, index), and, through
 `TokenChain`, the exact lowest loss that any model can reach (`mlmlab.masking.floor`).
@@ -14,159 +14,21 @@ Two things follow from the chain: documents, as a pure function of (seed, index)
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmlab.random import Domain, uniforms
-
-# The grammar. In a template, ( a | b ) is one of the alternatives, [name] one word of a free choice
-# and $name an entry of the template's table. Alternatives, words and rows are equally likely.
-
-_FREE_CHOICES = {
-    "[adverb]": "alone early gladly happily loudly often outside quickly quietly slowly today",
-    "[character]": "busy cheerful clever famous honest kind modest patient polite proud young",
-    "[color]": "black brown gray striped white",
-    "[day]": "afternoon day evening morning night week",
-    "[find]": "berries flowers herbs mushrooms nuts",
-    "[fruit]": "apples cherries grapes peaches pears plums",
-    "[goes]": "drives goes returns runs walks",
-    "[lives]": "hides lives rests sleeps stays",
-    "[look]": "brave friendly gentle happy hungry lazy lonely noisy playful tired",
-    "[man]": "adam ben carl david hugo leo max oscar paul tom",
-    "[meets]": "follows greets helps invites visits",
-    "[near]": "behind beside near opposite",
-    "[new]": "beautiful fine new simple special",
-    "[number]": "two three four five six seven eight nine ten",
-    "[reading]": "books letters poems stories",
-    "[ship]": "boats ducks ships swans",
-    "[spot]": "big famous lovely old quiet small",
-    "[tasty]": "fresh good sweet warm",
-    "[town]": "bridge church fountain garden mill river station tower",
-    "[woman]": "alice anna clara ella emma helen julia maria nina ruth",
-}
-
-_NAME = "( [woman] | [man] )"
-_SAYS = f"( | {_NAME} ( says | thinks | knows ) that )"
-
-_ANIMALS = f"""
-    {_SAYS} the [look] [color] $animal [lives] in the $home .
-    it ( eats [tasty] $food | must $sound ) every [day] .
-"""
-_ANIMAL_FACTS = """
-    animal  home    food     sound
-    cow     barn    grass    moo
-    horse   stable  hay      neigh
-    dog     house   bones    bark
-    mouse   hole    cheese   squeak
-    bear    cave    honey    growl
-    frog    pond    flies    croak
-    owl     forest  mice     hoot
-    monkey  jungle  bananas  chatter
-"""
-
-_JOBS = f"""
-    {_SAYS} the [character] $job works in the $workplace .
-    $pronoun $makes [new] $product ( [adverb] | for {_NAME} ) .
-"""
-_JOB_FACTS = """
-    job        workplace  pronoun  makes   product
-    baker      bakery     he       bakes   bread
-    carpenter  workshop   she      builds  tables
-    cook       kitchen    he       cooks   soup
-    doctor     hospital   she      treats  patients
-    farmer     field      she      grows   corn
-    painter    studio     he       paints  pictures
-"""
-
-_ERRANDS = """
-    ( [woman] [goes] to the $place . she | [man] [goes] to the $place . he )
-    $verb [number] [new] $goods [near] the [spot] [town] .
-"""
-_ERRAND_FACTS = """
-    place    verb   goods
-    market   buys   [fruit]
-    library  reads  [reading]
-    forest   finds  [find]
-    harbor   sees   [ship]
-"""
-
-_MEETINGS = f"{_NAME} [meets] [number] [character] $people in the [spot] $place ."
-_MEETING_FACTS = """
-    people    place
-    doctors   hospital
-    pupils    school
-    sailors   harbor
-    singers   theater
-    soldiers  castle
-"""
-
-_SEASONS = f"{_SAYS} $season brings $gift and $weather days ."
-_SEASON_FACTS = """
-    season  gift      weather
-    winter  snow      cold
-    spring  flowers   mild
-    summer  sunshine  hot
-    autumn  leaves    windy
-"""
-
-_DAYS = f"{_SAYS} the day after $day is $next ."
-_DAY_FACTS = """
-    day        next
-    monday     tuesday
-    tuesday    wednesday
-    wednesday  thursday
-    thursday   friday
-    friday     saturday
-    saturday   sunday
-    sunday     monday
-"""
-
-_OPPOSITES = f"{_SAYS} the opposite of $word is $opposite ."
-_OPPOSITE_FACTS = """
-    word   opposite
-    hot    cold
-    cold   hot
-    long   short
-    short  long
-    rich   poor
-    poor   rich
-    early  late
-    late   early
-"""
-
-_COLORS = f"{_SAYS} the $thing is $color ."
-_COLOR_FACTS = """
-    thing  color
-    lemon  yellow
-    sky    blue
-    coal   black
-    rose   red
-"""
-
-_TOPICS = (
-    (30, _ANIMALS, _ANIMAL_FACTS),
-    (25, _JOBS, _JOB_FACTS),
-    (16, _ERRANDS, _ERRAND_FACTS),
-    (14, _MEETINGS, _MEETING_FACTS),
-    (8, _SEASONS, _SEASON_FACTS),
-    (10, _DAYS, _DAY_FACTS),
-    (10, _OPPOSITES, _OPPOSITE_FACTS),
-    (6, _COLORS, _COLOR_FACTS),
+from mlmlab.data.grammar import (
+    FINISHED,
+    FREE_CHOICES,
+    LAST_PARAGRAPH,
+    TOPICS,
+    Symbols,
+    compiled,
+    filled,
 )
-"""Weight, template and facts of each kind of paragraph."""
-
-_LAST_PARAGRAPH = Fraction(1, 4)
-"""Chance that a paragraph is its document's last."""
-
-_FINISHED = -1
-"""In place of a state: the paragraph is complete."""
-
-# A parsed template: slots, and alternatives that are symbols in turn.
-_Symbols = tuple["str | tuple[_Symbols, ...]", ...]
-_Next = tuple[tuple[int, Fraction], ...]  # states, or _FINISHED, each with its chance
-_State = tuple[str, _Next]  # a slot, and what may follow it
+from mlmlab.random import Domain, uniforms
 
 _CHUNK = 1024
 
@@ -282,13 +144,13 @@ class _Sampler:
 @lru_cache(maxsize=1)
 def small_world() -> World:
     """The built-in corpus: the grammar above as a chain."""
-    total = sum(weight for weight, _, _ in _TOPICS)
-    paragraphs: dict[_Symbols, Fraction] = {}
-    for weight, template, facts in _TOPICS:
-        filled = _filled(template, facts)
-        paragraphs |= dict.fromkeys(filled, Fraction(weight, total * len(filled)))
-    first, states = _compiled(paragraphs)
-    choices = [_FREE_CHOICES.get(slot, slot).split() for slot, _ in states]
+    total = sum(weight for weight, _, _ in TOPICS)
+    paragraphs: dict[Symbols, Fraction] = {}
+    for weight, template, facts in TOPICS:
+        rows = filled(template, facts)
+        paragraphs |= dict.fromkeys(rows, Fraction(weight, total * len(rows)))
+    first, states = compiled(paragraphs)
+    choices = [FREE_CHOICES.get(slot, slot).split() for slot, _ in states]
     words = sorted({word for choice in choices for word in choice})
     initial, end = np.zeros(len(states)), np.zeros(len(states))
     transition = np.zeros((len(states), len(states)))
@@ -297,78 +159,11 @@ def small_world() -> World:
         initial[state] = chance
     for state, (_, following) in enumerate(states):
         for successor, chance in following:
-            if successor == _FINISHED:
-                end[state] = chance * _LAST_PARAGRAPH
-                transition[state] += float(chance * (1 - _LAST_PARAGRAPH)) * initial
+            if successor == FINISHED:
+                end[state] = chance * LAST_PARAGRAPH
+                transition[state] += float(chance * (1 - LAST_PARAGRAPH)) * initial
             else:
                 transition[state, successor] += float(chance)
         for word in choices[state]:
             emission[state, words.index(word)] = 1 / len(choices[state])
     return World(tuple(words), initial, transition, end, emission)
-
-
-def _filled(template: str, facts: str) -> list[_Symbols]:
-    """A template's symbols, once for each row of its table."""
-    columns, *rows = (line.split() for line in facts.strip().splitlines())
-    filled = []
-    for row in rows:
-        entries = {f"${column}": entry for column, entry in zip(columns, row, strict=True)}
-        filled.append(_parsed(iter([entries.get(s, s) for s in template.split()]))[0])
-    return filled
-
-
-def _parsed(symbols: Iterator[str]) -> tuple[_Symbols, ...]:
-    """The alternatives up to the end, or to the bracket that closes them."""
-    alternatives: list[_Symbols] = [()]
-    for symbol in symbols:
-        if symbol == ")":
-            break
-        if symbol == "|":
-            alternatives.append(())
-        else:
-            alternatives[-1] += (_parsed(symbols) if symbol == "(" else symbol,)
-    return tuple(alternatives)
-
-
-def _openings(symbols: _Symbols, chance: Fraction) -> Iterator[tuple[str, _Symbols, Fraction]]:
-    """The slots that `symbols` may begin with ("" at its end): slot, what is left, chance."""
-    if not symbols:
-        yield "", (), chance
-    elif isinstance(symbols[0], str):
-        yield symbols[0], symbols[1:], chance
-    else:
-        for alternative in symbols[0]:
-            yield from _openings(alternative + symbols[1:], chance / len(symbols[0]))
-
-
-def _compiled(paragraphs: Mapping[_Symbols, Fraction]) -> tuple[_Next, list[_State]]:
-    """The smallest chain that writes these paragraphs, each with its chance.
-
-    A state is a slot and what may follow it, so that two histories with the same future share a
-    state: it remembers what later words depend on, and no more. Chances are exact fractions, so
-    that equal futures compare equal.
-
-    Returns:
-        The states of a paragraph's first word, and all states.
-    """
-    states: dict[_State, int] = {}
-
-    @cache
-    def following(rests: frozenset[tuple[_Symbols, Fraction]]) -> _Next:
-        """What comes next when these are the ways the paragraph may go on."""
-        groups: dict[str, dict[_Symbols, Fraction]] = {}
-        for symbols, chance in rests:
-            for slot, rest, share in _openings(symbols, chance):
-                group = groups.setdefault(slot, {})
-                group[rest] = group.get(rest, Fraction(0)) + share
-        chances = []
-        for slot, group in sorted(groups.items()):
-            total = sum(group.values(), Fraction(0))
-            state = _FINISHED
-            if slot:
-                future = following(frozenset((rest, p / total) for rest, p in group.items()))
-                state = states.setdefault((slot, future), len(states))
-            chances.append((state, total))
-        return tuple(chances)
-
-    return following(frozenset(paragraphs.items())), list(states)

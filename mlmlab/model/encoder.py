@@ -38,7 +38,13 @@ class MaskedLanguageModel(nn.Module):
 
         Returns:
             `[B, T, V]`, or `[M, V]` with `positions`.
+
+        Raises:
+            ValueError: a mask that is not bool (a float one would be added to the scores), or rows
+                longer than the position table.
         """
+        if attention_mask is not None and attention_mask.dtype is not torch.bool:
+            raise ValueError(f"attention_mask: bool, not {attention_mask.dtype}; use mask.bool()")
         hidden = self.embeddings(input_ids, attention_mask)  # [B, T, C]
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):

@@ -52,7 +52,7 @@ class Progress:
         """The figures of the last few updates."""
         speed = f"{tokens_per_second / 1000:.1f}k tok/s"
         if self.bar is not None:
-            postfix = f" loss {shown(loss)} ppl {shown(perplexity)} {speed}"
+            postfix = f"loss {shown(loss)} ppl {shown(perplexity)} {speed}"
             self.bar.set_postfix_str(postfix, refresh=False)
         elif not self.quiet and self._is_due():
             seconds = time.perf_counter() - self.started

@@ -96,7 +96,7 @@ class EvalConfig:
     seed: int
     """Decides the masks, the same at every evaluation."""
     fill_mask: tuple[str, ...]
-    """Sentences with a mask token that the trained model completes at the end."""
+    """Sentences that the trained model completes at the end; <mask> stands for any model's mask."""
 
     def problems(self) -> Iterator[Problem]:
         """Values out of range."""

@@ -145,10 +145,10 @@ class Loop:
             self._refuse_non_finite(unread)  # one update late: reading waits for the device
             unread = result
             at_end = self.horizon.is_reached(self.record)
-            if at_end or self.record.updates % self.config.log_every_steps == 0:
+            if at_end or self._is_multiple(result, self.config.log_every_steps):
                 self._log(result)
-            evaluate_now = at_end or self._evaluation_is_due()
-            save_now = self._save_is_due(evaluate_now) or at_end
+            evaluate_now = at_end or self._evaluation_is_due(result)
+            save_now = at_end or self._save_is_due(result, evaluate_now)
             if evaluate_now or save_now:
                 self._refuse_non_finite(unread)
                 self.window.pause()
@@ -223,14 +223,18 @@ class Loop:
     def _epoch(self) -> float:
         return self.record.batches / self.train_loader.order.batches_per_epoch
 
-    def _evaluation_is_due(self) -> bool:
+    def _is_multiple(self, result: UpdateResult | None, steps: int) -> bool:
+        """Whether this batch made the update count a multiple of `steps`."""
+        return result is not None and self.record.updates % steps == 0
+
+    def _evaluation_is_due(self, result: UpdateResult | None) -> bool:
         if self.eval_every_steps is not None:
-            return self.record.updates % self.eval_every_steps == 0
+            return self._is_multiple(result, self.eval_every_steps)
         return self.record.batches % self.train_loader.order.batches_per_epoch == 0
 
-    def _save_is_due(self, evaluate_now: bool) -> bool:
+    def _save_is_due(self, result: UpdateResult | None, evaluate_now: bool) -> bool:
         if self.config.save_every_steps is not None:
-            return self.record.updates % self.config.save_every_steps == 0
+            return self._is_multiple(result, self.config.save_every_steps)
         return evaluate_now
 
     def _evaluate(self) -> Evaluation:

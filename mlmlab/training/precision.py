@@ -28,7 +28,8 @@ class Compute:
         if name == "cuda":
             name = f"cuda ({torch.cuda.get_device_name(self.device)})"
         elif name == "cpu":
-            name = f"cpu ({torch.get_num_threads()} threads)"
+            threads = torch.get_num_threads()
+        name = f"cpu ({threads} thread{'s' if threads > 1 else ''})"
         return f"{name}, {self.precision.value}"
 
 
