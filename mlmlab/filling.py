@@ -20,26 +20,55 @@ class FillMask:
         self.model = model
         self.tokenizer = tokenizer
 
-    def __call__(self, texts: str | Sequence[str], top_k: int = 5) -> list[Any]:
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        top_k: int = 5,
+        targets: Sequence[str] | None = None,
+    ) -> list[Any]:
         """The most likely tokens for each mask.
 
         Args:
             texts: one text or several, each with at least one mask token.
             top_k: completions a mask.
+            targets: rank only these tokens; their scores stay shares of the whole vocabulary.
 
         Returns:
             For a text with one mask a list of completions, best first; with several masks a list
             of such lists, each mask filled alone; for several texts a list of those.
 
         Raises:
-            UserError: a text without a mask token, or longer than the model's positions.
+            UserError: a text without a mask token, or longer than the model's positions; a target
+                that is not one token.
         """
+        candidates = self._candidates(targets)
         if isinstance(texts, str):
-            return self._fill(texts, top_k)
-        return [self._fill(text, top_k) for text in texts]
+            return self._fill(texts, top_k, candidates)
+        return [self._fill(text, top_k, candidates) for text in texts]
+
+    def _candidates(self, targets: Sequence[str] | None) -> torch.Tensor:
+        """The ids that may be answers, int64 `[candidates]`."""
+        if targets is None:
+            return torch.arange(self.tokenizer.vocabulary_size)
+        ids: dict[int, None] = {}
+        for target in targets:
+            pieces = self.tokenizer.pieces(target)
+            tokens = [self.tokenizer.token(piece) for piece in pieces]
+            unknown = tokens == [self.tokenizer.roles.get("unk_token")] and tokens != [target]
+            if len(pieces) != 1 or unknown:
+                shown = " ".join(tokens)
+                raise UserError.of(
+                    "targets",
+                    found=f"{target!r}, {len(pieces)} tokens: {shown}",
+                    expected="words that are one token of this tokenizer each",
+                    remedy='a leading space often matters: for byte-level BPE " pizza" is a word '
+                    'within a text and "pizza" one at its beginning',
+                )
+            ids[pieces[0]] = None
+        return torch.tensor(list(ids))
 
     @torch.no_grad()
-    def _fill(self, text: str, top_k: int) -> list[Any]:
+    def _fill(self, text: str, top_k: int, candidates: torch.Tensor) -> list[Any]:
         ids = self.encode(text)
         masks = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_id]
         device = next(self.model.parameters()).device
@@ -47,14 +76,14 @@ class FillMask:
         logits = self.model(
             torch.tensor([ids], device=device), positions=torch.tensor(masks, device=device)
         )  # [masks, V]
-        known = logits[:, : self.tokenizer.vocabulary_size].float()
-        scores, tokens = known.softmax(-1).topk(min(top_k, known.shape[1]))
+        chances = logits.float().softmax(-1).cpu()[:, candidates]
+        scores, places = chances.topk(min(top_k, len(candidates)))  # [masks, top_k]
         rows = [
             [
-                self._completion(ids, mask, int(token), float(score), len(masks) == 1)
-                for score, token in zip(*row, strict=True)
+                self._completion(ids, mask, token, score, len(masks) == 1)
+                for score, token in zip(scores_row, candidates[places_row].tolist(), strict=True)
             ]
-            for mask, row in zip(masks, zip(scores, tokens, strict=True), strict=True)
+            for mask, scores_row, places_row in zip(masks, scores.tolist(), places, strict=True)
         ]
         return rows[0] if len(rows) == 1 else rows
 

@@ -1,5 +1,7 @@
 """FillMask answers as the Hub's fill-mask pipeline does."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,26 @@ import mlmlab
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.tokenizer import train_tokenizer
 from mlmlab.errors import UserError
+from mlmlab.fill_mask import main
 
 TEXTS = [
     "The cow lives in the {m}.",
     "{m} is the beginning.",
+    "{m}",
     "The end is {m}",
+    "The end is{m}",
+    "The end is {m} .",
+    "The end is {m}, and so on",
+    "pre{m}post",
     "The {m} sat on the {m}.",
     "{m} {m}",
+    "{m}{m}",
+    "{m} in the middle {m} and last {m}",
     "Ünïcödé and 数字, then {m}!",
+    "emoji 🙂 {m} 🙂",
     "  spaces   around {m}   here ",
+    "UPPER CASE {m} TEXT",
+    "line\nbreak {m}\ttab",
 ]
 CORPUS = [
     "the cow lives in the barn and the dog sat on the mat",
@@ -72,6 +85,61 @@ def test_answers_are_those_of_the_pipeline(folder: Path) -> None:
         for top_k in (1, 5):
             _assert_same(fill(text, top_k=top_k), pipeline(text, top_k=top_k))
     _assert_same(fill(texts[:3]), pipeline(texts[:3]))
+
+
+def test_targets_are_ranked_as_the_pipeline_ranks_them(folder: Path) -> None:
+    import transformers
+
+    pipeline = transformers.pipeline("fill-mask", model=str(folder), tokenizer=str(folder))
+    fill = mlmlab.FillMask(*mlmlab.load_pretrained(str(folder)))
+    targets = [fill.tokenizer.token(number) for number in (20, 60, 61, 100)]
+    for text in ("The cow {m}.", "{m} and {m}"):
+        masked = text.format(m=fill.tokenizer.mask_token)
+        for chosen in (targets, targets[:1], [*targets, targets[0]]):
+            _assert_same(fill(masked, targets=chosen), pipeline(masked, targets=chosen))
+
+
+def test_a_target_of_several_tokens_is_refused_and_its_pieces_shown(folder: Path) -> None:
+    fill = mlmlab.FillMask(*mlmlab.load_pretrained(str(folder)))
+    with pytest.raises(UserError, match="xylophone"):
+        fill(f"a {fill.tokenizer.mask_token}", targets=["xylophone"])
+
+
+def test_the_command_prints_a_table_or_json(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = mlmlab.FillMask(*mlmlab.load_pretrained(str(folder)))
+    text = f"the cow {fill.tokenizer.mask_token} and {fill.tokenizer.mask_token}"
+    capsys.readouterr()
+    main(["--checkpoint", str(folder), "--json", "--top-k", "2", text])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == fill(text, top_k=2)
+    assert printed.err == ""
+    main(["--checkpoint", str(folder), text])
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == text
+    assert [line for line in table if "mask " in line] == ["  mask 1", "  mask 2"]
+    assert len(table) == 1 + 2 * 6
+    assert max(map(len, table)) <= 80
+    monkeypatch.setattr("builtins.input", _typed(text))
+    main(["--checkpoint", str(folder), "--interactive", "--json"])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == fill(text)
+    assert "at least one" in printed.err
+
+
+def _typed(text: str) -> Callable[[str], str]:
+    lines = iter([text, "no mask", ""])
+    return lambda prompt: next(lines)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["text"], ["--checkpoint", "x"], ["--checkpoint", "x", "--top-k", "0", "t"]]
+)
+def test_wrong_options_end_with_status_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
 
 
 def test_a_text_without_a_mask_or_too_long_is_refused(folder: Path) -> None:

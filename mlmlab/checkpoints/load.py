@@ -63,11 +63,12 @@ def load_model(
     return LoadedModel(model.eval(), report, folder, resolved)
 
 
-def load_pretrained(source: str) -> tuple[MaskedLanguageModel, Tokenizer]:
+def load_pretrained(source: str, *, quiet: bool = False) -> tuple[MaskedLanguageModel, Tokenizer]:
     """Reads a masked language model and its tokenizer, and prints what became of every tensor.
 
     Args:
-        source: a folder, or owner/name[@revision] on the Hub.
+        source: a checkpoint's or a run's folder, or owner/name[@revision] on the Hub.
+        quiet: print nothing.
 
     Returns:
         The model, in evaluation mode on the CPU, and the tokenizer.
@@ -78,7 +79,8 @@ def load_pretrained(source: str) -> tuple[MaskedLanguageModel, Tokenizer]:
     loaded = load_model(source)
     tokenizer = load_tokenizer(loaded.folder)
     check_vocabularies(loaded.model.config, tokenizer, loaded.resolved, is_its_own=True)
-    print(loaded.report, file=sys.stderr)
+    if not quiet:
+        print(loaded.report, file=sys.stderr)
     return loaded.model, tokenizer
 
 

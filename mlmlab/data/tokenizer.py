@@ -109,6 +109,17 @@ class Tokenizer:
         """Ids with the tokenizer's own special tokens around the text."""
         return list(self.backend.encode(text).ids)
 
+    def pieces(self, word: str) -> list[int]:
+        """The ids of a word alone: its entry in the vocabulary, else what it is cut into."""
+        entry = self.backend.token_to_id(word)
+        if entry is not None:
+            return [int(entry)]
+        return list(self.backend.encode(word, add_special_tokens=False).ids)
+
+    def token(self, number: int) -> str:
+        """The vocabulary's entry for an id."""
+        return str(self.backend.id_to_token(number))
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 

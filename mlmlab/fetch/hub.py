@@ -55,7 +55,8 @@ def fetch_model(source: str) -> tuple[Path, str]:
     """A checkpoint's folder, and the name that means the same checkpoint for ever.
 
     Args:
-        source: a folder, or owner/name[@revision] on the Hub.
+        source: a checkpoint's folder, a run's folder (then its export), or owner/name[@revision]
+            on the Hub.
 
     Returns:
         The folder; and the folder's own path, or owner/name@commit.
@@ -63,8 +64,10 @@ def fetch_model(source: str) -> tuple[Path, str]:
     Raises:
         UserError: neither a folder nor reachable on the Hub.
     """
-    if Path(source).exists():
-        return Path(source), source
+    folder = Path(source)
+    if folder.exists():
+        is_run = (folder / "export" / "config.json").is_file()
+        return (folder / "export" if is_run else folder), source
     return _fetch(source, "checkpoint", _MODEL)
 
 
