@@ -35,17 +35,18 @@ def compose(*overrides: str) -> RunConfig:
     Raises:
         UserError: whatever is wrong with them.
     """
-    state = GlobalHydra.instance()
-    if state.is_initialized():
-        state.clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
-        try:
+    outer = GlobalHydra.instance().hydra  # that of a notebook, or of a job that composes another
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
             mapping = plain(hydra_compose("train", list(overrides)))
-        except Exception as error:
-            explained = composition_error(error, overrides)
-            if explained is None:
-                raise
-            raise explained from error
+    except Exception as error:
+        explained = composition_error(error, overrides)
+        if explained is None:
+            raise
+        raise explained from error
+    finally:
+        GlobalHydra.instance().hydra = outer
     return build(mapping)
 
 

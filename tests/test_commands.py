@@ -1,0 +1,297 @@
+"""How commands end: a run's folder and status 0, or one message and status 1 or 2."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import mlmlab
+from mlmlab.command import as_command
+from mlmlab.composition import composition_error
+from mlmlab.config import RunConfig
+from mlmlab.errors import RunFailed, UserError
+from mlmlab.inputs import gather
+from mlmlab.train import train
+
+UNREACHABLE = "http://127.0.0.1:9"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command leaves behind."""
+
+    status: int
+    stdout: str
+    stderr: str
+    folder: Path
+    """Where it ran; empty before."""
+
+    def refusal(self) -> str:
+        """The one message on stderr of a command that refuses its input, on one line."""
+        assert self.status == 2
+        assert self.stdout == ""
+        assert "Traceback" not in self.stderr
+        assert self.stderr.startswith("mlmlab: ")
+        assert self.stderr.count("mlmlab: ") == 1
+        return " ".join(self.stderr.split())
+
+
+# Whole processes, side by side, for what only a process shows
+
+PROCESSES: dict[str, tuple[list[str], dict[str, str]]] = {
+    "unknown key": (["train.epoch=3"], {}),
+    "no network": (
+        ["+experiment=eli5", f"data.url={UNREACHABLE}/x.json.gz"],
+        {"HF_ENDPOINT": UNREACHABLE, "HF_HUB_OFFLINE": "0"},
+    ),
+    "sweep": (["-m", "seed=0,1", "debug=one_step", "runtime.device=cpu"], {}),
+}
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
+    root = str(Path(mlmlab.__file__).parents[1])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    running = {}
+    for name, (arguments, changes) in PROCESSES.items():
+        folder = tmp_path_factory.mktemp("process")
+        running[name] = (
+            folder,
+            subprocess.Popen(
+                [sys.executable, "-m", "mlmlab.train", *arguments],
+                cwd=folder,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": path,
+                    "OMP_NUM_THREADS": "1",
+                    "HF_HOME": str(tmp_path_factory.mktemp("hub")),
+                    **changes,
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            ),
+        )
+    finished = {}
+    for name, (folder, process) in running.items():
+        stdout, stderr = process.communicate(timeout=300)
+        finished[name] = Finished(process.returncode, stdout, stderr, folder)
+    return finished
+
+
+def test_an_unknown_key_ends_the_process_with_one_message_and_nothing_written(
+    processes: dict[str, Finished],
+) -> None:
+    finished = processes["unknown key"]
+    message = finished.refusal()
+    assert message.startswith("mlmlab: train.epoch: there is no such key found train.epoch=3")
+    assert message.endswith("do perhaps train.epochs=3")
+    assert list(finished.folder.iterdir()) == []
+
+
+def test_without_a_network_the_message_says_what_makes_the_recipe_run_offline(
+    processes: dict[str, Finished],
+) -> None:
+    finished = processes["no network"]
+    message = finished.refusal()
+    assert "distilbert/distilroberta-base" in message
+    assert "checkpoint=DIR" in message
+    assert f"{UNREACHABLE}/x.json.gz" in message
+    assert "data.source=file data.path=FILE" in message
+    assert list(finished.folder.iterdir()) == []
+
+
+def test_a_sweep_leaves_one_finished_folder_a_job(processes: dict[str, Finished]) -> None:
+    finished = processes["sweep"]
+    assert finished.status == 0, finished.stderr
+    (sweep,) = (finished.folder / "runs" / "world").iterdir()
+    jobs = sorted(folder for folder in sweep.iterdir() if folder.is_dir())
+    assert [re.fullmatch(r"(\d+)-[0-9a-f]{8}", job.name) is not None for job in jobs] == [True] * 2
+    assert [job.name[:2] for job in jobs] == ["0-", "1-"]
+    assert len({job.name[2:] for job in jobs}) == 2
+    summaries = [json.loads((job / "summary.json").read_text()) for job in jobs]
+    assert [summary["seed"] for summary in summaries] == [0, 1]
+    assert [summary["steps"] for summary in summaries] == [1, 1]
+    assert summaries[0]["eval_loss"] != summaries[1]["eval_loss"]
+
+
+# In this process, for everything else
+
+Command = Callable[..., Finished]
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    """`python -m mlmlab.train ...` in an empty folder, without starting Python again."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: this takes it back
+
+    def run(*arguments: str) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        with pytest.raises(SystemExit) as end:
+            as_command(train)
+        output = capfd.readouterr()
+        assert isinstance(end.value.code, int)
+        return Finished(end.value.code, output.out, output.err, folder)
+
+    return run
+
+
+REFUSED: dict[str, tuple[str, str, str, str]] = {
+    # the command line: what its message says after where, found, expected and do
+    "+train.foo=1": ("train.foo: there is no", "train.foo=1", "one of train.epochs,", "remove"),
+    "train.epochs=three": ("train.epochs", "three", "a whole number", "train.epochs=1"),
+    "+experiment=nothing": (
+        "experiment", "experiment=nothing", "one of eli5, finetune", "+experiment="
+    ),
+    "experiment=eli5": ("experiment", "experiment=eli5", "+experiment=NAME", "+experiment=eli5"),
+    "+experiment=eli5 +experiment=finetune": (
+        "the command line", "Multiple values for experiment", "+experiment=NAME", "--help"
+    ),
+    "model=nothing": ("model", "model=nothing", "one of bert_base, distilbert,", "model=tiny"),
+    "masking=3": ("the command line", "masking=3", "GROUP=OPTION", "--help"),
+    "train.epochs=[1": ("the command line", "train.epochs=[1", "KEY=VALUE", "train.epochs="),
+    "seed=0,1": ("seed", "seed=0,1", "one value", "-m seed=0,1"),
+    "seed=range(3)": ("seed", "seed=range(3)", "one value", "-m seed=range(3)"),
+    "+train.epochs=3": ("train.epochs", "+train.epochs=3", "no +", "train.epochs=3"),
+    "data.source=file": ("data.path", "null", "because data.source=file", "data.path=FILE"),
+    "data.source=file data.path=missing.txt": (
+        "data.path", "missing.txt: no such file", "a .txt, .jsonl or .json", "check the path"
+    ),
+    "checkpoint=. model=from_checkpoint": (
+        "checkpoint", "no config.json in it", "a folder with config.json", "checkpoint=DIR"
+    ),
+    "checkpoint=no/such/folder model=from_checkpoint": (
+        "checkpoint", "no/such/folder: no such", "owner/name", "checkpoint=owner/name"
+    ),
+    "debug=one_step 'eval.fill_mask=[no mask here]'": (
+        "the text", "no mask here", "at least one <mask>", "write <mask>"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_wrong_input_is_one_complete_message_and_nothing_is_written(
+    command: Command, line: str
+) -> None:
+    finished = command(*shlex.split(line))
+    parts = re.fullmatch("mlmlab: (.*) found (.*) expected (.*) do (.*)", finished.refusal())
+    assert parts is not None, finished.stderr
+    for part, wanted in zip(parts.groups(), REFUSED[line], strict=True):
+        assert wanted in part
+    assert list(finished.folder.iterdir()) == []
+
+
+def test_a_run_never_writes_over_another(command: Command, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "note.txt").write_text("keep me")
+    finished = command("debug=one_step", f"run_dir={full}")
+    message = finished.refusal()
+    assert message.startswith(f"mlmlab: run_dir found {full}")
+    assert "never writes over another" in message
+    assert [file.name for file in full.iterdir()] == ["note.txt"]
+    assert list(finished.folder.iterdir()) == []
+
+
+def test_a_checkpoint_and_a_file_that_are_missing_are_reported_together(command: Command) -> None:
+    message = command("+experiment=finetune", "checkpoint=.", "data.path=missing.txt").refusal()
+    assert "no config.json in it" in message
+    assert "missing.txt: no such file" in message
+
+
+@pytest.mark.parametrize("values", ["train.epochs=three,four", "train.epoch=3,4"])
+def test_a_sweep_over_wrong_values_ends_with_the_message(command: Command, values: str) -> None:
+    finished = command("-m", values)
+    assert finished.status == 2
+    assert "Traceback" not in finished.stderr
+    assert f"mlmlab: {values.partition('=')[0]}" in finished.stderr
+
+
+def test_help_lists_groups_and_keys_in_eighty_columns(command: Command) -> None:
+    finished = command("--help")
+    assert finished.status == 0
+    assert finished.stderr == ""
+    assert max(map(len, finished.stdout.splitlines())) <= 80
+    for text in ("experiment: eli5, finetune", "learning_rate:", "+experiment=eli5", " -m "):
+        assert text in finished.stdout
+    assert list(finished.folder.iterdir()) == []
+
+
+def end_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def run(_: RunConfig) -> None:
+        raise error
+
+    monkeypatch.setattr("mlmlab.launch.run", run)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (RunFailed("the loss is not finite"), 1, "the loss is not finite"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_a_failed_or_interrupted_run_has_its_own_status(
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: int,
+    message: str,
+) -> None:
+    end_with(monkeypatch, error)
+    finished = command()
+    assert finished.status == status
+    assert finished.stderr == f"mlmlab: {message}\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), OSError("ours"), KeyError("ours")])
+def test_a_defect_of_ours_keeps_its_traceback(
+    command: Command, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    end_with(monkeypatch, error)
+    with pytest.raises(type(error), match="ours"):
+        command()
+    assert composition_error(error, []) is None
+
+
+# Composition and inputs without a command
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("seed=${nothing}", "Interpolation key 'nothing' not found"),
+        ("seed", "seed"),
+        ("~nothing", "Could not delete"),
+        ("=3", "Config group override must be a string"),
+        ("masking@other=bert", "masking@other=bert"),
+    ],
+)
+def test_hydras_own_errors_become_messages_of_ours(override: str, found: str) -> None:
+    with pytest.raises(UserError) as error:
+        mlmlab.compose(override)
+    (problem,) = error.value.problems
+    assert found in problem.found
+    assert problem.where
+    assert problem.expected
+    assert problem.remedy
+
+
+def test_an_empty_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(UserError) as error:
+        gather(mlmlab.compose("data=text", f"data.path={tmp_path / 'empty.txt'}"))
+    assert [problem.where for problem in error.value.problems] == ["data", "data"]
+    assert all("empty.txt: 0 tokens" in problem.found for problem in error.value.problems)

@@ -1,0 +1,550 @@
+"""One strict function builds a run's config; whatever is wrong is said at once and completely."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import mlmlab
+from mlmlab import schema
+from mlmlab.composition import config_folder
+from mlmlab.config import DebugMode, RunConfig, build
+from mlmlab.errors import Problem, UserError
+from mlmlab.masking import MaskingMode
+from mlmlab.model.config import ModelSettings
+from mlmlab.training.config import Device, Schedule
+
+
+@pytest.fixture(scope="module")
+def default() -> dict[str, Any]:
+    """The default run as plain mappings."""
+    mapping: dict[str, Any] = schema.to_mapping(mlmlab.compose())
+    return mapping
+
+
+def changed(mapping: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A copy with other values; group__key names a nested one."""
+    copy = {
+        key: dict(value) if isinstance(value, dict) else value for key, value in mapping.items()
+    }
+    for name, value in changes.items():
+        *groups, key = name.split("__")
+        place = copy
+        for group in groups:
+            place = place[group]
+        place[key] = value
+    return copy
+
+
+def complete(error: pytest.ExceptionInfo[UserError]) -> list[Problem]:
+    """The problems, none of them without an answer to its four questions."""
+    problems = list(error.value.problems)
+    for problem in problems:
+        assert problem.where
+        assert problem.found
+        assert problem.expected
+        assert problem.remedy
+    return problems
+
+
+def build_problems(mapping: dict[str, Any]) -> list[Problem]:
+    with pytest.raises(UserError) as error:
+        build(mapping)
+    return complete(error)
+
+
+def problem_of(mapping: dict[str, Any]) -> Problem:
+    (problem,) = build_problems(mapping)
+    return problem
+
+
+def compose_problem(*overrides: str) -> Problem:
+    with pytest.raises(UserError) as error:
+        mlmlab.compose(*overrides)
+    (problem,) = complete(error)
+    return problem
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("train.epoch=3", "train.epochs=3"),
+        ("+train.epoch=3", "train.epochs=3"),
+        ("trian.epochs=3", "train.epochs=3"),
+        ("model.rate=0.3", "masking.rate=0.3"),
+        ("+model.rate=0.3", None),
+        ("batch_size=8", "train.batch_size=8 or eval.batch_size=8"),
+        ("+batch_size=8", "train.batch_size=8 or eval.batch_size=8"),
+        ("+sede=3", "seed=3"),
+        ("seed.x=3", "seed=3"),
+        ("+train.foo=1", None),
+        ("foo=1", None),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_one_that_was_meant(
+    override: str, meant: str | None
+) -> None:
+    problem = compose_problem(override)
+    key = override.removeprefix("+").partition("=")[0]
+    assert problem.where == f"{key}: there is no such key"
+    assert problem.found == override.removeprefix("+")
+    assert problem.remedy == (f"perhaps {meant}" if meant else f"remove {key}")
+
+
+def test_an_unknown_key_is_shown_beside_those_of_its_group() -> None:
+    assert "train.epochs, train.max_steps," in compose_problem("train.epoch=3").expected
+    assert "train.epochs, train.max_steps," in compose_problem("+train.epoch=3").expected
+    assert "seed, name, run_dir," in compose_problem("epoch=3").expected
+
+
+def test_a_missing_key_is_named(default: dict[str, Any]) -> None:
+    mapping = changed(default)
+    del mapping["train"]["epochs"], mapping["seed"], mapping["runtime"]
+    problems = {problem.where: problem for problem in build_problems(mapping)}
+    assert set(problems) == {"train.epochs", "seed", "runtime"}
+    assert problems["seed"].found == "nothing"
+    assert problems["seed"].expected == "a whole number"
+
+
+@pytest.mark.parametrize("value", [3, None, "text", [1]])
+def test_a_group_must_hold_keys(default: dict[str, Any], value: Any) -> None:
+    problem = problem_of(changed(default, train=value))
+    assert problem.where == "train"
+    assert "a group of keys" in problem.expected
+
+
+# Types
+
+
+class Color(Enum):
+    RED = "dark red"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One field of each type that a config may have."""
+
+    count: int = 1
+    share: float = 0.5
+    switch: bool = False
+    text: str = ""
+    color: Color = Color.RED
+    texts: tuple[str, ...] = ()
+    maybe: int | None = None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("count", 1.0, "a whole number"),
+        ("count", True, "a whole number"),
+        ("count", "1", "a whole number"),
+        ("count", None, "a whole number"),
+        ("share", "0.5", "a number"),
+        ("share", True, "a number"),
+        ("share", float("nan"), "a number"),
+        ("share", float("inf"), "a number"),
+        ("share", None, "a number"),
+        ("switch", 1, "true or false"),
+        ("switch", "true", "true or false"),
+        ("text", 1, "text"),
+        ("text", True, "text"),
+        ("text", None, "text"),
+        ("color", "RED", "one of dark red"),
+        ("color", "blue", "one of dark red"),
+        ("color", None, "one of dark red"),
+        ("texts", "a", "a list of texts: [a,b]"),
+        ("texts", ["a", 1], "a list of texts: [a,b]"),
+        ("texts", None, "a list of texts: [a,b]"),
+        ("maybe", "x", "a whole number or null"),
+        ("maybe", False, "a whole number or null"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(field: str, value: Any, expected: str) -> None:
+    problems: list[Problem] = []
+    assert schema.read(Sample, {field: value}, "group", problems) is None
+    (problem,) = problems
+    assert problem.where == f"group.{field}"
+    assert problem.expected == expected
+    assert problem.remedy.startswith(f"for instance group.{field}=")
+
+
+def test_values_of_the_right_type_are_kept_and_whole_numbers_may_be_shares() -> None:
+    problems: list[Problem] = []
+    given = {
+        "count": 3,
+        "share": 1,
+        "switch": True,
+        "text": "x",
+        "color": "dark red",
+        "texts": ["a", "b"],
+        "maybe": None,
+    }
+    config = schema.read(Sample, given, "", problems)
+    assert problems == []
+    assert config == Sample(count=3, share=1.0, switch=True, text="x", texts=("a", "b"), maybe=None)
+    assert isinstance(config.share, float)
+
+
+@pytest.mark.parametrize(
+    ("override", "found", "remedy"),
+    [
+        ("train.epochs=three", "three", "for instance train.epochs=1"),
+        ("train.epochs=true", "true", "for instance train.epochs=1"),
+        ("train.schedule=LINEAR", "LINEAR", "for instance train.schedule=linear"),
+        ("name=12", "12", "for instance name=\"'12'\""),
+        ("eval.fill_mask=text", "text", "for instance eval.fill_mask=[]"),
+    ],
+)
+def test_a_wrong_type_on_the_command_line_shows_what_to_type(
+    override: str, found: str, remedy: str
+) -> None:
+    problem = compose_problem(override)
+    assert (problem.found, problem.remedy) == (found, remedy)
+
+
+def test_enums_go_by_their_written_value() -> None:
+    config = mlmlab.compose("train.schedule=cosine", "runtime.device=cpu")
+    assert config.train.schedule is Schedule.COSINE
+    assert config.runtime.device is Device.CPU
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"train__epochs": 0}, "train.epochs"),
+        ({"train__batch_size": -1}, "train.batch_size"),
+        ({"train__micro_batch_size": 0}, "train.micro_batch_size"),
+        ({"train__max_steps": 0}, "train.max_steps"),
+        ({"train__learning_rate": 0.0}, "train.learning_rate"),
+        ({"train__weight_decay": -0.1}, "train.weight_decay"),
+        ({"train__adam_beta1": 1.0}, "train.adam_beta1"),
+        ({"train__adam_beta2": -0.1}, "train.adam_beta2"),
+        ({"train__adam_eps": 0.0}, "train.adam_eps"),
+        ({"train__max_grad_norm": -1.0}, "train.max_grad_norm"),
+        ({"train__warmup_steps": -1}, "train.warmup_steps"),
+        ({"train__save_every_steps": 0}, "train.save_every_steps"),
+        ({"train__keep_checkpoints": -1}, "train.keep_checkpoints"),
+        ({"train__log_every_steps": 0}, "train.log_every_steps"),
+        ({"eval__every_steps": 0}, "eval.every_steps"),
+        ({"eval__batch_size": 0}, "eval.batch_size"),
+        ({"runtime__threads": 0}, "runtime.threads"),
+        ({"data__block_size": 1}, "data.block_size"),
+        ({"data__test_fraction": 0.0}, "data.test_fraction"),
+        ({"data__test_fraction": 1.0}, "data.test_fraction"),
+        ({"data__limit": 0}, "data.limit"),
+        ({"tokenizer__vocabulary_size": 100}, "tokenizer.vocabulary_size"),
+        ({"masking__rate": -0.1}, "masking.rate"),
+        ({"masking__rate": 1.1}, "masking.rate"),
+        ({"masking__rate": 0.0}, "masking.rate"),
+        ({"model__dropout": 1.0}, "model.dropout"),
+        ({"model__layers": 0}, "model.layers"),
+        ({"model__heads": 3}, "model.heads"),
+        ({"name": ""}, "name"),
+        ({"name": "../elsewhere"}, "name"),
+        ({"name": "two words"}, "name"),
+        ({"run_dir": " "}, "run_dir"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(
+    default: dict[str, Any], changes: dict[str, Any], where: str
+) -> None:
+    problem = problem_of(changed(default, **changes))
+    assert problem.where == where
+    (value,) = changes.values()
+    assert str(value) in problem.found or problem.found == "an empty text"
+
+
+def test_the_limits_of_a_range_are_allowed(default: dict[str, Any]) -> None:
+    changes: dict[str, Any] = {
+        "train__weight_decay": 0.0,
+        "train__max_grad_norm": 0.0,
+        "train__warmup_steps": 0,
+        "train__keep_checkpoints": 0,
+        "train__adam_beta1": 0.0,
+        "masking__rate": 1.0,
+        "masking__mask_fraction": 0.9,
+        "masking__random_fraction": 0.1,
+        "model__dropout": 0.0,
+        "data__block_size": 128,
+        "model__max_positions": 128,
+        "data__limit": 1,
+        "seed": -1,
+    }
+    assert build(changed(default, **changes)).masking.rate == 1.0
+
+
+def test_several_problems_are_reported_together(default: dict[str, Any]) -> None:
+    mapping = changed(
+        default, train__epochs=0, data__block_size=5000, model__layers="two", masking__rate=2.0
+    )
+    mapping["train"]["foo"] = 1
+    wheres = [problem.where for problem in build_problems(mapping)]
+    assert sorted(wheres) == [
+        "masking.rate",
+        "model.layers",
+        "train.epochs",
+        "train.foo: there is no such key",
+    ]
+    # A contradiction is found as soon as both its values can be read.
+    mapping["model"]["layers"] = 2
+    assert "data.block_size" in [problem.where for problem in build_problems(mapping)]
+
+
+# Contradictions
+
+
+def test_an_architecture_beside_a_checkpoint_is_refused() -> None:
+    problem = compose_problem("checkpoint=somewhere", "model.layers=2")
+    assert problem.where == "model"
+    assert "model.family=roberta" in problem.found
+    assert "model.layers=2" in problem.found
+    assert "model.dropout=" not in problem.found
+    assert "checkpoint=somewhere" in problem.expected
+    assert "model=from_checkpoint" in problem.remedy
+    assert compose_problem("+experiment=eli5", "model.layers=3").found == "model.layers=3"
+
+
+def test_dropout_may_be_set_beside_a_checkpoint() -> None:
+    assert mlmlab.compose("+experiment=eli5", "model.dropout=0.2").model.dropout == 0.2
+
+
+def test_no_checkpoint_needs_an_architecture() -> None:
+    problems = compose_problems("model=from_checkpoint")
+    assert [problem.where for problem in problems] == ["model", "model.dropout"]
+    assert "model.family, model.hidden_size, model.layers" in problems[0].found
+    assert "checkpoint=DIR_OR_HUB_ID" in problems[0].remedy
+    assert compose_problem("model.layers=null").found == "checkpoint=null, and no model.layers"
+
+
+def compose_problems(*overrides: str) -> list[Problem]:
+    with pytest.raises(UserError) as error:
+        mlmlab.compose(*overrides)
+    return complete(error)
+
+
+def test_a_block_must_fit_into_the_positions() -> None:
+    problem = compose_problem("data.block_size=200", "model.max_positions=100")
+    assert problem.where == "data.block_size"
+    assert "model.max_positions=100" in problem.expected
+    assert mlmlab.compose("data.block_size=200", "model.max_positions=200").data.block_size == 200
+
+
+def test_mask_and_random_fractions_must_leave_each_other_room() -> None:
+    problem = compose_problem("masking.mask_fraction=0.95")
+    assert problem.where == "masking.mask_fraction + masking.random_fraction"
+    assert problem.found == "0.95 + 0.1"
+
+
+@pytest.mark.parametrize(("source", "key"), [("file", "data.path"), ("url", "data.url")])
+def test_a_source_needs_its_address(source: str, key: str) -> None:
+    problem = compose_problem(f"data.source={source}")
+    assert problem.where == key
+    assert f"data.source={source}" in problem.expected
+
+
+def test_training_needs_masked_tokens() -> None:
+    problem = compose_problem("masking.rate=0")
+    assert problem.where == "masking.rate"
+    assert problem.found == "0.0"
+    assert problem.remedy == "masking.rate=0.15"
+
+
+# Debug modes
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["debug=one_step", "train.max_steps=50", "data.limit=1000"],
+        ["+experiment=eli5", "debug=one_step"],
+        ["debug=one_step", "+experiment=eli5", "train.max_steps=9"],
+    ],
+)
+def test_one_step_is_one_step_whatever_else_is_said(overrides: list[str]) -> None:
+    config = mlmlab.compose(*overrides)
+    assert config.debug.mode is DebugMode.ONE_STEP
+    assert config.train.max_steps == 1
+    assert config.data.limit == 200
+
+
+def test_one_step_keeps_a_smaller_limit() -> None:
+    assert mlmlab.compose("debug=one_step", "data.limit=50").data.limit == 50
+
+
+def test_overfit_switches_off_whatever_regularizes() -> None:
+    config = mlmlab.compose(
+        "debug=overfit", "model.dropout=0.3", "train.weight_decay=0.5", "masking.mode=dynamic"
+    )
+    assert config.model.dropout == 0.0
+    assert config.train.weight_decay == 0.0
+    assert config.masking.mode is MaskingMode.STATIC
+
+
+def test_a_debug_mode_sets_only_its_own_key() -> None:
+    for file in (config_folder() / "debug").glob("*.yaml"):
+        assert list(OmegaConf.load(file)) == ["mode"]  # the rest is `build`'s, applied last
+
+
+# conf/
+
+
+def options() -> Iterator[str]:
+    """Every option of every group, as an override."""
+    for file in sorted(config_folder().glob("*/*.yaml")):
+        group = file.parent.name
+        yield f"{'+' if group == 'experiment' else ''}{group}={file.stem}"
+
+
+FITTING = {
+    "data=text": ["data.path=my.txt"],
+    "model=from_checkpoint": ["checkpoint=somewhere"],
+    "+experiment=finetune": ["data.path=my.txt"],
+}
+
+
+@pytest.mark.parametrize("option", options())
+def test_every_option_of_every_group_builds(option: str) -> None:
+    assert isinstance(mlmlab.compose(option, *FITTING.get(option, [])), RunConfig)
+
+
+def test_the_default_run_needs_nothing() -> None:
+    config = mlmlab.compose()
+    assert config.checkpoint is None
+    assert config.data.source.value == "builtin"
+
+
+FINE_TUNING = {
+    "seed": 0,
+    "run_dir": None,
+    "checkpoint": "distilbert/distilroberta-base",
+    "checkpoint_head": "require",
+    "tokenizer": {"path": None, "kind": "bpe", "vocabulary_size": 8192},
+    "masking": {
+        "rate": 0.15,
+        "unit": "token",
+        "mask_fraction": 0.8,
+        "random_fraction": 0.1,
+        "mode": "dynamic",
+    },
+    "model": dict.fromkeys(field.name for field in dataclasses.fields(ModelSettings)),
+    "train": {
+        "epochs": 3,
+        "max_steps": None,
+        "batch_size": 8,
+        "micro_batch_size": None,
+        "learning_rate": 2e-5,
+        "weight_decay": 0.01,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_eps": 1e-8,
+        "max_grad_norm": 1.0,
+        "schedule": "linear",
+        "warmup_steps": 0,
+        "save_every_steps": None,
+        "keep_checkpoints": 2,
+        "log_every_steps": 10,
+    },
+    "runtime": {"device": "auto", "precision": "auto", "threads": None},
+    "debug": {"mode": "none"},
+}
+"""The published recipe: the Hub guide's arguments, and the defaults of its trainer."""
+EVALUATION = {"every_steps": None, "batch_size": 64, "seed": 0, "fill_mask": []}
+TEXT = {
+    "source": "file",
+    "path": None,
+    "url": None,
+    "sha256": None,
+    "text_field": "text",
+    "encoding": "utf-8",
+    "limit": None,
+    "test_fraction": 0.2,
+    "seed": 0,
+    "block_size": 128,
+}
+
+
+def test_eli5_is_the_published_recipe() -> None:
+    address = "https://jingshensn2.github.io/eli5c/datasets/eli5-category-train.json.gz"
+    assert schema.to_mapping(mlmlab.compose("+experiment=eli5")) == {
+        **FINE_TUNING,
+        "name": "eli5",
+        "data": {
+            **TEXT,
+            "source": "url",
+            "url": address,
+            "sha256": "9bfbed0d20608978fde8889f6383bfb695af575c81c3a3b2ec87c644928c725b",
+            "text_field": "answers.text",
+            "limit": 5000,
+        },
+        "eval": {**EVALUATION, "fill_mask": ["The Milky Way is a <mask> galaxy."]},
+    }
+
+
+def test_finetune_is_the_published_recipe_on_ones_own_text() -> None:
+    config = mlmlab.compose("+experiment=finetune", "data.path=my.txt")
+    assert schema.to_mapping(config) == {
+        **FINE_TUNING,
+        "name": "finetune",
+        "data": {**TEXT, "path": "my.txt"},
+        "eval": EVALUATION,
+    }
+
+
+# There and back
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["debug=one_step"],
+        ["debug=overfit"],
+        ["+experiment=eli5", "eval.fill_mask=['a <mask>','b, <mask>']"],
+        ["masking=forty_percent", "train=pretrain", "model=bert_base"],
+    ],
+)
+def test_a_config_survives_the_way_to_plain_mappings_and_back(overrides: list[str]) -> None:
+    config = mlmlab.compose(*overrides)
+    mapping = schema.to_mapping(config)
+    assert build(mapping) == config
+    written = OmegaConf.to_yaml(OmegaConf.create(mapping))
+    assert build(OmegaConf.to_container(OmegaConf.create(written))) == config  # type: ignore[arg-type]
+
+
+def test_every_field_of_a_config_is_frozen() -> None:
+    config = mlmlab.compose()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.train.epochs = 1  # type: ignore[misc]
+
+
+def test_composing_again_in_one_process_starts_afresh() -> None:
+    first = mlmlab.compose("seed=5", "model.layers=3")
+    assert mlmlab.compose().seed == 0
+    with pytest.raises(UserError):
+        mlmlab.compose("foo=1")
+    assert mlmlab.compose("seed=5", "model.layers=3") == first
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_composing_inside_another_hydra_leaves_it_as_it_was() -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_folder() / "debug")):
+        assert mlmlab.compose("seed=5").seed == 5
+        with pytest.raises(UserError):
+            mlmlab.compose("foo=1")
+        assert hydra_compose("one_step") == {"mode": "one_step"}
