@@ -38,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first used: a wrong option need not wait for PyTorch."""
+    """Imports a public name when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module 'mlmlab' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

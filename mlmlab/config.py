@@ -123,6 +123,9 @@ def build(mapping: Mapping[str, Any]) -> RunConfig:
     return _with_debug(config)
 
 
+_OVERFIT_STEPS = 200
+
+
 def _with_debug(config: RunConfig) -> RunConfig:
     match config.debug.mode:
         case DebugMode.NONE:
@@ -139,8 +142,9 @@ def _with_debug(config: RunConfig) -> RunConfig:
             # One batch, the same masks each time, nothing that regularizes: the loss must vanish.
             return dataclasses.replace(
                 config,
+                eval=dataclasses.replace(config.eval, every_steps=_OVERFIT_STEPS),
                 train=dataclasses.replace(
-                    config.train, max_steps=200, weight_decay=0.0, keep_checkpoints=0
+                    config.train, max_steps=_OVERFIT_STEPS, weight_decay=0.0, keep_checkpoints=0
                 ),
                 masking=dataclasses.replace(config.masking, mode=MaskingMode.STATIC),
                 model=dataclasses.replace(config.model, dropout=0.0),

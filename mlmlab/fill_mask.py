@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from mlmlab.checkpoints import load_pretrained
 from mlmlab.command import exit_status
 from mlmlab.errors import UserError
 from mlmlab.filling import FillMask
@@ -54,8 +55,6 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Loads the model once and answers text by text."""
     options = _arguments(arguments)
-    from mlmlab.checkpoints import load_pretrained  # PyTorch is not needed to explain the options
-
     fill = FillMask(*load_pretrained(options.checkpoint, quiet=True))
     targets = None if options.targets is None else options.targets.split(",")
     for text in options.texts:

@@ -1,7 +1,6 @@
 """What a run starts from, gathered and checked first: text, tokenizer, model."""
 
 import hashlib
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +8,12 @@ from mlmlab.checkpoints import LoadedModel, check_vocabularies, load_model
 from mlmlab.config import CheckpointHead, RunConfig
 from mlmlab.data.blocks import PackedBlocks
 from mlmlab.data.config import DataConfig, Source
-from mlmlab.data.corpus import Corpus, Progress, TrainingDocuments, cache_folder, open_corpus
+from mlmlab.data.corpus import Corpus, Progress, TrainingDocuments, open_corpus
 from mlmlab.data.sources import FileSource, TextSource, WorldSource
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, word_tokenizer
 from mlmlab.data.world import small_world
 from mlmlab.errors import Problem, UserError
+from mlmlab.fetch.cache import built_once, cache_folder
 from mlmlab.fetch.hub import fetch_tokenizer
 from mlmlab.fetch.url import fetch_url
 from mlmlab.model import MaskedLanguageModel, ModelConfig
@@ -139,16 +139,12 @@ def _trained_tokenizer(config: RunConfig, source: TextSource, source_key: str) -
     split = f"{config.data.test_fraction} {config.data.seed}"
     key = f"{source_key} {split} {settings.kind.value} {settings.vocabulary_size}"
     folder = cache_folder() / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:32]
-    if not folder.is_dir():
+
+    def build(building: Path) -> None:
         documents = TrainingDocuments(source, config.data.test_fraction, config.data.seed)
-        tokenizer = train_tokenizer(documents, settings.kind, settings.vocabulary_size)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as name:
-            building = Path(name) / "tokenizer"
-            building.mkdir()
-            tokenizer.save(building)
-            if not folder.is_dir():  # another run may have been faster
-                building.rename(folder)
+        train_tokenizer(documents, settings.kind, settings.vocabulary_size).save(building)
+
+    built_once(folder, build)
     return load_tokenizer(folder)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,10 @@ def run(config: RunConfig, *, quiet: bool = False) -> Summary:
         RunFailed: the loss or a gradient became non-finite.
     """
     compute = resolve(config.runtime)
+    _check_run_dir(config)  # now, not after an hour of tokenizing
     inputs = _gather(config, quiet)
     config = _pinned(config, inputs)
-    train_loader, eval_loader = _loaders(config, inputs)
+    train_loader, eval_loader = _loaders(config, inputs, pin_memory=compute.device.type == "cuda")
     fill_mask = FillMask(inputs.model, inputs.tokenizer)
     for text in _sentences(config, inputs):
         fill_mask.encode(text)  # refuses a text without a mask now, not after the training
@@ -80,7 +82,7 @@ def run(config: RunConfig, *, quiet: bool = False) -> Summary:
         progress.close()
         tracker.close()
     _export(config, inputs, summary, run_dir)
-    progress.line(terminal.closing(summary, training.final.perplexity_standard_error))
+    progress.line(terminal.closing(summary, training))
     if config.eval.fill_mask:
         progress.line(_filled(config, inputs, fill_mask))
     progress.line(terminal.next_commands(config, inputs, run_dir))
@@ -107,7 +109,7 @@ def _pinned(config: RunConfig, inputs: Inputs) -> RunConfig:
     return dataclasses.replace(config, checkpoint=inputs.loaded.resolved)
 
 
-def _loaders(config: RunConfig, inputs: Inputs) -> tuple[TrainLoader, EvalLoader]:
+def _loaders(config: RunConfig, inputs: Inputs, pin_memory: bool) -> tuple[TrainLoader, EvalLoader]:
     vocabulary = inputs.tokenizer.vocabulary()
     examples = len(inputs.train)
     if config.debug.mode is DebugMode.OVERFIT:
@@ -119,6 +121,7 @@ def _loaders(config: RunConfig, inputs: Inputs) -> tuple[TrainLoader, EvalLoader
         masking=config.masking,
         vocabulary=vocabulary,
         seed=config.seed,
+        pin_memory=pin_memory,
     )
     eval_loader = EvalLoader(
         blocks=inputs.test,
@@ -126,46 +129,48 @@ def _loaders(config: RunConfig, inputs: Inputs) -> tuple[TrainLoader, EvalLoader
         vocabulary=vocabulary,
         seed=config.eval.seed,
         batch_size=config.eval.batch_size,
+        pin_memory=pin_memory,
     )
     return train_loader, eval_loader
 
 
+def _check_run_dir(config: RunConfig) -> None:
+    """Refuses a folder that holds something already."""
+    if config.run_dir is None:
+        return
+    folder = Path(config.run_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError.of(
+            "run_dir",
+            found=f"{folder}, which is there already and not empty",
+            expected="a new or empty folder: a run never writes over another",
+            remedy="run_dir=ANOTHER_FOLDER, or run_dir=null for one named by the time",
+        )
+
+
 def _make_run_dir(config: RunConfig) -> Path:
     """Creates the run's folder: its own name, or a time that no other run has taken."""
-    if config.run_dir is not None:
-        folder = Path(config.run_dir)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError.of(
-                "run_dir",
-                found=f"{folder}, which is there already and not empty",
-                expected="a new or empty folder: a run never writes over another",
-                remedy="run_dir=ANOTHER_FOLDER, or run_dir=null for one named by the time",
-            )
-        _create(folder, config)
-        return folder
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     parent = Path("runs") / config.name
-    _create(parent, config)
-    for attempt in range(1, 1000):
-        folder = parent / (stamp if attempt == 1 else f"{stamp}-{attempt}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise AssertionError("a thousand runs within one second")
-
-
-def _create(folder: Path, config: RunConfig) -> None:
+    names = [stamp, *(f"{stamp}-{attempt}" for attempt in range(2, 1000))]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if config.run_dir is not None:
+            folder = Path(config.run_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+        parent.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            with suppress(FileExistsError):
+                (parent / name).mkdir()
+                return parent / name
     except OSError as error:
         raise UserError.of(
             "run_dir" if config.run_dir is not None else "name",
-            found=f"{folder}: {error.strerror}",
+            found=f"{config.run_dir or parent}: {error.strerror}",
             expected="a folder that can be created",
             remedy="run_dir=FOLDER",
         ) from error
+    raise AssertionError("a thousand runs within one second")
 
 
 def _write_config(config: RunConfig, run_dir: Path) -> None:
@@ -233,7 +238,9 @@ def _export(config: RunConfig, inputs: Inputs, summary: Summary, run_dir: Path) 
     """The Hub layout and its card; summary.json last, the sign of a finished run."""
     export = run_dir / "export"
     save_pretrained(inputs.model, inputs.tokenizer, export)
-    card = model_card(config, summary, inputs.source.description, inputs.tokenizer.mask_token)
+    # The file's name, not its path: a card is published, and the path is the user's own business.
+    text = config.data.url or Path(config.data.path or inputs.source.description).name
+    card = model_card(config, summary, text, inputs.tokenizer.mask_token)
     (export / "README.md").write_text(card, encoding="utf-8")
     summary.write(run_dir / "summary.json")
 

@@ -64,6 +64,7 @@ def _micro_batch(
     seed: int,
     masking: MaskingConfig,
     vocabulary: VocabularyInfo,
+    pin_memory: bool,
 ) -> MicroBatch:
     batch = mask_batch(
         blocks.take(examples),
@@ -74,7 +75,10 @@ def _micro_batch(
         vocabulary=vocabulary,
     )
     arrays = (batch.input_ids, batch.positions, batch.labels, batch.row_offsets)
-    return MicroBatch(*(torch.from_numpy(array) for array in arrays))
+    tensors = [torch.from_numpy(array) for array in arrays]
+    if pin_memory:
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return MicroBatch(*tensors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +91,8 @@ class TrainLoader:
     masking: MaskingConfig
     vocabulary: VocabularyInfo
     seed: int
+    pin_memory: bool = False
+    """Whether tensors lie in page-locked memory, from where they reach CUDA without a stop."""
 
     def batch(self, number: int) -> UpdateBatch:
         """The batch with this number, counted from 0 over the whole run."""
@@ -100,6 +106,7 @@ class TrainLoader:
                 self.seed,
                 self.masking,
                 self.vocabulary,
+                self.pin_memory,
             )
             for start in range(0, len(examples), self.micro_batch_size)
         )
@@ -125,6 +132,8 @@ class EvalLoader:
     vocabulary: VocabularyInfo
     seed: int
     batch_size: int
+    pin_memory: bool = False
+    """As for `TrainLoader`."""
 
     @property
     def chunk_size(self) -> int:
@@ -149,7 +158,9 @@ class EvalLoader:
         first = number * self.chunk_size
         examples = np.arange(first, min(first + self.chunk_size, len(self.blocks)))
         mask_seed = derive_seed(self.seed, Domain.EVALUATE)
-        return _micro_batch(self.blocks, examples, 0, mask_seed, self.masking, self.vocabulary)
+        return _micro_batch(
+            self.blocks, examples, 0, mask_seed, self.masking, self.vocabulary, self.pin_memory
+        )
 
 
 def _ahead(prepare: Callable[[int], Item], first: int, end: int | None = None) -> Iterator[Item]:

@@ -35,8 +35,8 @@ A masked language model trained with mlmlab, from {start}, on {text}.
 | masked perplexity on the test split | {summary.eval_perplexity:.3f}{shown_error} |
 | before training | {summary.initial_eval_perplexity:.3f} |
 | predicted test tokens | {summary.eval_masked_tokens:,} |{floor}
-| masking | {config.masking.rate:.0%}, {config.masking.mask_fraction:.0%} masked, \
-{config.masking.random_fraction:.0%} random |
+| masking | {100 * config.masking.rate:g} %, {100 * config.masking.mask_fraction:g} % masked, \
+{100 * config.masking.random_fraction:g} % random |
 | updates | {summary.steps:,} of {config.train.batch_size} sequences of \
 {config.data.block_size} tokens |
 | learning rate | {config.train.learning_rate:g}, {config.train.schedule.value} |

@@ -9,7 +9,8 @@ from mlmlab.config import RunConfig
 from mlmlab.inputs import Inputs
 from mlmlab.tracking.progress import shown
 from mlmlab.tracking.summary import Summary
-from mlmlab.training.loop import Horizon
+from mlmlab.training.evaluation import perplexity
+from mlmlab.training.loop import Horizon, Training
 from mlmlab.training.precision import Compute
 
 _LABEL_WIDTH = 11
@@ -37,6 +38,8 @@ def plan(
     if train.micro_batch_size is not None and train.micro_batch_size < train.batch_size:
         accumulation = f" ({-(-train.batch_size // train.micro_batch_size)} micro-batches)"
     warmup = f", {train.warmup_steps:,} warm-up" if train.warmup_steps else ""
+    if train.warmup_steps >= horizon.updates:
+        warmup += " (as long as the run: the rate never falls)"
     rows = [
         _row("text", f"{inputs.source.description}: {documents:,} documents{empty}, "
              f"{tokens:,} tokens, {origin}"),
@@ -45,7 +48,8 @@ def plan(
         _row("model", f"{model.family.value}, {model.layers} layers of {model.hidden_size}, "
              f"{model.heads} heads, vocabulary {model.vocabulary_size:,}: "
              f"{inputs.model.parameter_count() / 1e6:.2f} M parameters"),
-        _row("masking", f"{config.masking.rate:.0%} of the tokens, {config.masking.mode.value}"),
+        _row("masking", f"{100 * config.masking.rate:g} % of the tokens, "
+             f"{config.masking.mode.value}"),
         _row("updates", f"{horizon.updates:,} of {train.batch_size} sequences{accumulation}, "
              f"learning rate {train.learning_rate:g} {train.schedule.value}{warmup}"),
         _row("compute", str(compute)),
@@ -61,13 +65,16 @@ def _blocks(documents: int, tokens: int, blocks: Any) -> str:
     )
 
 
-def closing(summary: Summary, perplexity_standard_error: float) -> str:
+def closing(summary: Summary, training: Training) -> str:
     """The result, and how far it is from the best possible one."""
+    error = training.final.perplexity_standard_error
+    last = perplexity(training.train_loss)
     rows = [
         "",
+        _row("training", f"perplexity {shown(last)} on the last training batches"),
         _row(
             "result",
-            f"perplexity {shown(summary.eval_perplexity)} ± {shown(perplexity_standard_error)} "
+            f"perplexity {shown(summary.eval_perplexity)} ± {shown(error)} "
             f"on {summary.eval_masked_tokens:,} masked test tokens "
             f"(before training: {shown(summary.initial_eval_perplexity)})",
         ),
@@ -108,15 +115,19 @@ def completion(
 
 def next_commands(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
     """Where everything is, and what one might type next."""
+    checkpoints = ", checkpoints/" if config.train.keep_checkpoints else ""
+    logs = run_dir if config.run_dir is not None else run_dir.parent
     rows = [
         "",
         _row("written", f"{run_dir}: config.yaml, metrics.jsonl, summary.json, export/ (opens with "
-             "transformers), checkpoints/"),
-        f"{'curves':<{_LABEL_WIDTH}}tensorboard --logdir {Path('runs')}",
+             f"transformers){checkpoints}"),
+        f"{'curves':<{_LABEL_WIDTH}}tensorboard --logdir {logs}",
     ]  # fmt: skip
     if inputs.is_world:
         rows += [
-            f"{'next':<{_LABEL_WIDTH}}python -m mlmlab.train model.layers=4 seed=1",
+            f"{'next':<{_LABEL_WIDTH}}python -m mlmlab.fill_mask --checkpoint {run_dir} \\",
+            f'{"":<{_LABEL_WIDTH}}    "the day after <mask> is friday ."',
+            f"{'':<{_LABEL_WIDTH}}python -m mlmlab.train model.layers=4 seed=1",
             f"{'':<{_LABEL_WIDTH}}python -m mlmlab.train +experiment=finetune \\",
             f"{'':<{_LABEL_WIDTH}}    checkpoint=distilbert/distilroberta-base \\",
             f"{'':<{_LABEL_WIDTH}}    data.source=file data.path=my.txt",

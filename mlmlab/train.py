@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from mlmlab.command import as_command, exit_status
 from mlmlab.composition import config_folder, plain
 from mlmlab.config import build
+from mlmlab.errors import UserError
 
 
 def _job_folder(number: int, overrides: str) -> str:
@@ -26,7 +27,14 @@ def train(composed: DictConfig) -> float:
     """One job: the whole command, or one point of a sweep. Returns the final eval loss."""
     mapping = plain(composed)
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        # A job raises: Hydra names it and stops the sweep.
+        if mapping["run_dir"] is not None:
+            raise UserError.of(
+                "run_dir",
+                found=f"{mapping['run_dir']}, for every job of a sweep",
+                expected="run_dir=null: each job gets a folder of its own",
+                remedy="hydra.sweep.dir=FOLDER chooses the folder that holds them",
+            )
+        # A job raises. Hydra names it, runs the others, and passes the first error on at the end.
         return _run(mapping | {"run_dir": HydraConfig.get().runtime.output_dir})
     with exit_status():  # here already, because Hydra adds a line to whatever passes through it
         return _run(mapping)
@@ -34,7 +42,7 @@ def train(composed: DictConfig) -> float:
 
 def _run(mapping: dict[str, Any]) -> float:
     config = build(mapping)
-    from mlmlab.launch import run  # PyTorch is imported once the config is known to be sound
+    from mlmlab.launch import run  # a wrong option need not wait for PyTorch
 
     return run(config).eval_loss
 

@@ -180,6 +180,13 @@ def test_missing_and_unknown_parts_of_the_body_are_refused_by_name(
         load_model(str(folder))
 
 
+def test_a_misspelt_head_is_not_taken_for_another_tasks(bert: Path, tmp_path: Path) -> None:
+    extra = {"cls.predictions.bais": torch.ones(3)}
+    folder = _variant(bert, tmp_path / "x", lambda t: t.update(extra))
+    with pytest.raises(UserError, match=r"unknown: cls\.predictions\.bais"):
+        load_model(str(folder))
+
+
 def test_a_tensor_of_another_shape_is_refused_by_name(bert: Path, tmp_path: Path) -> None:
     name = "bert.embeddings.position_embeddings.weight"
     folder = _variant(bert, tmp_path / "x", lambda t: t.update({name: torch.ones(7, 32)}))
@@ -247,6 +254,9 @@ def test_half_precision_files_are_read_as_fp32(bert: Path, tmp_path: Path) -> No
         ({"is_decoder": True}, "is_decoder"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
         ({"num_hidden_layers": None}, "num_hidden_layers"),
+        ({"hidden_size": "32"}, "hidden_size='32'"),
+        ({"num_attention_heads": 5}, "5 heads"),
+        ({"max_position_embeddings": 0}, "0 positions"),
     ],
 )
 def test_an_architecture_that_is_not_ours_is_refused(

@@ -413,6 +413,7 @@ FITTING = {
     "data=text": ["data.path=my.txt"],
     "model=from_checkpoint": ["checkpoint=somewhere"],
     "+experiment=finetune": ["data.path=my.txt"],
+    "+experiment=pretrain": ["data.path=my.txt"],
 }
 
 
@@ -462,7 +463,7 @@ FINE_TUNING = {
     "debug": {"mode": "none"},
 }
 """The published recipe: the Hub guide's arguments, and the defaults of its trainer."""
-EVALUATION = {"every_steps": None, "batch_size": 64, "seed": 0, "fill_mask": []}
+EVALUATION: dict[str, Any] = {"every_steps": None, "batch_size": 64, "seed": 0, "fill_mask": []}
 TEXT = {
     "source": "file",
     "path": None,

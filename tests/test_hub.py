@@ -154,6 +154,15 @@ def test_without_a_connection_the_cached_copy_is_used_and_said(
     assert f"using the cached copy {COMMIT}" in capsys.readouterr().err
 
 
+def test_a_pinned_commit_in_the_cache_is_not_asked_for_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, pinned = fetch_model(REPOSITORY)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert fetch_model(pinned) == (folder, pinned)
+    assert capsys.readouterr().err == ""
+
+
 def test_an_unreachable_hub_is_one_message_with_a_remedy(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +181,7 @@ def test_an_unknown_repository_or_revision_is_named(hub: Hub) -> None:
 
 
 def test_a_path_that_is_not_there_is_not_asked_of_the_hub() -> None:
-    for source in ("no/such/folder", "./folder", "/no/folder", "word"):
+    for source in ("no/such/folder", "./folder", "/no/folder", "word", "a/b--c", "runs/x."):
         with pytest.raises(UserError) as caught:
             fetch_model(source)
         assert "no such folder" in caught.value.problems[0].found

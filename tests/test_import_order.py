@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 import mlmlab
 
 PACKAGE = Path(mlmlab.__file__).parent
@@ -169,9 +167,6 @@ def reached_by_importing(module: str) -> set[str]:
     return reached
 
 
-@pytest.mark.xfail(
-    strict=True, reason="masking and model import their kernels with their config dataclasses"
-)
 def test_a_wrong_option_does_not_wait_for_pytorch() -> None:
     reached = {name.split(".")[0] for name in reached_by_importing("mlmlab.train")}
     assert "hydra" in reached

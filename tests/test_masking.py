@@ -564,3 +564,18 @@ def test_valid_policies_have_no_problems(
 ) -> None:
     config = MaskingConfig(rate=rate, mask_fraction=mask_fraction, random_fraction=random_fraction)
     assert list(config.problems()) == []
+
+
+def test_word_starts_and_a_policy_out_of_range_are_refused() -> None:
+    ids = np.full((1, 8), 9)
+    vocabulary = VocabularyInfo(20, 4, (0, 1, 2, 3, 4))
+    with pytest.raises(ValueError, match="word_starts"):
+        mask_batch(
+            ids, example_ids=np.arange(1), epoch=0, seed=0, config=MaskingConfig(),
+            vocabulary=vocabulary, word_starts=ids,  # type: ignore[call-overload]
+        )  # fmt: skip
+    with pytest.raises(ValueError, match=r"masking\.rate"):
+        mask_batch(
+            ids, example_ids=np.arange(1), epoch=0, seed=0, config=MaskingConfig(rate=15),
+            vocabulary=vocabulary,
+        )  # fmt: skip

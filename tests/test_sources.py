@@ -16,14 +16,14 @@ from mlmlab.data.sources import FileSource, WorldSource
 from mlmlab.data.world import small_world
 from mlmlab.errors import Problem, UserError
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"text": "Plain text."},
     {"text": "ünïcödé — 日本語 🙂", "other": 1},
     {"text": 'quotes " and \\ and \n inside'},
     {"text": ""},
     {"text": "[a bracket], {a brace}"},
 ]
-TEXTS = [str(row["text"]) for row in ROWS]
+TEXTS: list[str] = [row["text"] for row in ROWS]
 LINES = ["first line", "zweite Zeile: äöü", "трети ред"]
 
 Write = Callable[[str, bytes], FileSource]
@@ -328,3 +328,11 @@ def test_the_real_file_is_read_whole(shared_data: Path) -> None:
     rows = json.loads(gzip.decompress(content))
     assert len(documents) == 2375
     assert documents == [" ".join(row["answers"]["text"]) for row in rows]
+
+
+def test_half_a_character_is_named_by_its_row(tmp_path: Path) -> None:
+    file = tmp_path / "text.jsonl"
+    file.write_text('{"text": "whole"}\n{"text": "half \\ud83d"}\n')
+    with pytest.raises(UserError, match="row 2") as caught:
+        list(FileSource(file, "text", "utf-8", None).documents())
+    assert "surrogate" in str(caught.value)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -374,3 +376,45 @@ def test_overfitting_one_batch_drives_the_loss_down(
     losses = [event["train/loss"] for event in events if "train/loss" in event]
     assert losses[0] > 4
     assert losses[-1] < 0.1
+
+
+def test_debug_overfit_evaluates_at_the_ends_only() -> None:
+    config = mlmlab.compose("debug=overfit")
+    assert config.eval.every_steps == config.train.max_steps
+
+
+def test_a_cuda_device_can_be_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "H200")
+    assert str(Compute(torch.device("cuda"), Precision.BF16)) == "cuda (H200), bf16"
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert str(CPU) == "cpu (1 thread), fp32"
+
+
+def test_the_reported_speed_leaves_the_evaluations_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlmlab.training import loop
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return evaluate(*arguments)
+
+    evaluate = loop.evaluate
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "evaluate", slow)
+    summary = mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=4"), quiet=True)
+    assert summary.tokens / summary.tokens_per_second <= summary.seconds - 2 * 0.5
+
+
+def test_weights_that_are_not_finite_are_refused_at_the_first_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(MaskedLanguageModel, "initialize", _poison)
+    with pytest.raises(RunFailed, match="evaluation's loss is nan"):
+        mlmlab.run(mlmlab.compose(*SHORT), quiet=True)
+
+
+def _poison(model: MaskedLanguageModel, seed: int) -> None:
+    with torch.no_grad():
+        model.head.dense.weight.fill_(math.nan)

@@ -117,19 +117,33 @@ def _model_config(family: Family, content: Mapping[str, Any], file: Path) -> Mod
             "choose another checkpoint: this encoder has no such option",
         )
         for key, allowed in _REQUIRED_VALUES.items()
-        if key in content and content[key] not in allowed
+        if content.get(key) is not None and content[key] not in allowed
     ]
     values: dict[str, Any] = {**_DEFAULTS, "pad_id": _PAD_IDS[family], **_FIXED[family]}
     for ours, theirs in _NAMES[family].items():
         if content.get(theirs) is not None:
             values[ours] = content[theirs]
-        if ours not in values:
+        value = values.get(ours)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            found = f"no {theirs}" if value is None else f"{theirs}={value!r}"
             remedy = "fetch or save the checkpoint again"
-            problems.append(Problem(f"checkpoint {file}", f"no {theirs}", "a number", remedy))
+            problems.append(Problem(f"checkpoint {file}", found, "a number", remedy))
     if problems:
         raise UserError(problems)
     offset = values["pad_id"] + 1 if family is Family.ROBERTA else 0
     values["max_positions"] -= offset  # the Hub counts rows of the table, we count tokens
+    if (
+        values["heads"] < 1
+        or values["hidden_size"] % values["heads"]
+        or values["max_positions"] < 1
+    ):
+        raise UserError.of(
+            f"checkpoint {file}",
+            found=f"{values['heads']} heads for a width of {values['hidden_size']}, "
+            f"{values['max_positions']} positions",
+            expected="heads that divide the width, and positions for at least one token",
+            remedy="fetch or save the checkpoint again",
+        )
     return ModelConfig(family=family, position_offset=offset, **values)
 
 

@@ -62,18 +62,21 @@ class FamilyNames:
 
     prefix: str
     """In front of the body's names; a file of the bare encoder lacks it."""
+    head_prefix: str
+    """In front of the masked-LM head's names. Other names belong to heads of other tasks."""
     body: Names
     head: Names
     tied: Mapping[str, str]
     """Names that a file may give to a tensor a second time, with the name they repeat (theirs)."""
     ignored: tuple[str, ...]
-    """Buffers and heads of other tasks: regular expressions on the names in a file. Only what is
-    named here is ignored, and all of it is listed in the report."""
+    """Parts of the body that this model has no use for: regular expressions on the names in a file.
+    They and the foreign heads are listed in the report; any other unknown name is an error."""
 
 
 FAMILIES: Mapping[Family, FamilyNames] = {
     Family.BERT: FamilyNames(
         prefix="bert.",
+        head_prefix="cls.predictions.",
         body=_BERT_BODY,
         head={
             **_both("head.dense", "cls.predictions.transform.dense"),
@@ -84,10 +87,11 @@ FAMILIES: Mapping[Family, FamilyNames] = {
             "cls.predictions.decoder.bias": "cls.predictions.bias",
             "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         },
-        ignored=(r"(bert\.)?embeddings\.position_ids", r"(bert\.)?pooler\."),
+        ignored=(r"bert\.embeddings\.position_ids", r"bert\.pooler\."),
     ),
     Family.ROBERTA: FamilyNames(
         prefix="roberta.",
+        head_prefix="lm_head.",
         body=_BERT_BODY,
         head={
             **_both("head.dense", "lm_head.dense"),
@@ -98,10 +102,11 @@ FAMILIES: Mapping[Family, FamilyNames] = {
             "lm_head.decoder.bias": "lm_head.bias",
             "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         },
-        ignored=(r"(roberta\.)?embeddings\.position_ids", r"(roberta\.)?pooler\."),
+        ignored=(r"roberta\.embeddings\.position_ids", r"roberta\.pooler\."),
     ),
     Family.DISTILBERT: FamilyNames(
         prefix="distilbert.",
+        head_prefix="vocab_",
         body=_DISTILBERT_BODY,
         head={
             **_both("head.dense", "vocab_transform"),
@@ -109,7 +114,7 @@ FAMILIES: Mapping[Family, FamilyNames] = {
             "head.decoder_bias": ("vocab_projector.bias",),
         },
         tied={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
-        ignored=(r"(distilbert\.)?embeddings\.position_ids",),
+        ignored=(r"distilbert\.embeddings\.position_ids",),
     ),
 }
 

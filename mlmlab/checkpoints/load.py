@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mlmlab.checkpoints.hub_config import read_hub_config
-from mlmlab.checkpoints.key_maps import FAMILIES, hub_names
+from mlmlab.checkpoints.key_maps import FAMILIES, FamilyNames, hub_names
 from mlmlab.checkpoints.report import LoadReport
 from mlmlab.checkpoints.weights import read_tensors
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer
@@ -140,7 +140,7 @@ def _fill(
         n for ours, theirs in table.items() for n in theirs if n in missing and ours not in fresh
     ]
     unknown = [n for n in tensors if n not in {n for theirs in table.values() for n in theirs}]
-    foreign = [n for n in unknown if _is_foreign(n, names.prefix, names.ignored)]
+    foreign = [n for n in unknown if _is_foreign(n, names)]
     surplus = [n for n in unknown if n not in foreign]
     _refuse_incomplete(source, lacking, surplus)
     parameters = dict(model.named_parameters())
@@ -160,9 +160,11 @@ def _fill(
     return LoadReport(source, loaded, tuple(tied), tuple(foreign), tuple(sorted(fresh)))
 
 
-def _is_foreign(name: str, prefix: str, ignored: tuple[str, ...]) -> bool:
-    """A buffer, a pooler, or a head of another task: not a part of the encoder's body."""
-    return not name.startswith(prefix) or any(re.match(pattern, name) for pattern in ignored)
+def _is_foreign(name: str, names: FamilyNames) -> bool:
+    """A buffer, a pooler, or a head of another task: no part of the encoder or of our head."""
+    if not name.startswith((names.prefix, names.head_prefix)):
+        return True
+    return any(re.match(pattern, name) for pattern in names.ignored)
 
 
 def _refuse_incomplete(source: str, lacking: list[str], surplus: list[str]) -> None:

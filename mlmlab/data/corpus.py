@@ -11,8 +11,6 @@ The folder is written under a temporary name and renamed, so that it is complete
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -24,7 +22,7 @@ from numpy.typing import NDArray
 
 from mlmlab.data.sources import TextSource
 from mlmlab.data.tokenizer import Tokenizer
-from mlmlab.errors import UserError
+from mlmlab.fetch.cache import built_once, cache_folder
 from mlmlab.random import Domain, uniforms
 
 _DOCUMENTS_A_BATCH = 1024
@@ -56,13 +54,6 @@ class Corpus:
     """Documents without any text, left out of both shards."""
     was_cached: bool
     """True if it was found, and nothing was tokenized."""
-
-
-def cache_folder() -> Path:
-    """Where corpora, tokenizers and downloads are kept: $MLMLAB_CACHE, or ~/.cache/mlmlab."""
-    if "MLMLAB_CACHE" in os.environ:
-        return Path(os.environ["MLMLAB_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mlmlab"
 
 
 def is_test_document(documents: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -103,30 +94,16 @@ def open_corpus(
     key = "\n".join((settings, source.fingerprint(), tokenizer.fingerprint()))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     folder = cache_folder() / "corpora" / fingerprint[:32]
-    cached = (folder / "meta.json").is_file()
-    if not cached:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as name:
-                building = Path(name) / "corpus"
-                building.mkdir()
-                meta = _tokenize(source, tokenizer, building, test_fraction, seed, progress)
-                _write_durably(building / "meta.json", {"fingerprint": fingerprint, **meta})
-                try:
-                    building.rename(folder)
-                except OSError:
-                    if not (folder / "meta.json").is_file():  # else another run was faster
-                        raise
-        except OSError as error:
-            raise UserError.of(
-                "the cache folder",
-                found=f"{folder.parent}: {error.strerror or error}",
-                expected="a folder that can be written, with room for the tokens",
-                remedy="set the environment variable MLMLAB_CACHE to another folder",
-            ) from error
+
+    def build(building: Path) -> None:
+        meta = _tokenize(source, tokenizer, building, test_fraction, seed, progress)
+        text = json.dumps({"fingerprint": fingerprint, **meta}, indent=2)
+        (building / "meta.json").write_text(text, encoding="utf-8")
+
+    was_cached = built_once(folder, build)
     meta = json.loads((folder / "meta.json").read_text())
     shards = [_open_shard(folder, name, np.dtype(meta["type"])) for name in ("train", "test")]
-    return Corpus(folder, shards[0], shards[1], meta["empty_documents"], cached)
+    return Corpus(folder, shards[0], shards[1], meta["empty_documents"], was_cached)
 
 
 def _tokenize(
@@ -169,7 +146,7 @@ def _tokenize(
 
 
 class _Pair:
-    """The train and the test file of one kind, flushed to the disk when closed."""
+    """The train and the test file of one kind."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.files: dict[bool, BinaryIO] = {
@@ -185,16 +162,7 @@ class _Pair:
 
     def __exit__(self, *_: object) -> None:
         for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
             file.close()
-
-
-def _write_durably(path: Path, content: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _open_shard(folder: Path, name: str, kind: np.dtype[Any]) -> Shard:

@@ -279,7 +279,7 @@ def _text_of(row: Any, field: str, path: Path, number: int) -> str:
             )
         value = value[part]
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return " ".join(value)
+        value = " ".join(value)
     if not isinstance(value, str):
         fields = f" with {', '.join(value)}" if isinstance(value, dict) else ""
         raise UserError.of(
@@ -288,6 +288,15 @@ def _text_of(row: Any, field: str, path: Path, number: int) -> str:
             expected="text, or a list of texts",
             remedy="data.text_field=FIELD (dots descend into an object)",
         )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError.of(
+            f"{path}, row {number}",
+            found=f"half a character ({value[error.start]!a}, a lone surrogate) in {field}",
+            expected="text",
+            remedy="mend the row: whatever wrote it cut a character in two",
+        ) from error
     return value
 
 

@@ -13,14 +13,17 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: its HTTP library's
     GatedRepoError,
+    HFValidationError,
     HTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from mlmlab.errors import UserError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -79,14 +82,18 @@ def fetch_tokenizer(source: str) -> Path:
 
 
 def _fetch(source: str, key: str, choices: tuple[_Wanted, ...]) -> tuple[Path, str]:
-    if not _HUB_ID.fullmatch(source):
+    repository, _, revision = source.partition("@")
+    if not _is_hub_id(source, repository):
         raise UserError.of(
             key,
             found=f"{source}: no such folder",
             expected="a folder, or owner/name[@revision] on the Hub",
             remedy=f"check the path, or write {key}=owner/name",
         )
-    repository, _, revision = source.partition("@")
+    if _COMMIT.fullmatch(revision):  # it means the same for ever: no need to ask
+        cached = _from_cache(repository, revision, choices)
+        if cached is not None:
+            return cached, source
     try:
         folder = _download(repository, revision or None, choices)
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -116,6 +123,14 @@ def _fetch(source: str, key: str, choices: tuple[_Wanted, ...]) -> tuple[Path, s
             file=sys.stderr,
         )
     return folder, f"{repository}@{folder.name}"  # the client names its folders by the commit
+
+
+def _is_hub_id(source: str, repository: str) -> bool:
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        return False
+    return _HUB_ID.fullmatch(source) is not None
 
 
 def _download(repository: str, revision: str | None, choices: tuple[_Wanted, ...]) -> Path:

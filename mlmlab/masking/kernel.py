@@ -99,6 +99,14 @@ def _mask_rows(  # type: ignore[no-untyped-def]
 
 
 @lru_cache(maxsize=16)
+def _thresholds(config: MaskingConfig) -> tuple[np.uint64, np.uint64, np.uint64]:
+    problems = [str(problem) for problem in config.problems()]
+    if problems:
+        raise ValueError("\n".join(problems))
+    return config.thresholds()
+
+
+@lru_cache(maxsize=16)
 def _tables(vocabulary: VocabularyInfo) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     return vocabulary.protected(), vocabulary.replacement_ids()
 
@@ -127,7 +135,7 @@ def _mask_array(
     count = _mask_rows(
         input_ids, example_ids.astype(np.uint64),
         epoch_and_domain(epoch, Domain.SELECT), epoch_and_domain(epoch, Domain.REPLACE), k0, k1,
-        config.thresholds(), vocabulary.mask_id, protected, replacement_ids,
+        _thresholds(config), vocabulary.mask_id, protected, replacement_ids,
         output_ids, positions, labels, row_offsets,
     )  # fmt: skip
     if count == _ID_OUTSIDE_VOCABULARY:
@@ -190,8 +198,10 @@ def mask_batch(
         Of the kind that went in: NumPy arrays, or torch tensors on the CPU.
 
     Raises:
-        ValueError: a wrong shape or type, or an id outside the vocabulary.
+        ValueError: a wrong shape or type, a policy out of range, or an id outside the vocabulary.
     """
+    if word_starts is not None:
+        raise ValueError("word_starts: unit `token` selects single tokens and uses none")
     if not isinstance(input_ids, torch.Tensor):
         return _mask_array(
             np.asarray(input_ids), np.asarray(example_ids), epoch, seed, config, vocabulary

@@ -54,7 +54,7 @@ class MaskedLanguageModel(nn.Module):
 
     def initialize(self, seed: int) -> None:
         """Fresh weights: a normal distribution cut at two standard deviations, biases zero, norms
-        one (the published BERT code; RoBERTa and DistilBERT keep it)."""
+        one (Devlin et al. 2019, modeling.py)."""
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             initialize_module(module, self.config.initializer_range, generator)

@@ -30,6 +30,7 @@ class Progress:
         self.total = total_updates
         self.updates = first_update
         self.started = time.perf_counter()
+        self._next_line = 0
         self.bar: tqdm[Any] | None = None
         if self.terminal:
             self.bar = tqdm(
@@ -64,7 +65,7 @@ class Progress:
 
     def _is_due(self) -> bool:
         step = max(1, self.total // _LINES_ELSEWHERE)
-        if self.updates < getattr(self, "_next_line", step):
+        if self.updates < max(step, self._next_line):
             return False
         self._next_line = (self.updates // step + 1) * step
         return True

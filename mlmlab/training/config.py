@@ -92,7 +92,7 @@ class EvalConfig:
     every_steps: int | None
     """Updates between evaluations. null: one at the end of each epoch."""
     batch_size: int
-    """Sequences prepared at a time, rounded up to whole chunks; it never changes the result."""
+    """Sequences prepared at a time, in whole chunks (one at least); never changes the result."""
     seed: int
     """Decides the masks, the same at every evaluation."""
     fill_mask: tuple[str, ...]

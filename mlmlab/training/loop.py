@@ -1,5 +1,6 @@
 """The training loop: batches in, updates out, with evaluations and checkpoints between."""
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +51,8 @@ class Training:
 
     final: Evaluation
     progress: ProgressRecord
+    train_loss: float
+    """Nats a predicted token, over the updates of the last log line."""
     seconds: float
     """Wall time of the loop, evaluations included."""
     step_seconds: float
@@ -66,7 +69,7 @@ class _Window:
         self.total_seconds = 0.0
         """Time in updates since the run began: evaluations and checkpoints are paused out."""
         self._seconds_before = 0.0
-        self._clock = time.perf_counter()
+        self._clock = math.nan  # `resume` starts it
 
     def restart(self) -> None:
         """Begins a new window."""
@@ -128,6 +131,7 @@ class Loop:
         self.horizon = Horizon.of(config, train_loader.order.batches_per_epoch)
         self.record = ProgressRecord()
         self.window = _Window(compute.device)
+        self.train_loss = math.nan
 
     def train(self) -> Training:
         """Trains to the horizon.
@@ -139,13 +143,14 @@ class Loop:
         evaluation = self._evaluate()
         self.record = replace(self.record, initial_eval_loss=evaluation.loss)
         unread: UpdateResult | None = None
-        self.window.restart()
+        self.window.resume()
         for batch in self.train_loader.batches(self.record.batches):
             result = self._update(batch)
-            self._refuse_non_finite(unread)  # one update late: reading waits for the device
+            self._refuse_non_finite(unread)  # one update late, so that the device is never idle
             unread = result
             at_end = self.horizon.is_reached(self.record)
             if at_end or self._is_multiple(result, self.config.log_every_steps):
+                self._refuse_non_finite(result)
                 self._log(result)
             evaluate_now = at_end or self._evaluation_is_due(result)
             save_now = at_end or self._save_is_due(result, evaluate_now)
@@ -161,7 +166,9 @@ class Loop:
                 break
         self.progress.close()
         seconds = time.perf_counter() - started
-        return Training(evaluation, self.record, seconds, self.window.total_seconds)
+        return Training(
+            evaluation, self.record, self.train_loss, seconds, self.window.total_seconds
+        )
 
     def _update(self, batch: UpdateBatch) -> UpdateResult | None:
         """One update; none for a batch in which no token is predicted."""
@@ -193,7 +200,7 @@ class Loop:
         return result
 
     def _refuse_non_finite(self, result: UpdateResult | None) -> None:
-        if result is not None and result.non_finite.item():
+        if result is not None and result.is_non_finite():
             self.progress.close()
             raise RunFailed(
                 f"near update {self.record.updates}: the gradient is not finite (loss sum "
@@ -208,6 +215,7 @@ class Loop:
             return
         loss = window.loss_sum.item() / window.masked_count  # waits for the device
         speed = window.tokens / window.seconds
+        self.train_loss = loss
         self.progress.show(loss, perplexity(loss), speed)
         figures = {
             "train/loss": loss,
@@ -241,6 +249,13 @@ class Loop:
         result = evaluate(self.model, self.eval_loader, self.compute, self.progress)
         figures = {"eval/loss": result.loss, "eval/perplexity": result.perplexity}
         self.tracker.log(self.record.updates, self._epoch(), figures)
+        if result.masked_count and not math.isfinite(result.loss):
+            self.progress.close()
+            raise RunFailed(
+                f"update {self.record.updates}: the evaluation's loss is {result.loss}.\n"
+                "The weights hold inf or nan, or the forward pass overflows: try "
+                "runtime.precision=fp32, and look at what the run started from."
+            )
         best = self.record.best_eval_loss
         if best is None or result.loss < best:
             self.record = replace(self.record, best_eval_loss=result.loss)

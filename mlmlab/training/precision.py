@@ -24,12 +24,11 @@ class Compute:
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def __str__(self) -> str:
-        name = self.device.type
-        if name == "cuda":
+        if self.device.type == "cuda":
             name = f"cuda ({torch.cuda.get_device_name(self.device)})"
-        elif name == "cpu":
+        else:
             threads = torch.get_num_threads()
-        name = f"cpu ({threads} thread{'s' if threads > 1 else ''})"
+            name = f"cpu ({threads} thread{'s' if threads > 1 else ''})"
         return f"{name}, {self.precision.value}"
 
 

@@ -8,7 +8,6 @@ data, masks and dropout are functions of the batch number.
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from mlmlab.fetch.cache import flush
 from mlmlab.model import MaskedLanguageModel
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -58,19 +58,11 @@ def save_state(
     record = json.dumps(dataclasses.asdict(progress), indent=2)
     (building / "progress.json").write_text(record, encoding="utf-8")
     for file in building.iterdir():
-        _flush(file)
-    _flush(building)
+        flush(file)
+    flush(building)
     shutil.rmtree(folder, ignore_errors=True)
     building.rename(folder)
-    _flush(folder.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(folder.parent)
 
 
 def load_state(

@@ -19,7 +19,15 @@ class UpdateResult:
     grad_norm: torch.Tensor
     """fp32 scalar: the whole gradient's norm before clipping."""
     non_finite: torch.Tensor
-    """fp32 scalar: 1 if the gradient held inf or nan, and the weights were left as they were."""
+    """fp32 scalar on the host: 1 if the gradient held inf or nan, and the weights were left as
+    they were. On CUDA it is on its way until `ready`."""
+    ready: torch.cuda.Event | None
+
+    def is_non_finite(self) -> bool:
+        """Waits for this update, but not for what was queued after it."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        return bool(self.non_finite)
 
 
 def micro_batch_loss(
@@ -68,4 +76,10 @@ def apply_update(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
-    return UpdateResult(loss_sum, grad_norm, non_finite)
+    ready = None
+    if non_finite.is_cuda:
+        on_host = torch.empty((), pin_memory=True)
+        non_finite = on_host.copy_(non_finite, non_blocking=True)
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        ready.record()
+    return UpdateResult(loss_sum, grad_norm, non_finite, ready)
