@@ -113,7 +113,7 @@ def _no_such_key(key: str, value: str) -> Problem:
 
 
 def _group_without_default(group: str, option: str) -> Problem:
-    if "@" in group or not (config_folder() / group).is_dir():
+    if not (config_folder() / group).is_dir():
         return _no_such_key(group, option)
     return Problem(
         group,

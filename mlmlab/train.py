@@ -25,19 +25,22 @@ OmegaConf.register_new_resolver("mlmlab.job", _job_folder, replace=True)
 @hydra.main(config_path=str(config_folder()), config_name="train", version_base="1.3")
 def train(composed: DictConfig) -> float:
     """One job: the whole command, or one point of a sweep. Returns the final eval loss."""
-    mapping = plain(composed)
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        if mapping["run_dir"] is not None:
-            raise UserError.of(
-                "run_dir",
-                found=f"{mapping['run_dir']}, for every job of a sweep",
-                expected="run_dir=null: each job gets a folder of its own",
-                remedy="hydra.sweep.dir=FOLDER chooses the folder that holds them",
-            )
         # A job raises. Hydra names it, runs the others, and passes the first error on at the end.
-        return _run(mapping | {"run_dir": HydraConfig.get().runtime.output_dir})
+        return _run(_with_job_folder(plain(composed)))
     with exit_status():  # here already, because Hydra adds a line to whatever passes through it
-        return _run(mapping)
+        return _run(plain(composed))
+
+
+def _with_job_folder(mapping: dict[str, Any]) -> dict[str, Any]:
+    if mapping["run_dir"] is not None:
+        raise UserError.of(
+            "run_dir",
+            found=f"{mapping['run_dir']}, for every job of a sweep",
+            expected="run_dir=null: each job gets a folder of its own",
+            remedy="hydra.sweep.dir=FOLDER chooses the folder that holds them",
+        )
+    return mapping | {"run_dir": HydraConfig.get().runtime.output_dir}
 
 
 def _run(mapping: dict[str, Any]) -> float:

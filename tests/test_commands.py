@@ -270,21 +270,22 @@ def test_a_defect_of_ours_keeps_its_traceback(
 
 
 @pytest.mark.parametrize(
-    ("override", "found"),
+    ("override", "where", "found"),
     [
-        ("seed=${nothing}", "Interpolation key 'nothing' not found"),
-        ("seed", "seed"),
-        ("~nothing", "Could not delete"),
-        ("=3", "Config group override must be a string"),
-        ("masking@other=bert", "masking@other=bert"),
+        ("seed=${nothing}", "seed", "Interpolation key 'nothing' not found"),
+        ("seed", "the command line", "seed"),
+        ("~nothing", "the command line", "Could not delete"),
+        ("=3", "the command line", "Config group override must be a string"),
+        ("masking@other=bert", "masking@other: there is no such key", "masking@other=bert"),
+        ("experiment@other=eli5", "experiment@other: there is no such key", "experiment@other"),
     ],
 )
-def test_hydras_own_errors_become_messages_of_ours(override: str, found: str) -> None:
+def test_hydras_own_errors_become_messages_of_ours(override: str, where: str, found: str) -> None:
     with pytest.raises(UserError) as error:
         mlmlab.compose(override)
     (problem,) = error.value.problems
+    assert problem.where == where
     assert found in problem.found
-    assert problem.where
     assert problem.expected
     assert problem.remedy
 
