@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlmlab.checkpoints import load_pretrained, save_pretrained
-    from mlmlab.composition import compose
+    from mlmlab.composition import compose, compose_evaluation
     from mlmlab.errors import RunFailed, UserError
+    from mlmlab.evaluating import evaluate_checkpoint
     from mlmlab.filling import FillMask
     from mlmlab.launch import run
 
@@ -20,6 +21,8 @@ _HOMES = {
     "load_pretrained": "mlmlab.checkpoints",
     "save_pretrained": "mlmlab.checkpoints",
     "compose": "mlmlab.composition",
+    "compose_evaluation": "mlmlab.composition",
+    "evaluate_checkpoint": "mlmlab.evaluating",
     "run": "mlmlab.launch",
     "FillMask": "mlmlab.filling",
     "UserError": "mlmlab.errors",
@@ -31,6 +34,8 @@ __all__ = [
     "RunFailed",
     "UserError",
     "compose",
+    "compose_evaluation",
+    "evaluate_checkpoint",
     "load_pretrained",
     "run",
     "save_pretrained",

@@ -3,19 +3,22 @@
 import difflib
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from mlmlab import schema
-from mlmlab.config import RunConfig, build
+from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
 from mlmlab.errors import Problem, UserError
 
 
@@ -24,6 +27,23 @@ def config_folder() -> Path:
     package = Path(__file__).resolve().parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A command whose config Hydra composes."""
+
+    name: str
+    """What `python -m` runs."""
+    primary: str
+    """Its YAML under conf/, without the ending."""
+    kind: type
+    """The dataclass that the result is read as."""
+
+
+TRAIN = Composed("mlmlab.train", "train", RunConfig)
+EVALUATE = Composed("mlmlab.evaluate", "evaluate", EvaluateConfig)
+_OF_THE_RUN = "of_the_run"
 
 
 def compose(*overrides: str) -> RunConfig:
@@ -35,19 +55,80 @@ def compose(*overrides: str) -> RunConfig:
     Raises:
         UserError: whatever is wrong with them.
     """
+    return build(_composed(TRAIN, overrides))
+
+
+def compose_evaluation(*overrides: str) -> EvaluateConfig:
+    """The config that `python -m mlmlab.evaluate OVERRIDES` would score.
+
+    Where `checkpoint` is a run's folder, the run's own data, masking, masks and runtime take the
+    place of the defaults.
+
+    Args:
+        overrides: as on the command line: "checkpoint=RUN_DIR", "eval.mask_draws=4".
+
+    Raises:
+        UserError: whatever is wrong with them.
+    """
+    given = _parsed(overrides)
+    run_dir = Path(str(given.get("checkpoint")))
+    chosen = list(overrides)
+    is_run = (run_dir / "config.yaml").is_file()
+    if is_run:
+        chosen = [*_as_in_the_run(run_dir / "config.yaml", given), *chosen]
+    mapping = _composed(EVALUATE, chosen)
+    names_data = any(key == "data" or key in _ADDRESSES for key in given)
+    if mapping["eval"]["split"] is None:
+        mapping["eval"]["split"] = "test" if is_run and not names_data else "all"
+    return build_evaluation(mapping)
+
+
+_ADDRESSES = {f"data.{name}" for name in ("source", "path", "url", "repository", "files")}
+"""Keys with which a user names other text."""
+
+
+def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
+    """The overridden keys and their values."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise UserError([_syntax(error.override)]) from error
+    return {override.key_or_group: override.value() for override in parsed}
+
+
+def _as_in_the_run(snapshot: Path, given: Mapping[str, Any]) -> list[str]:
+    """Makes the run's own groups options of Hydra's, and chooses them unless the user did."""
+    content = OmegaConf.to_container(OmegaConf.load(snapshot))
+    groups = ("data", "masking", "runtime")
+    evaluation = ("batch_size", "seed", "mask_draws")
+    try:
+        assert isinstance(content, dict)
+        for group in groups:
+            ConfigStore.instance().store(_OF_THE_RUN, content[group], group=group)
+        chosen = [f"{group}={_OF_THE_RUN}" for group in groups if group not in given]
+        return chosen + [f"eval.{name}={content['eval'][name]}" for name in evaluation]
+    except (AssertionError, KeyError, TypeError) as error:
+        raise UserError.of(
+            "checkpoint",
+            found=f"{snapshot}: no run's config, it lacks {error}",
+            expected="a run's folder, with the config.yaml that the run wrote",
+            remedy=f"checkpoint={snapshot.parent / 'export'}, and data.path=FILE for the text",
+        ) from error
+
+
+def _composed(command: Composed, overrides: Sequence[str]) -> dict[str, Any]:
     outer = GlobalHydra.instance().hydra  # that of a notebook, or of a job that composes another
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
-            mapping = plain(hydra_compose("train", list(overrides)))
+            return plain(hydra_compose(command.primary, list(overrides)))
     except Exception as error:
-        explained = composition_error(error, overrides)
+        explained = composition_error(error, overrides, command)
         if explained is None:
             raise
         raise explained from error
     finally:
         GlobalHydra.instance().hydra = outer
-    return build(mapping)
 
 
 def plain(composed: DictConfig) -> dict[str, Any]:
@@ -57,11 +138,14 @@ def plain(composed: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in mapping.items()}
 
 
-def composition_error(error: Exception, overrides: Sequence[str]) -> UserError | None:
+def composition_error(
+    error: Exception, overrides: Sequence[str], command: Composed = TRAIN
+) -> UserError | None:
     """What Hydra or OmegaConf say about a key, a group or a syntax, as a message of ours.
 
     Args:
         overrides: the command line that was composed.
+        command: the command that it was given to.
 
     Returns:
         The message; None for an error that has nothing to do with composing.
@@ -74,12 +158,12 @@ def composition_error(error: Exception, overrides: Sequence[str]) -> UserError |
         text = str(error)
         for pattern, explain in _EXPLANATIONS:
             if found := re.search(pattern, text):
-                return UserError([explain(*found.groups())])
-        return UserError([_other(" ".join(text.split()))])
+                return UserError([explain(command, *found.groups())])
+        return UserError([_other(command, " ".join(text.split()))])
     if isinstance(error, ValueError) and _is_from_defaults_list(error):
         groups = [folder.name for folder in config_folder().iterdir() if folder.is_dir()]
         chosen = [text for text in overrides if text.lstrip("+").partition("=")[0] in groups]
-        return UserError([_other(": ".join([*chosen, str(error)]))])
+        return UserError([_other(command, ": ".join([*chosen, str(error)]))])
     return None
 
 
@@ -108,13 +192,13 @@ def _interpolation(error: InterpolationResolutionError) -> Problem:
     )
 
 
-def _no_such_key(key: str, value: str) -> Problem:
-    return schema.unknown_key(RunConfig, key, value)
+def _no_such_key(command: Composed, key: str, value: str) -> Problem:
+    return schema.unknown_key(command.kind, key, value)
 
 
-def _group_without_default(group: str, option: str) -> Problem:
-    if not (config_folder() / group).is_dir():
-        return _no_such_key(group, option)
+def _group_without_default(command: Composed, group: str, option: str) -> Problem:
+    if not (config_folder() / group).is_dir() or command is not TRAIN:
+        return _no_such_key(command, group, option)
     return Problem(
         group,
         f"{group}={option}",
@@ -123,8 +207,8 @@ def _group_without_default(group: str, option: str) -> Problem:
     )
 
 
-def _no_such_option(group: str, option: str, listed: str) -> Problem:
-    options = listed.split()
+def _no_such_option(command: Composed, group: str, option: str, listed: str) -> Problem:
+    options = [name for name in listed.split() if name != _OF_THE_RUN]
     plus = "+" if group == "experiment" else ""
     (closest,) = difflib.get_close_matches(option, options, 1, cutoff=0.0)
     return Problem(
@@ -135,9 +219,11 @@ def _no_such_option(group: str, option: str, listed: str) -> Problem:
     )
 
 
-def _several_values(override: str) -> Problem:
+def _several_values(command: Composed, override: str) -> Problem:
     key, _, values = override.partition("=")
     a_list = f", or {key}=[{values}] for a list" if "," in values else ""
+    if command is not TRAIN:
+        return Problem(key, override, "one value", f"one command for each value{a_list}")
     return Problem(
         key,
         override,
@@ -146,16 +232,16 @@ def _several_values(override: str) -> Problem:
     )
 
 
-def _needless_plus(key: str, override: str) -> Problem:
+def _needless_plus(command: Composed, key: str, override: str) -> Problem:
     return Problem(key, f"+{override}", f"no +: there is a {key} already", override)
 
 
-def _other(text: str) -> Problem:
+def _other(command: Composed, text: str) -> Problem:
     return Problem(
         "the command line",
         text,
         "KEY=VALUE, GROUP=OPTION or +experiment=NAME",
-        "python -m mlmlab.train --help lists groups, options and keys",
+        f"python -m {command.name} --help lists groups, options and keys",
     )
 
 

@@ -8,11 +8,11 @@ from enum import Enum
 from typing import Any
 
 from mlmlab import schema
-from mlmlab.data.config import DataConfig, TokenizerConfig
+from mlmlab.data.config import DataConfig, TokenizerChoice, TokenizerConfig
 from mlmlab.errors import Problem, UserError
 from mlmlab.masking.config import MaskingConfig, MaskingMode
 from mlmlab.model.config import ModelSettings
-from mlmlab.training.config import EvalConfig, RuntimeConfig, TrainConfig
+from mlmlab.training.config import EvalConfig, RuntimeConfig, TrainConfig, TrainEvalConfig
 
 
 class CheckpointHead(Enum):
@@ -57,7 +57,7 @@ class RunConfig:
     masking: MaskingConfig
     model: ModelSettings
     train: TrainConfig
-    eval: EvalConfig
+    eval: TrainEvalConfig
     runtime: RuntimeConfig
     debug: DebugConfig
 
@@ -107,6 +107,49 @@ class RunConfig:
             )
         if self.run_dir is not None and not self.run_dir.strip():
             yield Problem("run_dir", "an empty text", "a folder, or null", "run_dir=runs/my-run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """All that decides what `python -m mlmlab.evaluate` scores."""
+
+    checkpoint: str | None
+    """A checkpoint's or a run's folder, or owner/name[@revision] on the Hub."""
+    tokenizer: TokenizerChoice
+    data: DataConfig
+    masking: MaskingConfig
+    eval: EvalConfig
+    runtime: RuntimeConfig
+
+    def problems(self) -> Iterator[Problem]:
+        """No checkpoint, and nothing to predict."""
+        if self.checkpoint is None:
+            yield Problem(
+                "checkpoint",
+                "null",
+                "the model to evaluate",
+                "checkpoint=RUN_DIR, or checkpoint=DIR_OR_HUB_ID data.source=file data.path=FILE",
+            )
+        if self.masking.rate == 0.0:
+            yield Problem(
+                "masking.rate",
+                "0.0",
+                "above 0: only masked tokens are scored",
+                "masking.rate=0.15",
+            )
+
+
+def build_evaluation(mapping: Mapping[str, Any]) -> EvaluateConfig:
+    """As `build`, for `python -m mlmlab.evaluate`.
+
+    Raises:
+        UserError: all that is wrong, reported together.
+    """
+    problems: list[Problem] = []
+    config = schema.read(EvaluateConfig, mapping, "", problems)
+    if problems or config is None:
+        raise UserError(problems)
+    return config
 
 
 def build(mapping: Mapping[str, Any]) -> RunConfig:

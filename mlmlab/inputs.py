@@ -1,46 +1,68 @@
 """What a run starts from, gathered and checked first: text, tokenizer, model."""
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlmlab.checkpoints import LoadedModel, check_vocabularies, load_model
-from mlmlab.config import CheckpointHead, RunConfig
-from mlmlab.data.blocks import PackedBlocks
-from mlmlab.data.config import DataConfig, Source
-from mlmlab.data.corpus import Corpus, Progress, TrainingDocuments, open_corpus
-from mlmlab.data.sources import FileSource, TextSource, WorldSource
+from mlmlab.config import CheckpointHead, EvaluateConfig, RunConfig
+from mlmlab.data.blocks import Blocks, DocumentBlocks, PackedBlocks
+from mlmlab.data.config import DataConfig, Layout, Source, TokenizerConfig
+from mlmlab.data.corpus import Corpus, Progress, Shard, TrainingDocuments, open_corpus
+from mlmlab.data.sources import FileSource, TextSource, WorldSource, matching_files
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, word_tokenizer
 from mlmlab.data.world import small_world
 from mlmlab.errors import Problem, UserError
 from mlmlab.fetch.cache import built_once, cache_folder
-from mlmlab.fetch.hub import fetch_tokenizer
+from mlmlab.fetch.hub import fetch_dataset, fetch_tokenizer
 from mlmlab.fetch.url import fetch_url
 from mlmlab.model import MaskedLanguageModel, ModelConfig
 from mlmlab.random import Domain, derive_seed
+from mlmlab.training.config import Split
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """Everything that the loop works on."""
+class Text:
+    """Where text comes from, and what it became."""
 
     source: TextSource
-    tokenizer: Tokenizer
     corpus: Corpus
-    train: PackedBlocks
-    test: PackedBlocks
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationInputs:
+    """Everything that an evaluation works on."""
+
+    text: Text
+    test: Blocks
+    tokenizer: Tokenizer
     model: MaskedLanguageModel
     loaded: LoadedModel | None
     """The checkpoint that the model came from; None from scratch."""
+    data: DataConfig
+    """As configured, with the commit in place of a data set's branch."""
 
     @property
-    def is_world(self) -> bool:
-        """Whether the text and its tokens are the small world's own, whose optimum is known."""
+    def has_known_optimum(self) -> bool:
+        """Whether the text and its tokens are the small world's own, in blocks of its stream."""
         words = small_world().words
         return (
-            isinstance(self.source, WorldSource)
+            isinstance(self.text.source, WorldSource)
+            and self.data.eval_path is None
+            and self.data.layout is Layout.PACKED
+            and not self.data.isolate_documents
             and self.tokenizer.fingerprint() == word_tokenizer(words).fingerprint()
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs(EvaluationInputs):
+    """Everything that a run works on."""
+
+    train: Blocks
+    test_text: Text
+    """The same as `text`, unless data.eval_path names text of its own."""
 
 
 def gather(config: RunConfig, progress: Progress | None = None) -> Inputs:
@@ -50,64 +72,142 @@ def gather(config: RunConfig, progress: Progress | None = None) -> Inputs:
         UserError: whatever is missing or does not fit. A checkpoint and a data set that cannot be
             had are reported together.
     """
+    fresh = config.checkpoint_head is CheckpointHead.FRESH
+    loaded, source, data = _found(
+        config.checkpoint,
+        config.data,
+        fresh_head_seed=derive_seed(config.seed, Domain.INITIALIZE) if fresh else None,
+        dropout=config.model.dropout,
+    )
+    test_source = _eval_source(data)
+    if data.eval_path is not None:  # every other document is trained on
+        data = dataclasses.replace(data, test_fraction=0.0)
+    tokenizer = _tokenizer(config.tokenizer, data, loaded, source)
+    _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
+    text = _text(source, tokenizer, data, data.test_fraction, progress)
+    test_text = text if test_source is None else _text(test_source, tokenizer, data, 1.0, progress)
+    train = _blocks(text.corpus.train, data, tokenizer, keep_rest=False)
+    test = _blocks(test_text.corpus.test, data, tokenizer, keep_rest=True)
+    _check_blocks([(train, "training", text), (test, "test", test_text)])
+    return Inputs(
+        text=text,
+        test=test,
+        tokenizer=tokenizer,
+        model=loaded.model if loaded else _from_scratch(config, tokenizer),
+        loaded=loaded,
+        data=dataclasses.replace(data, test_fraction=config.data.test_fraction),
+        train=train,
+        test_text=test_text,
+    )
+
+
+def gather_evaluation(config: EvaluateConfig, progress: Progress | None = None) -> EvaluationInputs:
+    """As `gather`, for an evaluation alone.
+
+    Raises:
+        UserError: whatever is missing or does not fit.
+    """
+    loaded, source, data = _found(config.checkpoint, config.data)
+    assert loaded is not None
+    test_source = _eval_source(data) if config.eval.split is Split.TEST else None
+    fraction = data.test_fraction if config.eval.split is Split.TEST else 1.0
+    if test_source is not None:
+        source, fraction = test_source, 1.0
+    if config.tokenizer.path is None:
+        tokenizer = load_tokenizer(loaded.folder)
+    else:
+        tokenizer = load_tokenizer(fetch_tokenizer(config.tokenizer.path))
+    _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
+    text = _text(source, tokenizer, data, fraction, progress)
+    test = _blocks(text.corpus.test, data, tokenizer, keep_rest=True)
+    _check_blocks([(test, "test" if config.eval.split is Split.TEST else "own", text)])
+    return EvaluationInputs(text, test, tokenizer, loaded.model, loaded, data)
+
+
+def _found(
+    checkpoint: str | None,
+    data: DataConfig,
+    *,
+    fresh_head_seed: int | None = None,
+    dropout: float | None = None,
+) -> tuple[LoadedModel | None, TextSource, DataConfig]:
+    """The checkpoint and the text; whatever is wrong with either is reported together."""
     problems: list[Problem] = []
     loaded = None
     try:
-        loaded = _checkpoint(config)
+        if checkpoint is not None:
+            loaded = load_model(checkpoint, fresh_head_seed=fresh_head_seed, dropout=dropout)
     except UserError as error:
         problems += error.problems
     try:
-        source = open_source(config.data)
-        source_key = source.fingerprint()
+        source, data = open_source(data)
+        source.fingerprint()
     except UserError as error:
         problems += error.problems
     if problems:
         raise UserError(problems)
-
-    tokenizer = _tokenizer(config, loaded, source, source_key)
-    if loaded is not None:
-        check_vocabularies(
-            loaded.model.config,
-            tokenizer,
-            loaded.resolved,
-            is_its_own=config.tokenizer.path is None,
-        )
-        _check_length(config.data.block_size, loaded)
-    corpus = open_corpus(
-        source,
-        tokenizer,
-        test_fraction=config.data.test_fraction,
-        seed=config.data.seed,
-        progress=progress,
-    )
-    train = PackedBlocks(corpus.train, config.data.block_size)
-    test = PackedBlocks(corpus.test, config.data.block_size)
-    _check_blocks(train, test, source)
-    model = loaded.model if loaded else _from_scratch(config, tokenizer)
-    return Inputs(source, tokenizer, corpus, train, test, model, loaded)
+    return loaded, source, data
 
 
-def open_source(config: DataConfig) -> TextSource:
-    """The stream of documents that the config names, downloaded first if it is a URL."""
+def open_source(config: DataConfig) -> tuple[TextSource, DataConfig]:
+    """The stream of documents that the config names, downloaded first where it is elsewhere.
+
+    Returns:
+        The source; and the config, with the commit in place of a data set's branch.
+
+    Raises:
+        UserError: it cannot be had.
+    """
     if config.source is Source.BUILTIN:
-        return WorldSource(config.limit)
+        return WorldSource(config.limit), config
     if config.source is Source.URL:
         assert config.url is not None
-        path = fetch_url(config.url, config.sha256, cache_folder() / "downloads")
-    else:
-        assert config.path is not None
-        path = Path(config.path)
-    return FileSource(path, config.text_field, config.encoding, config.limit)
+        file = fetch_url(config.url, config.sha256, cache_folder() / "downloads")
+        return FileSource.of((file,), config, config.url), config
+    if config.source is Source.HUB:
+        assert config.repository is not None
+        files, commit = fetch_dataset(config.repository, config.revision, config.files)
+        count = f"{len(files)} file{'s' if len(files) > 1 else ''}"
+        name = f"{config.repository}@{commit[:8]} ({count} {config.files})"
+        return FileSource.of(files, config, name), dataclasses.replace(config, revision=commit)
+    assert config.path is not None
+    files = matching_files(config.path, "data.path")
+    return FileSource.of(files, config, config.path), config
 
 
-def _checkpoint(config: RunConfig) -> LoadedModel | None:
-    if config.checkpoint is None:
+def _eval_source(config: DataConfig) -> FileSource | None:
+    if config.eval_path is None:
         return None
-    fresh = config.checkpoint_head is CheckpointHead.FRESH
-    return load_model(
-        config.checkpoint,
-        fresh_head_seed=derive_seed(config.seed, Domain.INITIALIZE) if fresh else None,
-        dropout=config.model.dropout,
+    files = matching_files(config.eval_path, "data.eval_path")
+    source = FileSource.of(files, dataclasses.replace(config, limit=None), config.eval_path)
+    source.fingerprint()
+    return source
+
+
+def _text(
+    source: TextSource,
+    tokenizer: Tokenizer,
+    data: DataConfig,
+    test_fraction: float,
+    progress: Progress | None,
+) -> Text:
+    corpus = open_corpus(
+        source, tokenizer, test_fraction=test_fraction, seed=data.seed, progress=progress
+    )
+    return Text(source, corpus)
+
+
+def _blocks(shard: Shard, data: DataConfig, tokenizer: Tokenizer, *, keep_rest: bool) -> Blocks:
+    if data.layout is Layout.PACKED:
+        return PackedBlocks(
+            shard, data.block_size, isolate=data.isolate_documents, keep_rest=keep_rest
+        )
+    return DocumentBlocks(
+        shard,
+        data.block_size,
+        frame=tokenizer.frame,
+        pad_id=tokenizer.pad_id,
+        cut_off=data.layout is Layout.LINES,
     )
 
 
@@ -122,52 +222,68 @@ def _from_scratch(config: RunConfig, tokenizer: Tokenizer) -> MaskedLanguageMode
 
 
 def _tokenizer(
-    config: RunConfig, loaded: LoadedModel | None, source: TextSource, source_key: str
+    settings: TokenizerConfig, data: DataConfig, loaded: LoadedModel | None, source: TextSource
 ) -> Tokenizer:
-    if config.tokenizer.path is not None:
-        return load_tokenizer(fetch_tokenizer(config.tokenizer.path))
+    if settings.path is not None:
+        return load_tokenizer(fetch_tokenizer(settings.path))
     if loaded is not None:
         return load_tokenizer(loaded.folder)
     if isinstance(source, WorldSource):
         return word_tokenizer(small_world().words)
-    return _trained_tokenizer(config, source, source_key)
+    return _trained_tokenizer(settings, data, source)
 
 
-def _trained_tokenizer(config: RunConfig, source: TextSource, source_key: str) -> Tokenizer:
+def _trained_tokenizer(
+    settings: TokenizerConfig, data: DataConfig, source: TextSource
+) -> Tokenizer:
     """A tokenizer learned from the training documents, once for the same text and settings."""
-    settings = config.tokenizer
-    split = f"{config.data.test_fraction} {config.data.seed}"
-    key = f"{source_key} {split} {settings.kind.value} {settings.vocabulary_size}"
+    split = f"{data.test_fraction} {data.seed}"
+    key = f"{source.fingerprint()} {split} {settings.kind.value} {settings.vocabulary_size}"
     folder = cache_folder() / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def build(building: Path) -> None:
-        documents = TrainingDocuments(source, config.data.test_fraction, config.data.seed)
+        documents = TrainingDocuments(source, data.test_fraction, data.seed)
         train_tokenizer(documents, settings.kind, settings.vocabulary_size).save(building)
 
     built_once(folder, build)
     return load_tokenizer(folder)
 
 
-def _check_length(block_size: int, loaded: LoadedModel) -> None:
-    longest = loaded.model.config.max_positions
-    if block_size > longest:
+def _check_fit(
+    data: DataConfig, loaded: LoadedModel | None, tokenizer: Tokenizer, *, is_its_own: bool
+) -> None:
+    """Whether model, tokenizer and block size belong together."""
+    if loaded is not None:
+        check_vocabularies(loaded.model.config, tokenizer, loaded.resolved, is_its_own=is_its_own)
+        longest = loaded.model.config.max_positions
+        if data.block_size > longest:
+            raise UserError.of(
+                "data.block_size",
+                found=f"{data.block_size}, and {loaded.resolved} has {longest} positions",
+                expected=f"at most {longest}",
+                remedy=f"data.block_size={longest}",
+            )
+    frame_size = sum(map(len, tokenizer.frame))
+    if data.layout is not Layout.PACKED and data.block_size <= frame_size:
         raise UserError.of(
             "data.block_size",
-            found=f"{block_size}, and {loaded.resolved} has {longest} positions",
-            expected=f"at most {longest}",
-            remedy=f"data.block_size={longest}",
+            found=f"{data.block_size}, with {frame_size} special tokens around each example",
+            expected=f"at least {frame_size + 1}, for data.layout={data.layout.value}",
+            remedy="data.block_size=128",
         )
 
 
-def _check_blocks(train: PackedBlocks, test: PackedBlocks, source: TextSource) -> None:
+def _check_blocks(sides: list[tuple[Blocks, str, Text]]) -> None:
     problems = []
-    for blocks, name in ((train, "training"), (test, "test")):
+    for blocks, name, text in sides:
         if len(blocks) == 0:
-            found = f"{source.description}: {blocks.dropped_tokens} tokens in its {name} documents"
+            tokens = len(blocks.shard.tokens)
+            skipped = text.corpus.first_bad_row
             problems.append(
                 Problem(
                     "data",
-                    found,
+                    f"{text.source.description}: {tokens} tokens in its {name} documents"
+                    + (f"; {text.corpus.bad_rows} rows left out, first {skipped}" * bool(skipped)),
                     f"at least one block of data.block_size={blocks.block_size} tokens",
                     "more text, a smaller data.block_size, or another data.test_fraction or "
                     "data.seed (the split is by document: with few of them, one side may be empty)",

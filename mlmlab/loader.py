@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mlmlab.data.blocks import PackedBlocks
+from mlmlab.data.blocks import Blocks, Rows
 from mlmlab.data.order import Order
 from mlmlab.masking import MaskingConfig, MaskingMode, VocabularyInfo, mask_batch
 from mlmlab.random import Domain, derive_seed
@@ -36,11 +36,43 @@ class MicroBatch:
     """int64 `[M]`, the original ids there."""
     row_offsets: torch.Tensor
     """int64 `[B + 1]`, where each row's positions begin."""
+    attention_mask: torch.Tensor | None = None
+    """bool `[B, T]`, True where a real token stands; None: no padding."""
+    documents: torch.Tensor | None = None
+    """int64 `[B, T]`, each token's document where documents are hidden from each other."""
 
     @property
     def masked_count(self) -> int:
         """Predicted tokens; known without asking the device."""
         return len(self.labels)
+
+    @property
+    def token_count(self) -> int:
+        """Real tokens, padding not counted."""
+        mask = self.attention_mask
+        return self.input_ids.numel() if mask is None else int(mask.sum())
+
+    def model_inputs(self, device: torch.device) -> dict[str, torch.Tensor | None]:
+        """The arguments of the model's forward pass, on their way to the device."""
+        tensors = {
+            "input_ids": self.input_ids,
+            "attention_mask": self.attention_mask,
+            "positions": self.positions,
+            "documents": self.documents,
+        }
+        return {
+            name: None if tensor is None else tensor.to(device, non_blocking=True)
+            for name, tensor in tensors.items()
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class EvalChunk:
+    """A canonical chunk of an evaluation."""
+
+    batch: MicroBatch
+    owners: torch.Tensor
+    """int64 `[M]`, the document of each predicted token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +86,11 @@ class UpdateBatch:
     masked_count: int
     """Predicted tokens of the whole update: what the loss is divided by."""
     token_count: int
-    """Tokens of the whole update, predicted or not."""
+    """Real tokens of the whole update, predicted or not."""
 
 
 def _micro_batch(
-    blocks: PackedBlocks,
+    blocks: Blocks,
     examples: NDArray[np.int64],
     epoch: int,
     seed: int,
@@ -66,26 +98,39 @@ def _micro_batch(
     vocabulary: VocabularyInfo,
     pin_memory: bool,
 ) -> MicroBatch:
+    rows = blocks.take(examples)
     batch = mask_batch(
-        blocks.take(examples),
+        rows.input_ids,
         example_ids=examples,
         epoch=epoch,
         seed=seed,
         config=masking,
         vocabulary=vocabulary,
     )
-    arrays = (batch.input_ids, batch.positions, batch.labels, batch.row_offsets)
-    tensors = [torch.from_numpy(array) for array in arrays]
+    tensors: list[torch.Tensor | None] = [
+        torch.from_numpy(array)
+        for array in (batch.input_ids, batch.positions, batch.labels, batch.row_offsets)
+    ]
+    for array in (_attention_mask(rows), rows.documents):
+        tensors.append(None if array is None else torch.from_numpy(array))
     if pin_memory:
-        tensors = [tensor.pin_memory() for tensor in tensors]
-    return MicroBatch(*tensors)
+        tensors = [None if tensor is None else tensor.pin_memory() for tensor in tensors]
+    return MicroBatch(*tensors)  # type: ignore[arg-type]  # the first four are never None
+
+
+def _attention_mask(rows: Rows) -> NDArray[np.bool_] | None:
+    width = rows.input_ids.shape[1]
+    if rows.lengths is None or rows.lengths.min() == width:
+        return None
+    mask: NDArray[np.bool_] = np.arange(width) < rows.lengths[:, None]
+    return mask
 
 
 @dataclass(frozen=True, eq=False)
 class TrainLoader:
     """Batch `n` as a function of `n`."""
 
-    blocks: PackedBlocks
+    blocks: Blocks
     order: Order
     micro_batch_size: int
     masking: MaskingConfig
@@ -115,7 +160,7 @@ class TrainLoader:
             epoch=epoch,
             micro_batches=micro_batches,
             masked_count=sum(micro.masked_count for micro in micro_batches),
-            token_count=len(examples) * self.blocks.block_size,
+            token_count=sum(micro.token_count for micro in micro_batches),
         )
 
     def batches(self, first: int) -> Iterator[UpdateBatch]:
@@ -127,40 +172,52 @@ class TrainLoader:
 class EvalLoader:
     """The test examples in canonical chunks, with masks that never change."""
 
-    blocks: PackedBlocks
+    blocks: Blocks
     masking: MaskingConfig
     vocabulary: VocabularyInfo
     seed: int
     batch_size: int
+    draws: int = 1
+    """How often each example is scored, each time with other masks."""
     pin_memory: bool = False
     """As for `TrainLoader`."""
 
     @property
-    def chunk_size(self) -> int:
-        """Sequences in a chunk; the last one may be short."""
-        return max(1, CHUNK_TOKENS // self.blocks.block_size)
+    def example_count(self) -> int:
+        """Examples to score, over all draws."""
+        return len(self.blocks) * self.draws
 
-    def chunks(self) -> Iterator[MicroBatch]:
-        """Every example once, in order. `batch_size` decides only how many are prepared at a
-        time: whole chunks, each of which meets the model alone."""
-        chunk_count = -(-len(self.blocks) // self.chunk_size)
-        group = max(1, self.batch_size // self.chunk_size)
-        group_count = -(-chunk_count // group)
+    def chunks(self) -> Iterator[EvalChunk]:
+        """Every example once a draw, in order. `batch_size` decides only how many are prepared at
+        a time: whole chunks, each of which meets the model alone."""
+        size = max(1, CHUNK_TOKENS // self.blocks.block_size)
+        bounds = [
+            (draw, first, min(first + size, end))
+            for draw in range(self.draws)
+            for start, end in ((0, self.blocks.even), (self.blocks.even, len(self.blocks)))
+            for first in range(start, end, size)
+        ]
+        group = max(1, self.batch_size // size)
 
-        def prepared(number: int) -> list[MicroBatch]:
-            chunks = range(number * group, min((number + 1) * group, chunk_count))
-            return [self._chunk(chunk) for chunk in chunks]
+        def prepared(number: int) -> list[EvalChunk]:
+            return [self._chunk(*bound) for bound in bounds[number * group : (number + 1) * group]]
 
-        for chunks in _ahead(prepared, 0, group_count):
+        for chunks in _ahead(prepared, 0, -(-len(bounds) // group)):
             yield from chunks
 
-    def _chunk(self, number: int) -> MicroBatch:
-        first = number * self.chunk_size
-        examples = np.arange(first, min(first + self.chunk_size, len(self.blocks)))
-        mask_seed = derive_seed(self.seed, Domain.EVALUATE)
-        return _micro_batch(
-            self.blocks, examples, 0, mask_seed, self.masking, self.vocabulary, self.pin_memory
+    def _chunk(self, draw: int, first: int, end: int) -> EvalChunk:
+        examples = np.arange(first, end)
+        batch = _micro_batch(
+            self.blocks,
+            examples,
+            draw,
+            derive_seed(self.seed, Domain.EVALUATE),
+            self.masking,
+            self.vocabulary,
+            self.pin_memory,
         )
+        rows, places = np.divmod(batch.positions.numpy(), batch.input_ids.shape[1])
+        return EvalChunk(batch, torch.from_numpy(self.blocks.owners(examples[rows], places)))
 
 
 def _ahead(prepare: Callable[[int], Item], first: int, end: int | None = None) -> Iterator[Item]:

@@ -1,16 +1,22 @@
 """What a run says to a person: its plan, its result, and what to try next, in 80 columns."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlmlab.config import RunConfig
-from mlmlab.inputs import Inputs
+from mlmlab.config import EvaluateConfig, RunConfig
+from mlmlab.data.blocks import Blocks
+from mlmlab.inputs import EvaluationInputs, Inputs, Text
+from mlmlab.model import MaskedLanguageModel
+from mlmlab.style import Style, styled
 from mlmlab.tracking.progress import shown
 from mlmlab.tracking.summary import Summary
-from mlmlab.training.evaluation import perplexity
+from mlmlab.training.config import Split
+from mlmlab.training.evaluation import Evaluation, perplexity
 from mlmlab.training.loop import Horizon, Training
+from mlmlab.training.memory import device_memory_bytes, expected_memory_bytes
 from mlmlab.training.precision import Compute
 
 _LABEL_WIDTH = 11
@@ -21,48 +27,111 @@ def _row(label: str, text: str) -> str:
     wrapped = textwrap.wrap(
         text, _WIDTH - _LABEL_WIDTH, break_long_words=False, break_on_hyphens=False
     )
-    return f"{label:<{_LABEL_WIDTH}}" + f"\n{'':<{_LABEL_WIDTH}}".join(wrapped)
+    return _verbatim(label, *wrapped)
+
+
+def _verbatim(label: str, *lines: str) -> str:
+    """A label and lines that are not wrapped: commands are there to be copied."""
+    return styled(f"{label:<{_LABEL_WIDTH}}", Style.LABEL) + f"\n{'':<{_LABEL_WIDTH}}".join(lines)
 
 
 def plan(
     config: RunConfig, inputs: Inputs, compute: Compute, horizon: Horizon, run_dir: Path
 ) -> str:
-    """What is about to happen: text, blocks, model, updates, device, folder."""
-    model, train = inputs.model.config, config.train
-    corpus = inputs.corpus
-    documents = len(corpus.train.lengths) + len(corpus.test.lengths)
-    tokens = len(corpus.train.tokens) + len(corpus.test.tokens)
-    empty = f", {corpus.empty_documents:,} empty left out" if corpus.empty_documents else ""
-    origin = "tokenized before" if corpus.was_cached else "tokenized now"
+    """What is about to happen: text, examples, model, updates, device, memory, folder."""
+    train = config.train
+    rows = [_text("text", inputs.text)]
+    if inputs.test_text is not inputs.text:
+        rows.append(_text("test text", inputs.test_text))
     accumulation = ""
     if train.micro_batch_size is not None and train.micro_batch_size < train.batch_size:
         accumulation = f" ({-(-train.batch_size // train.micro_batch_size)} micro-batches)"
     warmup = f", {train.warmup_steps:,} warm-up" if train.warmup_steps else ""
     if train.warmup_steps >= horizon.updates:
         warmup += " (as long as the run: the rate never falls)"
-    rows = [
-        _row("text", f"{inputs.source.description}: {documents:,} documents{empty}, "
-             f"{tokens:,} tokens, {origin}"),
-        _row("train", _blocks(len(corpus.train.lengths), len(corpus.train.tokens), inputs.train)),
-        _row("test", _blocks(len(corpus.test.lengths), len(corpus.test.tokens), inputs.test)),
-        _row("model", f"{model.family.value}, {model.layers} layers of {model.hidden_size}, "
-             f"{model.heads} heads, vocabulary {model.vocabulary_size:,}: "
-             f"{inputs.model.parameter_count() / 1e6:.2f} M parameters"),
+    isolated = ", documents isolated" if config.data.isolate_documents else ""
+    rows += [
+        _row("train", _examples(inputs.train) + isolated),
+        _row("test", _examples(inputs.test)),
+        _row("model", _model(inputs.model)),
         _row("masking", f"{100 * config.masking.rate:g} % of the tokens, "
              f"{config.masking.mode.value}"),
         _row("updates", f"{horizon.updates:,} of {train.batch_size} sequences{accumulation}, "
              f"learning rate {train.learning_rate:g} {train.schedule.value}{warmup}"),
         _row("compute", str(compute)),
+        _row("memory", _memory(config, inputs.model, compute)),
         _row("folder", str(run_dir)),
     ]  # fmt: skip
     return "\n".join(rows) + "\n"
 
 
-def _blocks(documents: int, tokens: int, blocks: Any) -> str:
-    return (
-        f"{documents:,} documents, {tokens:,} tokens = {len(blocks):,} blocks of "
-        f"{blocks.block_size} + {blocks.dropped_tokens:,} dropped"
+def evaluation_plan(config: EvaluateConfig, inputs: EvaluationInputs, compute: Compute) -> str:
+    """What is about to be scored."""
+    assert inputs.loaded is not None
+    draws = config.eval.mask_draws
+    which = "the test documents" if config.eval.split is Split.TEST else "all documents"
+    rows = [
+        _row("checkpoint", inputs.loaded.resolved),
+        _row("model", _model(inputs.model)),
+        _text("text", inputs.text),
+        _row("scored", f"{which}: {_examples(inputs.test)}"),
+        _row("masking", f"{100 * config.masking.rate:g} % of the tokens"
+             + (f", {draws} draws" if draws > 1 else "")),
+        _row("compute", str(compute)),
+    ]  # fmt: skip
+    return "\n".join(rows) + "\n"
+
+
+def _text(label: str, text: Text) -> str:
+    corpus = text.corpus
+    documents = corpus.train.documents + corpus.test.documents
+    tokens = len(corpus.train.tokens) + len(corpus.test.tokens)
+    empty = f", {corpus.empty_documents:,} empty left out" if corpus.empty_documents else ""
+    origin = "tokenized before" if corpus.was_cached else "tokenized now"
+    row = _row(
+        label,
+        f"{text.source.description}: {documents:,} documents{empty}, {tokens:,} tokens, {origin}",
     )
+    if corpus.bad_rows:
+        row += "\n" + _row(
+            "bad rows", f"{corpus.bad_rows:,} left out; the first is {corpus.first_bad_row}"
+        )
+    return row
+
+
+def _examples(blocks: Blocks) -> str:
+    shard = blocks.shard
+    return f"{shard.documents:,} documents, {len(shard.tokens):,} tokens = {blocks.account()}"
+
+
+def _model(model: MaskedLanguageModel) -> str:
+    config = model.config
+    return (
+        f"{config.family.value}, {config.layers} layers of {config.hidden_size}, {config.heads} "
+        f"heads, vocabulary {config.vocabulary_size:,}: {model.parameter_count() / 1e6:.2f} M "
+        "parameters"
+    )
+
+
+def _memory(config: RunConfig, model: MaskedLanguageModel, compute: Compute) -> str:
+    rows = min(config.train.micro_batch_size or config.train.batch_size, config.train.batch_size)
+    length = config.data.block_size
+    needed = expected_memory_bytes(
+        model,
+        compute,
+        rows=rows,
+        length=length,
+        masked_tokens=round(rows * length * config.masking.rate),
+    )
+    text = f"about {needed / 2**30:.2f} GiB of tensors"
+    if compute.device.type == "cpu":
+        return text + ", beside the process itself"
+    there = device_memory_bytes(compute)
+    if there is not None:
+        text += f" of the device's {there / 2**30:.0f} GiB"
+        if needed > there:
+            text += ": too much; train.micro_batch_size=N computes N sequences at a time"
+    return text
 
 
 def closing(summary: Summary, training: Training) -> str:
@@ -74,20 +143,13 @@ def closing(summary: Summary, training: Training) -> str:
         _row("training", f"perplexity {shown(last)} on the last training batches"),
         _row(
             "result",
-            f"perplexity {shown(summary.eval_perplexity)} ± {shown(error)} "
+            f"perplexity {_with_error(summary.eval_perplexity, error)} "
             f"on {summary.eval_masked_tokens:,} masked test tokens "
             f"(before training: {shown(summary.initial_eval_perplexity)})",
         ),
     ]
     if summary.floor_perplexity is not None:
-        above = summary.eval_perplexity / summary.floor_perplexity - 1
-        rows.append(
-            _row(
-                "floor",
-                f"perplexity {shown(summary.floor_perplexity)}: the exact lowest that any model "
-                f"can reach on these tokens; this one is {above:.1%} above it",
-            )
-        )
+        rows.append(_floor(summary.eval_perplexity, summary.floor_perplexity))
     rows.append(
         _row(
             "speed",
@@ -96,6 +158,48 @@ def closing(summary: Summary, training: Training) -> str:
         )
     )
     return "\n".join(rows) + "\n"
+
+
+def scores(evaluation: Evaluation, floor_perplexity: float | None) -> str:
+    """An evaluation, and how it differs by what stood in the predicted tokens' places."""
+    result = _with_error(evaluation.perplexity, evaluation.perplexity_standard_error)
+    rows = [
+        _row("result", f"perplexity {result}, loss "
+             f"{_with_error(evaluation.loss, evaluation.loss_standard_error)} nats a token"),
+    ]  # fmt: skip
+    if floor_perplexity is not None:
+        rows.append(_floor(evaluation.perplexity, floor_perplexity))
+    rows.append(
+        _row(
+            "certainty",
+            f"± is one standard error, from the spread between {evaluation.documents:,} documents"
+            if not math.isnan(evaluation.loss_standard_error)
+            else "no standard error: it takes at least two documents",
+        )
+    )
+    rows += [
+        "",
+        _verbatim("", f"{'tokens':>12} {'perplexity':>12} {'top 1':>8} {'top 5':>8}"),
+    ]
+    for name, score in (("all", evaluation), *evaluation.parts.items()):
+        accuracy = f"{score.top1_accuracy:>8.1%} {score.top5_accuracy:>8.1%}"
+        if not score.masked_count:
+            accuracy = f"{'-':>8} {'-':>8}"
+        perplexity = shown(score.perplexity) if score.masked_count else "-"
+        rows.append(_verbatim(name, f"{score.masked_count:>12,} {perplexity:>12} {accuracy}"))
+    return "\n".join(rows) + "\n"
+
+
+def _with_error(value: float, error: float) -> str:
+    return shown(value) if math.isnan(error) else f"{shown(value)} ± {shown(error)}"
+
+
+def _floor(perplexity: float, floor: float) -> str:
+    return _row(
+        "floor",
+        f"perplexity {shown(floor)}: the exact lowest that any model can reach on these tokens; "
+        f"this one is {perplexity / floor - 1:.1%} above it",
+    )
 
 
 def completion(
@@ -117,19 +221,29 @@ def next_commands(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
     """Where everything is, and what one might type next."""
     checkpoints = ", checkpoints/" if config.train.keep_checkpoints else ""
     logs = run_dir if config.run_dir is not None else run_dir.parent
+    mask = inputs.tokenizer.mask_token
+    text = (
+        f"the day after {mask} is friday ." if inputs.has_known_optimum else f"A text with {mask}."
+    )
     rows = [
         "",
         _row("written", f"{run_dir}: config.yaml, metrics.jsonl, summary.json, export/ (opens with "
              f"transformers){checkpoints}"),
-        f"{'curves':<{_LABEL_WIDTH}}tensorboard --logdir {logs}",
+        _verbatim("curves", f"tensorboard --logdir {logs}"),
+        _verbatim(
+            "next",
+            f"python -m mlmlab.fill_mask --checkpoint {run_dir} \\",
+            f'    "{text}"',
+            f"python -m mlmlab.evaluate checkpoint={run_dir} eval.mask_draws=4",
+        ),
     ]  # fmt: skip
-    if inputs.is_world:
-        rows += [
-            f"{'next':<{_LABEL_WIDTH}}python -m mlmlab.fill_mask --checkpoint {run_dir} \\",
-            f'{"":<{_LABEL_WIDTH}}    "the day after <mask> is friday ."',
-            f"{'':<{_LABEL_WIDTH}}python -m mlmlab.train model.layers=4 seed=1",
-            f"{'':<{_LABEL_WIDTH}}python -m mlmlab.train +experiment=finetune \\",
-            f"{'':<{_LABEL_WIDTH}}    checkpoint=distilbert/distilroberta-base \\",
-            f"{'':<{_LABEL_WIDTH}}    data.source=file data.path=my.txt",
-        ]
+    if inputs.has_known_optimum:
+        rows.append(
+            _verbatim(
+                "",
+                "python -m mlmlab.train model.layers=4 seed=1",
+                "python -m mlmlab.train +experiment=finetune \\",
+                "    checkpoint=distilbert/distilroberta-base data.path=my.txt",
+            )
+        )
     return "\n".join(rows)

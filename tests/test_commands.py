@@ -167,7 +167,7 @@ REFUSED: dict[str, tuple[str, str, str, str]] = {
     "+train.epochs=3": ("train.epochs", "+train.epochs=3", "no +", "train.epochs=3"),
     "data.source=file": ("data.path", "null", "because data.source=file", "data.path=FILE"),
     "data.source=file data.path=missing.txt": (
-        "data.path", "missing.txt: no such file", "a .txt, .jsonl or .json", "check the path"
+        "data.path", "missing.txt: no such file", "a .txt, .jsonl, .json, .csv", "check the path"
     ),
     "checkpoint=. model=from_checkpoint": (
         "checkpoint", "no config.json in it", "a folder with config.json", "checkpoint=DIR"

@@ -463,18 +463,32 @@ FINE_TUNING = {
     "debug": {"mode": "none"},
 }
 """The published recipe: the Hub guide's arguments, and the defaults of its trainer."""
-EVALUATION: dict[str, Any] = {"every_steps": None, "batch_size": 64, "seed": 0, "fill_mask": []}
+EVALUATION: dict[str, Any] = {
+    "every_steps": None,
+    "batch_size": 64,
+    "seed": 0,
+    "mask_draws": 1,
+    "split": "test",
+    "fill_mask": None,
+}
 TEXT = {
     "source": "file",
     "path": None,
     "url": None,
     "sha256": None,
+    "repository": None,
+    "revision": None,
+    "files": None,
     "text_field": "text",
     "encoding": "utf-8",
+    "on_bad_row": "stop",
     "limit": None,
     "test_fraction": 0.2,
+    "eval_path": None,
     "seed": 0,
+    "layout": "packed",
     "block_size": 128,
+    "isolate_documents": False,
 }
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mlmlab.data import corpus as corpus_module
+from mlmlab.data.bad_rows import BadRows
 from mlmlab.data.blocks import PackedBlocks
-from mlmlab.data.config import TokenizerKind
+from mlmlab.data.config import OnBadRow, TokenizerKind
 from mlmlab.data.corpus import Corpus, Shard, TrainingDocuments, is_test_document, open_corpus
 from mlmlab.data.order import Order
 from mlmlab.data.sources import FileSource, TextSource
@@ -30,11 +31,12 @@ class Documents:
 
     texts: tuple[str, ...]
     description: str = "a list"
+    on_bad_row: OnBadRow = OnBadRow.STOP
 
     def fingerprint(self) -> str:
         return json.dumps(self.texts)
 
-    def documents(self) -> Iterator[str]:
+    def documents(self, bad_rows: BadRows | None = None) -> Iterator[str]:
         return iter(self.texts)
 
 
@@ -57,8 +59,7 @@ def opened(
 
 
 def documents_of(shard: Shard) -> list[list[int]]:
-    ends = np.cumsum(shard.lengths)
-    return [ids.tolist() for ids in np.split(shard.tokens, ends)][:-1]
+    return [ids.tolist() for ids in np.split(shard.tokens, shard.offsets[1:])][:-1]
 
 
 # Shards
@@ -77,12 +78,13 @@ def test_every_token_is_in_a_block_or_counted_as_dropped(
     corpus = opened(source)
     expected = [WORDS.encode(text) for text in source.texts if text]
     assert corpus.empty_documents == sum(not text for text in source.texts)
-    assert len(corpus.train.lengths) + len(corpus.test.lengths) == len(expected)
+    assert corpus.train.documents + corpus.test.documents == len(expected)
     tokens = 0
     for shard in (corpus.train, corpus.test):
         blocks = PackedBlocks(shard, block_size)
         assert 0 <= blocks.dropped_tokens < block_size
-        assert shard.lengths.sum() == len(shard.tokens)
+        assert shard.offsets[0] == 0
+        assert shard.offsets[-1] == len(shard.tokens)
         tokens += blocks.rows.size + blocks.dropped_tokens
     assert tokens == sum(map(len, expected))
 
@@ -94,7 +96,7 @@ def test_the_shards_hold_the_documents_in_order_each_on_its_side(fresh_cache: Pa
     for shard, wanted in ((corpus.train, ~is_test), (corpus.test, is_test)):
         expected = [WORDS.encode(source.texts[index]) for index in np.flatnonzero(wanted)]
         assert documents_of(shard) == expected
-    assert 0 < len(corpus.test.lengths) < len(corpus.train.lengths)
+    assert 0 < corpus.test.documents < corpus.train.documents
 
 
 def test_blank_documents_are_left_out_and_counted(fresh_cache: Path) -> None:
@@ -161,7 +163,7 @@ def test_the_counts_of_the_shards_stand_beside_them(fresh_cache: Path) -> None:
     meta = json.loads((corpus.folder / "meta.json").read_text())
     for name in ("train", "test"):
         shard: Shard = getattr(corpus, name)
-        assert meta[name] == {"documents": len(shard.lengths), "tokens": len(shard.tokens)}
+        assert meta[name] == {"documents": shard.documents, "tokens": len(shard.tokens)}
     assert meta["empty_documents"] == 1
     assert corpus.folder.name == meta["fingerprint"][:32]
 
@@ -186,7 +188,7 @@ def test_an_interrupted_build_leaves_nothing_to_open(
     assert list((fresh_cache / "corpora").iterdir()) == []
     corpus = opened(source)
     assert not corpus.was_cached
-    assert len(corpus.train.lengths) + len(corpus.test.lengths) == 3000
+    assert corpus.train.documents + corpus.test.documents == 3000
 
 
 def test_a_build_that_another_run_finishes_first_uses_that_one(
@@ -243,12 +245,12 @@ def test_the_split_is_a_function_of_seed_and_index_alone() -> None:
 def test_a_limit_changes_no_documents_side(tmp_path: Path, fresh_cache: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n".join(texts_of([4] * 100).texts))
-    whole = opened(FileSource(path, "text", "utf-8", None))
-    limited = opened(FileSource(path, "text", "utf-8", 60))
+    whole = opened(FileSource((path,)))
+    limited = opened(FileSource((path,), limit=60))
     for name in ("train", "test"):
         short, long = documents_of(getattr(limited, name)), documents_of(getattr(whole, name))
         assert short == long[: len(short)]
-    assert len(limited.train.lengths) + len(limited.test.lengths) == 60
+    assert limited.train.documents + limited.test.documents == 60
 
 
 def test_what_is_learned_from_text_sees_no_test_document() -> None:
@@ -268,8 +270,8 @@ def test_blocks_are_the_shards_tokens_in_order(fresh_cache: Path) -> None:
     assert len(blocks) == len(shard.tokens) // 16
     assert blocks.dropped_tokens == len(shard.tokens) % 16 > 0
     every = np.arange(len(blocks))
-    assert np.array_equal(blocks.take(every).ravel(), shard.tokens[: 16 * len(blocks)])
-    assert np.array_equal(blocks.take(every[::-1])[0], blocks.rows[-1])
+    assert np.array_equal(blocks.take(every).input_ids.ravel(), shard.tokens[: 16 * len(blocks)])
+    assert np.array_equal(blocks.take(every[::-1]).input_ids[0], blocks.rows[-1])
 
 
 def test_blocks_are_a_view_of_the_file_and_no_copy(fresh_cache: Path) -> None:
@@ -280,7 +282,7 @@ def test_blocks_are_a_view_of_the_file_and_no_copy(fresh_cache: Path) -> None:
 
 def test_the_real_text_is_conserved(shared_data: Path, fresh_cache: Path) -> None:
     path = shared_data / "eli5-category-validation-2.json.gz"
-    source = FileSource(path, "answers.text", "utf-8", 300)
+    source = FileSource((path,), "answers.text", limit=300)
     documents = list(source.documents())
     tokenizer = train_tokenizer(iter(documents), TokenizerKind.BPE, 1000)
     corpus = opened(source, tokenizer, 0.2)

@@ -17,7 +17,7 @@ from mlmlab.masking import MaskingConfig, VocabularyInfo
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
 from mlmlab.tracking.progress import Progress
 from mlmlab.training.config import Precision
-from mlmlab.training.evaluation import Evaluation, evaluate, perplexity
+from mlmlab.training.evaluation import Evaluation, Score, _ranks, evaluate, perplexity
 from mlmlab.training.precision import Compute
 
 BLOCK = 64
@@ -47,10 +47,17 @@ def _model(dropout: float = 0.1) -> MaskedLanguageModel:
     return model
 
 
+def _shard(tokens: np.ndarray) -> Shard:
+    """Documents of 10 to 150 tokens."""
+    ends = np.cumsum(np.random.default_rng(1).integers(10, 150, len(tokens)))
+    return Shard(tokens, np.array([0, *ends[ends < len(tokens)], len(tokens)]))
+
+
 def _loader(batch_size: int, examples: int = 2 * CHUNK_TOKENS // BLOCK + 37) -> EvalLoader:
-    tokens = np.random.default_rng(0).integers(5, 300, examples * BLOCK).astype(np.uint16)
+    count = examples * BLOCK + 11  # and a last block of 11
+    tokens = np.random.default_rng(0).integers(5, 300, count).astype(np.uint16)
     return EvalLoader(
-        blocks=PackedBlocks(Shard(tokens, np.array([len(tokens)])), BLOCK),
+        blocks=PackedBlocks(_shard(tokens), BLOCK, keep_rest=True),
         masking=MaskingConfig(),
         vocabulary=VocabularyInfo(300, 4, (0, 1, 2, 3, 4)),
         seed=0,
@@ -77,7 +84,7 @@ def test_the_loss_is_the_sum_over_the_count_of_all_masked_tokens() -> None:
     result = _evaluate(model, loader)
     losses: list[float] = []
     with torch.no_grad():
-        for chunk in loader.chunks():
+        for chunk in (chunk.batch for chunk in loader.chunks()):
             logits = model.eval()(chunk.input_ids).flatten(0, 1)[chunk.positions]
             nll = -logits.double().log_softmax(-1).gather(1, chunk.labels[:, None])
             losses += nll.flatten().tolist()
@@ -88,14 +95,13 @@ def test_the_loss_is_the_sum_over_the_count_of_all_masked_tokens() -> None:
 
 def test_every_example_is_scored_once() -> None:
     loader = _loader(64)
-    chunks = list(loader.chunks())
+    chunks = [chunk.batch for chunk in loader.chunks()]
     assert sum(len(chunk.input_ids) for chunk in chunks) == len(loader.blocks)
+    assert chunks[-1].input_ids.shape == (1, 11)  # the rest, alone
     for chunk in chunks:
-        restored = chunk.input_ids.flatten().clone()
-        restored[chunk.positions] = chunk.labels
-        chunk.input_ids.flatten()[:] = restored
-    text = torch.cat([chunk.input_ids for chunk in chunks])
-    assert torch.equal(text, torch.from_numpy(loader.blocks.rows.astype(np.int64)))
+        chunk.input_ids.flatten()[chunk.positions] = chunk.labels
+    text = torch.cat([chunk.input_ids.flatten() for chunk in chunks])
+    assert torch.equal(text, torch.from_numpy(loader.blocks.shard.tokens.astype(np.int64)))
 
 
 def test_evaluation_switches_dropout_off() -> None:
@@ -119,7 +125,8 @@ def test_evaluation_masks_are_not_the_training_masks() -> None:
     )
     _, examples = train.order.batch(0)
     masked = train.batch(0).micro_batches[0].input_ids == 4
-    rows = torch.cat([chunk.input_ids for chunk in evaluation.chunks()])[torch.from_numpy(examples)]
+    chunks = list(evaluation.chunks())[:-1]
+    rows = torch.cat([chunk.batch.input_ids for chunk in chunks])[torch.from_numpy(examples)]
     both = (masked & (rows == 4)).float().mean().item()
     assert both == pytest.approx(0.12**2, rel=0.25)
 
@@ -128,30 +135,101 @@ def test_another_eval_seed_masks_other_tokens() -> None:
     loader = _loader(64)
     other = dataclasses.replace(loader, seed=1)
     first, second = next(loader.chunks()), next(other.chunks())
-    assert not torch.equal(first.input_ids, second.input_ids)
+    assert not torch.equal(first.batch.input_ids, second.batch.input_ids)
 
 
-def test_the_standard_error_is_that_of_a_bootstrap_over_examples() -> None:
+@dataclasses.dataclass
+class Prediction:
+    """One predicted token, scored in the plainest way."""
+
+    document: int
+    loss: float
+    rank: int
+    part: str
+
+
+def _predictions(model: MaskedLanguageModel, loader: EvalLoader) -> list[Prediction]:
+    found, first = [], 0
+    offsets = loader.blocks.shard.offsets
+    for chunk in (chunk.batch for chunk in loader.chunks()):
+        with torch.no_grad():
+            logits = model(chunk.input_ids, positions=chunk.positions).double().log_softmax(-1)
+        shown = chunk.input_ids.flatten()[chunk.positions].tolist()
+        for number, (place, label) in enumerate(
+            zip(chunk.positions.tolist(), chunk.labels.tolist(), strict=True)
+        ):
+            row, now = logits[number], shown[number]
+            found.append(
+                Prediction(
+                    document=int((offsets <= first + place).sum()) - 1,
+                    loss=-row[label].item(),
+                    rank=row.argsort(descending=True).tolist().index(label),
+                    part="masked" if now == 4 else "kept" if now == label else "random",
+                )
+            )
+        first += chunk.input_ids.numel()
+    return found
+
+
+def test_the_standard_error_is_that_of_a_bootstrap_over_documents() -> None:
     rng = np.random.default_rng(0)
     model, loader = _model(), _loader(64)
     result = _evaluate(model, loader)
-    sums, counts = [], []
-    with torch.no_grad():
-        for chunk in loader.chunks():
-            logits = model(chunk.input_ids, positions=chunk.positions)
-            losses = torch.nn.functional.cross_entropy(logits, chunk.labels, reduction="none")
-            for start, end in zip(chunk.row_offsets[:-1], chunk.row_offsets[1:], strict=True):
-                sums.append(losses[start:end].sum().item())
-                counts.append(int(end - start))
+    predictions = _predictions(model, loader)
+    documents = sorted({prediction.document for prediction in predictions})
+    assert result.documents == len(documents)
+    sums, counts = np.zeros(len(documents)), np.zeros(len(documents))
+    for prediction in predictions:
+        sums[documents.index(prediction.document)] += prediction.loss
+        counts[documents.index(prediction.document)] += 1
     draws = rng.integers(0, len(sums), (4000, len(sums)))
-    means = np.array(sums)[draws].sum(1) / np.array(counts)[draws].sum(1)
+    means = sums[draws].sum(1) / counts[draws].sum(1)
     assert result.loss_standard_error == pytest.approx(means.std(), rel=0.1)
+
+
+def test_accuracy_counts_first_choices_and_first_fives_by_part() -> None:
+    model, loader = _model(), _loader(64)
+    result = _evaluate(model, loader)
+    predictions = _predictions(model, loader)
+    for name, score in (("all", result), *result.parts.items()):
+        own = [p for p in predictions if name in ("all", p.part)]
+        assert score.masked_count == len(own) > 100
+        assert score.top1_count == sum(p.rank < 1 for p in own)
+        assert score.top5_count == sum(p.rank < 5 for p in own) > 0
+        assert score.loss == pytest.approx(np.mean([p.loss for p in own]), rel=1e-6)
+    shares = {
+        name: score.masked_count / result.masked_count for name, score in result.parts.items()
+    }
+    assert shares == pytest.approx({"masked": 0.8, "random": 0.1, "kept": 0.1}, abs=0.02)
+
+
+def test_equal_logits_rank_as_argmax_has_it() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0]] * 4)
+    assert _ranks(logits, torch.arange(4)).tolist() == [3, 0, 1, 2]
+
+
+def test_more_draws_score_the_same_examples_under_other_masks() -> None:
+    model, loader = _model(), _loader(64)
+    one = _evaluate(model, loader)
+    three = dataclasses.replace(loader, draws=3)
+    several = _evaluate(model, three)
+    chunks = [chunk.batch for chunk in three.chunks()]
+    per_draw = len(chunks) // 3
+    first, second = chunks[0], chunks[per_draw]
+    assert torch.equal(first.input_ids, next(loader.chunks()).batch.input_ids)
+    assert not torch.equal(first.positions, second.positions)
+    for chunk in (first, second):
+        chunk.input_ids.flatten()[chunk.positions] = chunk.labels
+    assert torch.equal(first.input_ids, second.input_ids)
+    assert several.masked_count == pytest.approx(3 * one.masked_count, rel=0.05)
+    assert several.loss_standard_error < one.loss_standard_error
+    assert several == _evaluate(model, dataclasses.replace(three, batch_size=7))
 
 
 def test_perplexity_of_an_absurd_loss_is_infinite_not_an_error() -> None:
     assert perplexity(1e6) == math.inf
     assert math.isnan(perplexity(math.nan))
-    assert math.isnan(Evaluation(0.0, 0, math.nan).loss)
+    assert math.isnan(Score(loss_sum=0.0, masked_count=0, top1_count=0, top5_count=0).loss)
 
 
 def test_a_run_on_the_small_world_knows_its_floor_and_writes_its_folder(

@@ -13,6 +13,7 @@ PACKAGE = Path(mlmlab.__file__).parent
 STAGES = (
     "errors",
     "schema",
+    "style",
     # From random numbers and text ...
     "random",
     "fetch",
@@ -29,9 +30,12 @@ STAGES = (
     # The whole run.
     "config",
     "inputs",
+    "run_folder",
     "model_card",
+    "optimum",
     "terminal",
     "launch",
+    "evaluating",
     # What entry points share.
     "composition",
     "command",

@@ -23,7 +23,7 @@ def full_size_checkpoint(tmp_path: Path, shared_data: Path) -> Path:
     from mlmlab.data.sources import FileSource
     from mlmlab.data.tokenizer import train_tokenizer
 
-    documents = FileSource(shared_data / TEXT, "answers.text", "utf-8", None).documents()
+    documents = FileSource((shared_data / TEXT,), "answers.text").documents()
     folder = tmp_path / "checkpoint"
     torch.manual_seed(0)
     config = transformers.RobertaConfig(

@@ -221,10 +221,10 @@ def test_every_special_token_is_protected(bpe: Tokenizer, tmp_path: Path) -> Non
     assert vocabulary.protected_ids == tuple(sorted({0, 1, 2, 3, 4, the, 400}))
 
 
-def test_without_a_padding_token_another_id_pads() -> None:
+def test_without_a_padding_token_another_special_one_pads() -> None:
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "m": 1, "e": 2}, "a"))
     assert Tokenizer(backend, {"mask_token": "m", "eos_token": "e"}).pad_id == 2
-    assert Tokenizer(backend, {"mask_token": "m"}).pad_id == 0
+    assert Tokenizer(backend, {"mask_token": "m"}).pad_id == 1
 
 
 def refusal(path: Path) -> Problem:

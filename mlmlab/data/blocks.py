@@ -1,28 +1,168 @@
-"""Packed blocks: the documents of a shard joined and cut into rows of `block_size` tokens."""
+"""Examples: the documents of a shard as rows of at most `block_size` tokens.
+
+B examples   T positions
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlmlab.data.corpus import Shard
 
+_WIDTH_MULTIPLE = 8
+"""Padded rows are as wide as the longest of a batch, rounded up for the hardware's sake."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Some examples' tokens."""
+
+    input_ids: NDArray[np.integer]
+    """uint16 or uint32 `[B, T]`."""
+    lengths: NDArray[np.int64] | None = None
+    """`[B]`, the tokens of each row, with padding behind them. None: no padding."""
+    documents: NDArray[np.int64] | None = None
+    """`[B, T]`, each token's document, where documents are hidden from each other."""
+
+
+class Blocks(Protocol):
+    """Example `i` as a function of `i`."""
+
+    shard: Shard
+    block_size: int
+    dropped_tokens: int
+    """Tokens of the shard that are in no example."""
+    even: int
+    """So many examples stand before a last one that is shorter and stands alone; else all."""
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+
+    def take(self, examples: NDArray[np.int64]) -> Rows:
+        """The examples' tokens."""
+
+    def owners(self, examples: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The documents that some tokens belong to, int64 `[N]`.
+
+        Args:
+            examples: int64 `[N]`, their examples.
+            places: int64 `[N]`, their positions there.
+        """
+
+    def account(self) -> str:
+        """What became of the shard's tokens, for a person."""
+
 
 class PackedBlocks:
-    """Example `i` is the tokens from `i * block_size` on: a row of a view on the memory map.
+    """The documents joined and cut into blocks: example `i` is the tokens from `i * block_size` on,
+    a row of a view on the memory map.
 
-    Nothing is dropped at document boundaries; only the last partial block of a shard is.
+    Nothing is dropped at document boundaries. The last partial block of a shard is dropped, or with
+    `keep_rest` it is a last, shorter example.
     """
 
-    def __init__(self, shard: Shard, block_size: int) -> None:
-        count = len(shard.tokens) // block_size
+    def __init__(
+        self, shard: Shard, block_size: int, *, isolate: bool = False, keep_rest: bool = False
+    ) -> None:
+        self.shard = shard
         self.block_size = block_size
-        self.rows = shard.tokens[: count * block_size].reshape(count, block_size)
+        self.isolate = isolate
+        self.even = len(shard.tokens) // block_size
+        self.rows = shard.tokens[: self.even * block_size].reshape(self.even, block_size)
         """`[examples, block_size]`, uint16 or uint32, not copied."""
-        self.dropped_tokens = len(shard.tokens) - self.rows.size
+        rest = len(shard.tokens) - self.rows.size
+        self.keeps_rest = keep_rest and rest > 0
+        self.dropped_tokens = 0 if keep_rest else rest
         """Tokens of the last partial block."""
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.even + self.keeps_rest
 
-    def take(self, examples: NDArray[np.int64]) -> NDArray[np.integer]:
-        """The examples' tokens, `[B, block_size]`."""
-        return self.rows[examples]
+    def take(self, examples: NDArray[np.int64]) -> Rows:
+        if self.keeps_rest and self.even in examples:
+            assert len(examples) == 1, "the last, shorter example stands alone"
+            ids = self.shard.tokens[None, self.rows.size :]  # [1, rest]
+        else:
+            ids = self.rows[examples]  # [B, block_size]
+        documents = None
+        if self.isolate:
+            places = np.arange(ids.shape[1])
+            documents = self.owners(examples[:, None], places[None, :])  # [B, T]
+        return Rows(ids, documents=documents)
+
+    def owners(self, examples: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+        tokens = examples * self.block_size + places
+        return np.searchsorted(self.shard.offsets, tokens, side="right") - 1
+
+    def account(self) -> str:
+        rest = len(self.shard.tokens) - self.rows.size
+        last = f"one of {rest}" if self.keeps_rest else f"{rest} dropped"
+        return f"{self.even:,} blocks of {self.block_size} + {last}"
+
+
+class DocumentBlocks:
+    """No two documents share an example; shorter ones are padded.
+
+    A document longer than a block is split into several examples, each with the tokenizer's own
+    special tokens around it, or with `cut_off` the first of them stands for it.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        block_size: int,
+        *,
+        frame: tuple[list[int], list[int]],
+        pad_id: int,
+        cut_off: bool,
+    ) -> None:
+        self.shard = shard
+        self.block_size = block_size
+        self.prefix, self.suffix = (np.array(ids, shard.tokens.dtype) for ids in frame)
+        self.pad_id = pad_id
+        self.frame_size = len(self.prefix) + len(self.suffix)
+        self.inner_size = block_size - self.frame_size
+        """A document's own tokens in one example, at most."""
+        assert self.inner_size > 0, "no room for a token between the special ones"
+        self.inner_lengths = np.maximum(np.diff(shard.offsets) - self.frame_size, 0)
+        parts = np.maximum(-(-self.inner_lengths // self.inner_size), 1)
+        if cut_off:
+            parts = np.ones_like(parts)
+        self.first_example = np.concatenate([[0], np.cumsum(parts)])
+        """int64 `[documents + 1]`: each document's first example."""
+        kept = np.minimum(self.inner_lengths, parts * self.inner_size)
+        self.dropped_tokens = int((self.inner_lengths - kept).sum())
+        """Tokens behind the ends of documents that were cut off."""
+        self.even = int(self.first_example[-1])
+
+    def __len__(self) -> int:
+        return self.even
+
+    def take(self, examples: NDArray[np.int64]) -> Rows:
+        owners = np.searchsorted(self.first_example, examples, side="right") - 1
+        begin = (
+            examples - self.first_example[owners]
+        ) * self.inner_size  # [B], within its document
+        inner = np.minimum(self.inner_lengths[owners] - begin, self.inner_size)[:, None]
+        lengths = np.maximum(inner[:, 0] + self.frame_size, 1)  # attention needs something to see
+        longest = int(lengths.max(initial=1))
+        width = min(-(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE, self.block_size)
+        place = np.arange(width)[None, :] - len(self.prefix)  # [1, T], within the inner tokens
+        first = self.shard.offsets[owners] + len(self.prefix) + begin
+        tokens = first[:, None] + np.clip(place, 0, np.maximum(inner - 1, 0))
+        ids = self.shard.tokens[np.minimum(tokens, len(self.shard.tokens) - 1)]  # [B, T]
+        ids[:, : len(self.prefix)] = self.prefix
+        behind = place - inner  # [B, T]
+        for number, token in enumerate(self.suffix):
+            ids[behind == number] = token
+        ids[behind >= len(self.suffix)] = self.pad_id
+        return Rows(ids, lengths=lengths)
+
+    def owners(self, examples: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self.first_example, examples, side="right") - 1
+
+    def account(self) -> str:
+        cut = f" + {self.dropped_tokens:,} tokens cut off" if self.dropped_tokens else ""
+        return f"{len(self):,} examples of at most {self.block_size}{cut}"

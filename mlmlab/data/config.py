@@ -13,6 +13,22 @@ class Source(Enum):
     BUILTIN = "builtin"
     FILE = "file"
     URL = "url"
+    HUB = "hub"
+
+
+class OnBadRow(Enum):
+    """What becomes of a row that cannot be read."""
+
+    STOP = "stop"
+    SKIP = "skip"
+
+
+class Layout(Enum):
+    """How documents become examples."""
+
+    PACKED = "packed"
+    LINES = "lines"
+    DOCUMENTS = "documents"
 
 
 class TokenizerKind(Enum):
@@ -27,25 +43,42 @@ class DataConfig:
     """The text and how it is cut into examples."""
 
     source: Source
-    """builtin: the small world. file: `path`. url: `url`, checked against `sha256`."""
+    """builtin: the small world. file: `path`. url: `url`, checked against `sha256`. hub: `files` of
+    the data set `repository`."""
     path: str | None
-    """The file: .txt (a line, a document), .jsonl or .json, each also gzipped."""
+    """A file or a glob: .txt (a line, a document), .jsonl, .json, .csv, .tsv, .parquet; each also
+    gzipped."""
     url: str | None
     """The file's address; read only when source=url."""
     sha256: str | None
     """Its checksum in hexadecimal; null: not checked. Read only when source=url."""
+    repository: str | None
+    """owner/name of a data set on the Hub."""
+    revision: str | None
+    """Its branch, tag or commit; null: main. A run's config.yaml holds the commit."""
+    files: str | None
+    """Which of its files: a glob."""
     text_field: str
-    """The field of a row that holds its text; dots descend: answers.text."""
+    """The field or column that holds a row's text; dots descend: answers.text."""
     encoding: str
     """How the bytes of a text file become characters."""
+    on_bad_row: OnBadRow
+    """stop: a row that cannot be read ends the run. skip: it is left out and counted."""
     limit: int | None
     """Take the first so many documents; null: all. The small world has 24,000 by default."""
     test_fraction: float
     """Chance that a document belongs to the test set."""
+    eval_path: str | None
+    """A file or glob of test documents; then all others are trained on. null: `test_fraction`."""
     seed: int
     """Decides the split, independent of the run's seed."""
+    layout: Layout
+    """packed: documents joined and cut into blocks. lines: a document, an example, cut off where
+    it is longer than a block. documents: a long document becomes several examples."""
     block_size: int
-    """Tokens in an example."""
+    """Tokens in an example, or of the longest one."""
+    isolate_documents: bool
+    """Whether the documents that share a packed block are hidden from each other."""
 
     def problems(self) -> Iterator[Problem]:
         """Values out of range, and sources that lack their address."""
@@ -64,29 +97,47 @@ class DataConfig:
             yield Problem(
                 "data.limit", str(self.limit), "a positive number or null", "data.limit=null"
             )
-        if self.source is Source.FILE and self.path is None:
-            yield Problem(
-                "data.path",
-                "null",
-                "the file to read, because data.source=file",
-                "data.path=FILE, or data.source=builtin for the small world",
-            )
-        if self.source is Source.URL and self.url is None:
-            yield Problem(
-                "data.url",
-                "null",
-                "the address to read, because data.source=url",
-                "data.url=https://..., or data.source=file data.path=FILE",
-            )
+        yield from self._source_problems()
+
+    def _source_problems(self) -> Iterator[Problem]:
+        """The address that the source needs, and one that it does not read."""
+        needs = {
+            Source.FILE: ("path", "the file to read", "data.path=FILE"),
+            Source.URL: ("url", "the address to read", "data.url=https://HOST/FILE"),
+            Source.HUB: ("repository", "the data set to read", "data.repository=OWNER/NAME"),
+        }
+        for source, (name, what, example) in needs.items():
+            value = getattr(self, name)
+            if self.source is source and value is None:
+                yield Problem(
+                    f"data.{name}",
+                    "null",
+                    f"{what}, because data.source={source.value}",
+                    f"{example}, or data.source=builtin for the small world",
+                )
+            # A recipe has a url, which a user's own file replaces; nothing else is there unasked.
+            elif self.source is not source and value is not None and source is not Source.URL:
+                yield Problem(
+                    f"data.{name}",
+                    f"{value}, with data.source={self.source.value}",
+                    f"data.{name}=null, or the source that reads it",
+                    f"data.source={source.value}",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
+class TokenizerChoice:
     """Which tokenizer."""
 
     path: str | None
     """A folder, a tokenizer.json, or owner/name on the Hub. null: the checkpoint's own; without a
     checkpoint, one trained on the corpus (the small world brings its own)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig(TokenizerChoice):
+    """Which tokenizer, and how one is trained."""
+
     kind: TokenizerKind
     """The algorithm, where one is trained."""
     vocabulary_size: int

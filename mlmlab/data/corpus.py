@@ -3,7 +3,7 @@
 A corpus is a folder named by the fingerprint of its data, tokenizer and split:
 
     train.tokens  test.tokens      uint16 (uint32 for a vocabulary above 65,536), documents joined
-    train.lengths test.lengths     int64, tokens of each document
+    train.offsets test.offsets     int64, where each document begins, and the end of the last
     meta.json                      fingerprint, type, counts; written last
 
 The folder is written under a temporary name and renamed, so that it is complete or absent.
@@ -20,13 +20,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from mlmlab.data.bad_rows import BadRows
 from mlmlab.data.sources import TextSource
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.fetch.cache import built_once, cache_folder
 from mlmlab.random import Domain, uniforms
 
 _DOCUMENTS_A_BATCH = 1024
-_FORMAT = 1
+_FORMAT = 2
 """Raise it when the files change their meaning: it is part of the fingerprint."""
 
 Progress = Callable[[int, int], None]
@@ -39,8 +40,13 @@ class Shard:
 
     tokens: NDArray[np.integer]
     """uint16 or uint32 `[N]`, a memory map: the documents one after the other."""
-    lengths: NDArray[np.int64]
-    """int64 `[documents]`, a memory map."""
+    offsets: NDArray[np.int64]
+    """int64 `[documents + 1]`, a memory map: where each document begins; the last is N."""
+
+    @property
+    def documents(self) -> int:
+        """How many there are."""
+        return len(self.offsets) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +58,10 @@ class Corpus:
     test: Shard
     empty_documents: int
     """Documents without any text, left out of both shards."""
+    bad_rows: int
+    """Rows that could not be read, left out because data.on_bad_row=skip."""
+    first_bad_row: str | None
+    """Where the first of them is, and what is wrong with it."""
     was_cached: bool
     """True if it was found, and nothing was tokenized."""
 
@@ -87,6 +97,10 @@ def open_corpus(
 ) -> Corpus:
     """Tokenizes the source, or opens the corpus that an earlier run made of the same.
 
+    Args:
+        test_fraction: chance that a document belongs to the test shard; 0 and 1 are all or none.
+        seed: decides the split.
+
     Raises:
         UserError: the source cannot be read, or the cache folder not written.
     """
@@ -103,7 +117,15 @@ def open_corpus(
     was_cached = built_once(folder, build)
     meta = json.loads((folder / "meta.json").read_text())
     shards = [_open_shard(folder, name, np.dtype(meta["type"])) for name in ("train", "test")]
-    return Corpus(folder, shards[0], shards[1], meta["empty_documents"], was_cached)
+    return Corpus(
+        folder=folder,
+        train=shards[0],
+        test=shards[1],
+        empty_documents=meta["empty_documents"],
+        bad_rows=meta["bad_rows"],
+        first_bad_row=meta["first_bad_row"],
+        was_cached=was_cached,
+    )
 
 
 def _tokenize(
@@ -118,8 +140,11 @@ def _tokenize(
     tokens = {False: 0, True: 0}
     documents = {False: 0, True: 0}
     empty = 0
-    with _Pair(folder, "tokens") as token_files, _Pair(folder, "lengths") as length_files:
-        for start, batch in _batches(source):
+    bad_rows = BadRows(source.on_bad_row)
+    with _Pair(folder, "tokens") as token_files, _Pair(folder, "offsets") as offset_files:
+        for side in (False, True):
+            offset_files.file(side).write(np.zeros(1, np.int64).tobytes())
+        for start, batch in _batches(source, bad_rows):
             encoded = tokenizer.encode_batch(batch)
             test = is_test_document(np.arange(start, start + len(batch)), test_fraction, seed)
             for side in (False, True):
@@ -128,10 +153,11 @@ def _tokenize(
                     for text, ids, is_test in zip(batch, encoded, test, strict=True)
                     if text.strip() and is_test == side
                 ]
-                lengths = np.array([len(ids) for ids in chosen], np.int64)
-                joined = np.fromiter((i for ids in chosen for i in ids), kind, int(lengths.sum()))
+                ends = np.cumsum([len(ids) for ids in chosen], dtype=np.int64)
+                total = int(ends[-1]) if chosen else 0
+                joined = np.fromiter((i for ids in chosen for i in ids), kind, total)
                 token_files.file(side).write(joined.tobytes())
-                length_files.file(side).write(lengths.tobytes())
+                offset_files.file(side).write((ends + tokens[side]).tobytes())
                 tokens[side] += joined.size
                 documents[side] += len(chosen)
             empty += sum(not text.strip() for text in batch)
@@ -140,6 +166,8 @@ def _tokenize(
     return {
         "type": kind.name,
         "empty_documents": empty,
+        "bad_rows": bad_rows.count,
+        "first_bad_row": bad_rows.first,
         "train": {"documents": documents[False], "tokens": tokens[False]},
         "test": {"documents": documents[True], "tokens": tokens[True]},
     }
@@ -168,7 +196,7 @@ class _Pair:
 def _open_shard(folder: Path, name: str, kind: np.dtype[Any]) -> Shard:
     return Shard(
         tokens=_memory_map(folder / f"{name}.tokens", kind),
-        lengths=_memory_map(folder / f"{name}.lengths", np.dtype(np.int64)),
+        offsets=_memory_map(folder / f"{name}.offsets", np.dtype(np.int64)),
     )
 
 
@@ -178,8 +206,10 @@ def _memory_map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
     return np.memmap(path, kind, "r")
 
 
-def _batches(source: TextSource) -> Iterator[tuple[int, list[str]]]:
-    documents = source.documents()
+def _batches(
+    source: TextSource, bad_rows: BadRows | None = None
+) -> Iterator[tuple[int, list[str]]]:
+    documents = source.documents(bad_rows)
     start = 0
     while batch := list(islice(documents, _DOCUMENTS_A_BATCH)):
         yield start, batch

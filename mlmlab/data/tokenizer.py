@@ -79,12 +79,18 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int:
-        """The id that fills up short rows. Any id would do, since rows carry an attention mask;
-        so a tokenizer without one pads with its end token, or with id 0."""
-        for role in ("pad_token", "sep_token", "eos_token"):
-            if role in self.roles:
-                return self._id(role)
-        return 0
+        """The id that fills up short rows. Any special one would do, since rows carry an attention
+        mask; so a tokenizer without one pads with its end token, or with its mask."""
+        roles = ("pad_token", "sep_token", "eos_token", "mask_token")
+        return self._id(next(role for role in roles if role in self.roles))
+
+    @cached_property
+    def frame(self) -> tuple[list[int], list[int]]:
+        """The ids of the special tokens before and behind a text."""
+        bare = list(self.backend.encode("a", add_special_tokens=False).ids)
+        framed = self.encode("a")
+        before = next(n for n in range(len(framed) + 1) if framed[n : n + len(bare)] == bare)
+        return framed[:before], framed[before + len(bare) :]
 
     def _id(self, role: str) -> int:
         number = self.backend.token_to_id(self.roles[role])

@@ -5,10 +5,12 @@ Endpoint, token, cache and offline mode come from that client's usual environmen
 """
 
 import fnmatch
+import os
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import huggingface_hub
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: its HTTP library's
@@ -18,7 +20,11 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    disable_progress_bars,
+    logging,
+    validate_repo_id,
+)
 
 from mlmlab.errors import UserError
 
@@ -39,7 +45,7 @@ class _Wanted:
     """The files of a repository that are enough, if there is a file of the first pattern."""
 
     essential: str
-    others: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
     @property
     def patterns(self) -> list[str]:
@@ -52,6 +58,25 @@ _MODEL = (
 )
 """Of the weights one format only, the safer one where there is a choice."""
 _TOKENIZER = (_Wanted("tokenizer*", _TOKENIZER_FILES), _Wanted("vocab*", _TOKENIZER_FILES))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is wanted of which repository."""
+
+    key: str
+    """The config key that a message names."""
+    repository: str
+    revision: str | None
+    """A branch, a tag or a commit; None for main."""
+    choices: tuple[_Wanted, ...]
+    """The first that the repository has is downloaded."""
+    remedy: str
+    """What works without the Hub."""
+    kind: Literal["model", "dataset"] = "model"
+
+    def __str__(self) -> str:
+        return self.repository if self.revision is None else f"{self.repository}@{self.revision}"
 
 
 def fetch_model(source: str) -> tuple[Path, str]:
@@ -69,19 +94,66 @@ def fetch_model(source: str) -> tuple[Path, str]:
     """
     folder = Path(source)
     if folder.exists():
-        is_run = (folder / "export" / "config.json").is_file()
-        return (folder / "export" if is_run else folder), source
-    return _fetch(source, "checkpoint", _MODEL)
+        if (folder / "export" / "config.json").is_file():
+            return folder / "export", source
+        if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+            raise UserError.of(
+                "checkpoint",
+                found=f"{source}: a run without an export, so it has not finished",
+                expected="a finished run, or a checkpoint's folder",
+                remedy="wait for it, or choose another one",
+            )
+        return folder, source
+    request = _parsed(source, "checkpoint", _MODEL)
+    folder = _fetch(request)
+    return folder, f"{request.repository}@{folder.name}"  # the client names folders by the commit
 
 
 def fetch_tokenizer(source: str) -> Path:
     """A tokenizer's folder or file: a local path as it is, else owner/name[@revision]."""
     if Path(source).exists():
         return Path(source)
-    return _fetch(source, "tokenizer.path", _TOKENIZER)[0]
+    return _fetch(_parsed(source, "tokenizer.path", _TOKENIZER))
 
 
-def _fetch(source: str, key: str, choices: tuple[_Wanted, ...]) -> tuple[Path, str]:
+def fetch_dataset(
+    repository: str, revision: str | None, files: str | None
+) -> tuple[tuple[Path, ...], str]:
+    """Files of a data set.
+
+    Args:
+        repository: owner/name.
+        revision: a branch, a tag or a commit; None for main.
+        files: a glob over the names in the repository, folders included.
+
+    Returns:
+        The files that match, sorted by name; and the commit they are of.
+
+    Raises:
+        UserError: out of reach, or no file matches; the message lists those that are there.
+    """
+    pattern = files or ""
+    request = _Request(
+        "data.repository",
+        repository,
+        revision,
+        (_Wanted(pattern),),
+        "data.source=file data.path=FILE, with a copy of your own",
+        "dataset",
+    )
+    if not _is_hub_id(str(request), repository):
+        raise UserError.of(
+            request.key,
+            found=repository,
+            expected="OWNER/NAME of a data set on the Hub",
+            remedy="data.repository=stanfordnlp/imdb data.files='plain_text/train-*.parquet'",
+        )
+    folder = _fetch(request)
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    return tuple(folder / name for name in sorted(fnmatch.filter(names, pattern))), folder.name
+
+
+def _parsed(source: str, key: str, choices: tuple[_Wanted, ...]) -> _Request:
     repository, _, revision = source.partition("@")
     if not _is_hub_id(source, repository):
         raise UserError.of(
@@ -90,39 +162,47 @@ def _fetch(source: str, key: str, choices: tuple[_Wanted, ...]) -> tuple[Path, s
             expected="a folder, or owner/name[@revision] on the Hub",
             remedy=f"check the path, or write {key}=owner/name",
         )
-    if _COMMIT.fullmatch(revision):  # it means the same for ever: no need to ask
-        cached = _from_cache(repository, revision, choices)
+    remedy = f"{key}=DIR, a folder with the files of {repository}"
+    return _Request(key, repository, revision or None, choices, remedy)
+
+
+def _fetch(request: _Request) -> Path:
+    """The repository's folder in the client's cache, its wanted files complete."""
+    if request.revision is not None and _COMMIT.fullmatch(request.revision):
+        cached = _from_cache(request)  # it means the same for ever: no need to ask
         if cached is not None:
-            return cached, source
+            return cached
     try:
-        folder = _download(repository, revision or None, choices)
+        return _download(request)
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         problem = {
             GatedRepoError: "a gated repository, and no token that may read it",
-            RevisionNotFoundError: f"no revision {revision} in {repository}",
-        }.get(type(error), f"no folder {source} here, and no repository {repository} on the Hub")
+            RevisionNotFoundError: f"no revision {request.revision} in {request.repository}",
+        }.get(type(error), f"no {request.kind} {request.repository} on the Hub")
+        here = "no such folder here, and " if request.kind == "model" else ""
         raise UserError.of(
-            key,
-            found=f"{source}: {problem}",
-            expected="a folder, or owner/name[@revision] of a repository that you may read",
+            request.key,
+            found=f"{request}: {here}{problem}",
+            expected="owner/name of a repository that you may read"
+            if request.kind == "dataset"
+            else "a folder, or owner/name[@revision] of a repository that you may read",
             remedy="check the spelling; log in with `hf auth login` if it is private",
         ) from error
     except (HTTPError, OSError) as error:
-        cached = _from_cache(repository, revision or None, choices)
+        cached = _from_cache(request)
         if cached is None:
+            here = "no such folder here, and " if request.kind == "model" else ""
             raise UserError.of(
-                key,
-                found=f"{source}: no such folder here, and the Hub cannot be reached "
-                f"({str(error).splitlines()[0]})",
-                expected="a connection, a copy in the Hub client's cache, or a folder",
-                remedy=f"{key}=DIR, a folder with the files of {repository}",
+                request.key,
+                found=f"{request}: {here}the Hub cannot be reached ({str(error).splitlines()[0]})",
+                expected="a connection, or a copy in the Hub client's cache",
+                remedy=request.remedy,
             ) from error
-        folder = cached
         print(
-            f"{source}: the Hub cannot be reached; using the cached copy {folder.name}",
+            f"{request}: the Hub cannot be reached; using the cached copy {cached.name}",
             file=sys.stderr,
         )
-    return folder, f"{repository}@{folder.name}"  # the client names its folders by the commit
+        return cached
 
 
 def _is_hub_id(source: str, repository: str) -> bool:
@@ -133,32 +213,57 @@ def _is_hub_id(source: str, repository: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None
 
 
-def _download(repository: str, revision: str | None, choices: tuple[_Wanted, ...]) -> Path:
-    info = huggingface_hub.HfApi().model_info(repository, revision=revision)
-    files = [sibling.rfilename for sibling in info.siblings or ()]
-    wanted = next((w for w in choices if fnmatch.filter(files, w.essential)), choices[0])
+def _download(request: _Request) -> Path:
+    _quiet_client()
+    api = huggingface_hub.HfApi()
+    ask = api.dataset_info if request.kind == "dataset" else api.model_info
+    info = ask(request.repository, revision=request.revision)
+    files = sorted(sibling.rfilename for sibling in info.siblings or ())
+    wanted = next((w for w in request.choices if fnmatch.filter(files, w.essential)), None)
+    if wanted is None and request.kind == "dataset":
+        pattern = request.choices[0].essential
+        shown = ", ".join(files[:12]) + (f" and {len(files) - 12} more" if len(files) > 12 else "")
+        raise UserError.of(
+            "data.files",
+            found=f"{pattern or 'null'}, and {request.repository} holds: {shown or 'nothing'}",
+            expected="a pattern that matches some of its files",
+            remedy="data.files='FOLDER/*.parquet', quoted so that the shell leaves it alone",
+        )
     # By the revision's name, not its commit: only so can the cache later be asked for it offline.
     return Path(
         huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=wanted.patterns
+            request.repository,
+            revision=request.revision,
+            repo_type=request.kind,
+            allow_patterns=(wanted or request.choices[0]).patterns,
         )
     )
 
 
-def _from_cache(repository: str, revision: str | None, choices: tuple[_Wanted, ...]) -> Path | None:
+def _from_cache(request: _Request) -> Path | None:
     """The complete copy that an earlier run left in the client's cache, if there is one."""
-    for wanted in choices:
+    for wanted in request.choices:
         try:
             folder = Path(
                 huggingface_hub.snapshot_download(
-                    repository,
-                    revision=revision,
+                    request.repository,
+                    revision=request.revision,
+                    repo_type=request.kind,
                     allow_patterns=wanted.patterns,
                     local_files_only=True,
                 )
             )
         except OSError:
             continue
-        if any(folder.glob(wanted.essential)):
+        names = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
+        if fnmatch.filter(names, wanted.essential):
             return folder
     return None
+
+
+def _quiet_client() -> None:
+    """No bars where nobody watches, and no advice to log in that we did not give."""
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]

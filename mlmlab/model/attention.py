@@ -11,7 +11,7 @@ from mlmlab.model.config import ModelConfig
 
 
 class SelfAttention(nn.Module):
-    """Every token attends to every real token of its sequence."""
+    """Every token attends to every token that it may see."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -23,14 +23,14 @@ class SelfAttention(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        visible: torch.Tensor | None,
         positions: torch.Tensor | None,
     ) -> torch.Tensor:
         """Mixes values over the sequence.
 
         Args:
             hidden: `[B, T, C]`.
-            attention_mask: bool `[B, T]`, True where a real token stands; None: everywhere.
+            visible: bool, broadcasts to `[B, H, T, T]`: whether a query sees a key; None: always.
             positions: int64 `[M]`, flat indices into B*T; where given, only these are computed.
 
         Returns:
@@ -49,7 +49,7 @@ class SelfAttention(nn.Module):
             self._heads_first(q, batch, length),
             self._heads_first(k, batch, length),
             self._heads_first(v, batch, length),
-            attn_mask=None if attention_mask is None else attention_mask[:, None, None, :],
+            attn_mask=visible,
             dropout_p=self.dropout if self.training else 0.0,
         )  # [B, H, T, D]
         context = context.transpose(1, 2).reshape(batch, length, width)  # [B, T, C]

@@ -26,24 +26,38 @@ class Embeddings(nn.Module):
         self.counts_real_tokens = config.family is Family.ROBERTA
         self.max_positions = config.max_positions
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        documents: torch.Tensor | None,
+    ) -> torch.Tensor:
         length = input_ids.shape[1]
         if length > self.max_positions:
             raise ValueError(f"{length} tokens in a row; the model has {self.max_positions}")
-        hidden = self.token(input_ids) + self.position(self._rows(input_ids, attention_mask))
+        rows = self._rows(input_ids, attention_mask, documents)
+        hidden = self.token(input_ids) + self.position(rows)
         if self.token_type is not None:
             hidden = hidden + self.token_type.weight[0]  # one segment, as in all MLM training
         normalized: torch.Tensor = self.dropout(self.norm(hidden))
         return normalized  # [B, T, C]
 
-    def _rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def _rows(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        documents: torch.Tensor | None,
+    ) -> torch.Tensor:
         """The position table's row of each token, `[T]` or `[B, T]`.
 
         RoBERTa counts real tokens, known from the attention mask (never from the pad id: a real
         token may carry it), and gives padding the row before the first (pad_id).
         """
-        if attention_mask is None or not self.counts_real_tokens:
-            length = input_ids.shape[1]
-            return torch.arange(length, device=input_ids.device) + self.position_offset  # [T]
-        real = attention_mask.long()
-        return real.cumsum(1) * real + (self.position_offset - 1)  # [B, T]
+        place = torch.arange(input_ids.shape[1], device=input_ids.device)  # [T]
+        if documents is not None:
+            begins = documents != documents.roll(1, dims=1)  # [B, T]
+            place = place - torch.where(begins, place, 0).cummax(1).values  # [B, T]
+        elif attention_mask is not None and self.counts_real_tokens:
+            real = attention_mask.long()
+            place = real.cumsum(1) * real - 1  # [B, T]
+        return place + self.position_offset

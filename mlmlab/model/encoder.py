@@ -27,6 +27,7 @@ class MaskedLanguageModel(nn.Module):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Logits over the vocabulary.
 
@@ -35,20 +36,25 @@ class MaskedLanguageModel(nn.Module):
             attention_mask: bool `[B, T]`, True where a real token stands; None: no padding.
             positions: int64 `[M]`, flat indices into B*T. Where given, the last layer's queries
                 and feed-forward and the whole head run on these rows only, with the same result.
+            documents: int64 `[B, T]`, ascending in a row; where given, tokens of different
+                documents do not see each other, and each document's positions begin at its start.
 
         Returns:
             `[B, T, V]`, or `[M, V]` with `positions`.
 
         Raises:
-            ValueError: a mask that is not bool (a float one would be added to the scores), or rows
-                longer than the position table.
+            ValueError: a mask that is not bool (a float one would be added to the scores), padding
+                and documents at once, or rows longer than the position table.
         """
         if attention_mask is not None and attention_mask.dtype is not torch.bool:
             raise ValueError(f"attention_mask: bool, not {attention_mask.dtype}; use mask.bool()")
-        hidden = self.embeddings(input_ids, attention_mask)  # [B, T, C]
+        if attention_mask is not None and documents is not None:
+            raise ValueError("documents: packed rows have no padding, and need no attention_mask")
+        hidden = self.embeddings(input_ids, attention_mask, documents)  # [B, T, C]
+        visible = _visible(attention_mask, documents)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            hidden = layer(hidden, attention_mask, positions if number == last else None)
+            hidden = layer(hidden, visible, positions if number == last else None)
         logits: torch.Tensor = self.head(hidden, self.embeddings.token.weight)
         return logits
 
@@ -62,6 +68,15 @@ class MaskedLanguageModel(nn.Module):
     def parameter_count(self) -> int:
         """Trainable numbers; the tied table counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _visible(
+    attention_mask: torch.Tensor | None, documents: torch.Tensor | None
+) -> torch.Tensor | None:
+    """What each token sees: bool, broadcasts to `[B, H, T, T]` (query, key); None: all."""
+    if documents is not None:
+        return (documents[:, :, None] == documents[:, None, :])[:, None]  # [B, 1, T, T]
+    return None if attention_mask is None else attention_mask[:, None, None, :]  # [B, 1, 1, T]
 
 
 def initialize_module(module: nn.Module, std: float, generator: torch.Generator) -> None:

@@ -38,11 +38,11 @@ class EncoderLayer(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        visible: torch.Tensor | None,
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`[B, T, C]` to `[B, T, C]`; with `positions` (flat, int64 `[M]`) to `[M, C]`."""
-        mixed = self.dropout(self.attention(hidden, attention_mask, positions))
+        mixed = self.dropout(self.attention(hidden, visible, positions))
         if positions is not None:
             hidden = hidden.flatten(0, 1)[positions]  # [M, C]
         hidden = self.attention_norm(hidden + mixed)

@@ -2,12 +2,13 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
-from mlmlab.loader import MicroBatch
+from mlmlab.loader import EvalChunk
 
 _WIDTH = 79
 _LINES_ELSEWHERE = 10
@@ -21,8 +22,23 @@ def shown(number: float) -> str:
     return f"{number:.{max(0, 4 - len(str(int(number))))}f}"
 
 
+@contextmanager
+def tokenization_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar for a reading of unknown length: call it with the documents and tokens so far."""
+    with tqdm(
+        desc="tokenize", unit=" documents", unit_scale=True, ncols=_WIDTH, leave=False,
+        disable=True if quiet else None,
+    ) as bar:  # fmt: skip
+
+        def show(documents: int, tokens: int) -> None:
+            bar.set_postfix_str(f"{tokens:,} tokens", refresh=False)
+            bar.update(documents - bar.n)
+
+        yield show
+
+
 class Progress:
-    """The bar of one training; `quiet` for none at all."""
+    """The bar of one training (none where there is no update); `quiet` for nothing at all."""
 
     def __init__(self, total_updates: int, first_update: int = 0, *, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -32,7 +48,7 @@ class Progress:
         self.started = time.perf_counter()
         self._next_line = 0
         self.bar: tqdm[Any] | None = None
-        if self.terminal:
+        if self.terminal and total_updates:
             self.bar = tqdm(
                 total=total_updates,
                 initial=first_update,
@@ -76,16 +92,14 @@ class Progress:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
-    def during_evaluation(
-        self, chunks: Iterable[MicroBatch], examples: int
-    ) -> Iterator[MicroBatch]:
+    def during_evaluation(self, chunks: Iterable[EvalChunk], examples: int) -> Iterator[EvalChunk]:
         """The chunks, with a bar of their own on a terminal."""
         with tqdm(
             total=examples, desc="eval ", ncols=_WIDTH, leave=False, disable=not self.terminal
         ) as bar:
             for chunk in chunks:
                 yield chunk
-                bar.update(len(chunk.input_ids))
+                bar.update(len(chunk.batch.input_ids))
 
     def close(self) -> None:
         """Removes the bar."""

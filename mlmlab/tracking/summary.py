@@ -22,6 +22,10 @@ class Summary:
     eval_perplexity: float
     eval_loss_standard_error: float
     eval_masked_tokens: int
+    eval_top1_accuracy: float
+    """Share of the predicted tokens that are the model's first choice."""
+    eval_top5_accuracy: float
+    """Share among its first five."""
     best_eval_perplexity: float
     initial_eval_perplexity: float
     floor_perplexity: float | None

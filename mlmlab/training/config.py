@@ -31,6 +31,17 @@ class Precision(Enum):
     BF16 = "bf16"
 
 
+class Split(Enum):
+    """Which documents are scored."""
+
+    TEST = "test"
+    ALL = "all"
+
+
+_MOST_DRAWS = 1 << 24
+"""Draws that the random numbers' counter can tell apart (`random.EPOCHS`)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The optimization."""
@@ -87,23 +98,59 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """The evaluation on the test set."""
+    """An evaluation."""
 
-    every_steps: int | None
-    """Updates between evaluations. null: one at the end of each epoch."""
     batch_size: int
     """Sequences prepared at a time, in whole chunks (one at least); never changes the result."""
     seed: int
     """Decides the masks, the same at every evaluation."""
-    fill_mask: tuple[str, ...]
-    """Sentences that the trained model completes at the end; <mask> stands for any model's mask."""
+    mask_draws: int
+    """How often each example is scored, each time with other masks: a smaller standard error."""
+    split: Split | None
+    """test: the test documents. all: every document. null: for `mlmlab.evaluate`, test for a run's
+    own data and all for data that the user names."""
 
     def problems(self) -> Iterator[Problem]:
         """Values out of range."""
-        for name in ("every_steps", "batch_size"):
+        for name, example in (("batch_size", 64), ("mask_draws", 1)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                yield Problem(f"eval.{name}", str(value), "more than zero", f"eval.{name}=64")
+            if value < 1:
+                yield Problem(
+                    f"eval.{name}", str(value), "more than zero", f"eval.{name}={example}"
+                )
+        if self.mask_draws > _MOST_DRAWS:
+            yield Problem(
+                "eval.mask_draws",
+                str(self.mask_draws),
+                f"at most {_MOST_DRAWS}",
+                "eval.mask_draws=10",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainEvalConfig(EvalConfig):
+    """The evaluations of a run."""
+
+    every_steps: int | None
+    """Updates between evaluations. null: one at the end of each epoch."""
+    fill_mask: tuple[str, ...] | None
+    """Sentences that the trained model completes at the end; <mask> stands for any model's mask.
+    null: the small world's own for the small world, none for other text."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Values out of range."""
+        yield from super().problems()
+        if self.every_steps is not None and self.every_steps < 1:
+            yield Problem(
+                "eval.every_steps", str(self.every_steps), "more than zero", "eval.every_steps=500"
+            )
+        if self.split is not Split.TEST:
+            yield Problem(
+                "eval.split",
+                "null" if self.split is None else self.split.value,
+                "test: a run is evaluated on documents that it does not train on",
+                "eval.split=test; python -m mlmlab.evaluate scores other text",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

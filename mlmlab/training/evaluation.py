@@ -1,36 +1,71 @@
-"""Masked perplexity on the test set: sums and counts until the last moment."""
+"""Masked perplexity and accuracy: sums and counts until the last moment.
+
+M predicted tokens   V vocabulary
+"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from mlmlab.loader import EvalLoader
+from mlmlab.loader import EvalChunk, EvalLoader
 from mlmlab.model import MaskedLanguageModel, token_losses
 from mlmlab.tracking.progress import Progress
 from mlmlab.training.precision import Compute
 
+PARTS = ("masked", "random", "kept")
+"""What stands in a predicted token's place: the mask, another id, or the token itself."""
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A sum, a count, and how sure they are."""
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Sums over some predicted tokens, and what follows from them."""
 
     loss_sum: float
-    """Negative log-likelihood in nats, summed in float64 over the predicted tokens."""
+    """Negative log-likelihood in nats, summed in float64."""
     masked_count: int
-    loss_standard_error: float
-    """Of the mean loss, from the spread between examples (the tokens of one are not independent):
-    the linearized ratio estimator, Cochran 1977, section 2.11."""
+    """How many tokens were predicted."""
+    top1_count: int
+    """So many of them are the model's first choice ..."""
+    top5_count: int
+    """... or among its first five."""
 
     @property
     def loss(self) -> float:
         """Nats a predicted token; nan if nothing was predicted."""
-        return self.loss_sum / self.masked_count if self.masked_count else math.nan
+        return self._mean(self.loss_sum)
 
     @property
     def perplexity(self) -> float:
         """exp(loss); inf where that is too large for a float."""
         return perplexity(self.loss)
+
+    @property
+    def top1_accuracy(self) -> float:
+        """The share of first choices."""
+        return self._mean(self.top1_count)
+
+    @property
+    def top5_accuracy(self) -> float:
+        """The share among the first five."""
+        return self._mean(self.top5_count)
+
+    def _mean(self, total: float) -> float:
+        return total / self.masked_count if self.masked_count else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Score):
+    """The whole evaluation."""
+
+    loss_standard_error: float
+    """Of the mean loss, from the spread between documents (the tokens of one are not independent,
+    nor are several draws of masks over it): the linearized ratio estimator, Cochran 1977, section
+    2.11. nan for a single document."""
+    documents: int
+    """Documents with a predicted token."""
+    parts: dict[str, Score] = field(default_factory=dict)
+    """The same by what stood in the token's place: masked, random, kept."""
 
     @property
     def perplexity_standard_error(self) -> float:
@@ -47,34 +82,76 @@ def perplexity(loss: float) -> float:
 def evaluate(
     model: MaskedLanguageModel, loader: EvalLoader, compute: Compute, progress: Progress
 ) -> Evaluation:
-    """Scores every test example once.
+    """Scores every example once a draw.
 
     Each canonical chunk meets the model alone, and the sums are reduced in float64 in the order
     of the examples, so that the result has the same bits whatever `eval.batch_size`.
     """
     model.eval()
     row_sums: list[torch.Tensor] = []  # float64 [B] each
-    row_counts: list[torch.Tensor] = []
-    for chunk in progress.during_evaluation(loader.chunks(), len(loader.blocks)):
+    sums = torch.zeros(loader.blocks.shard.documents, dtype=torch.float64)  # of each document
+    counts = torch.zeros(loader.blocks.shard.documents, dtype=torch.int64)
+    tallies = torch.zeros(len(PARTS), 3, dtype=torch.int64)  # predicted, top 1, top 5
+    part_sums = torch.zeros(len(PARTS), dtype=torch.float64)
+    for chunk in progress.during_evaluation(loader.chunks(), loader.example_count):
+        batch = chunk.batch
+        labels = batch.labels.to(compute.device)
         with compute.autocast():
-            logits = model(
-                chunk.input_ids.to(compute.device), positions=chunk.positions.to(compute.device)
-            )
-        losses = token_losses(logits, chunk.labels.to(compute.device)).double().cpu()  # [M]
-        row_counts.append(chunk.row_offsets.diff())
-        rows = torch.repeat_interleave(row_counts[-1])  # [M], each prediction's row
+            logits = model(**batch.model_inputs(compute.device))
+        losses = token_losses(logits, labels).double().cpu()  # [M]
+        ranks = _ranks(logits, labels).cpu()  # [M]
+        row_counts = batch.row_offsets.diff()
+        rows = torch.repeat_interleave(row_counts)  # [M], each prediction's row
         row_sums.append(
-            torch.zeros(len(row_counts[-1]), dtype=torch.float64).index_add(0, rows, losses)
+            torch.zeros(len(row_counts), dtype=torch.float64).index_add(0, rows, losses)
         )
-    sums, counts = torch.cat(row_sums), torch.cat(row_counts)
-    total, count = float(sums.sum()), int(counts.sum())
-    return Evaluation(total, count, _standard_error(sums, counts, total, count))
+        sums.index_add_(0, chunk.owners, losses)
+        counts.index_add_(0, chunk.owners, torch.ones_like(chunk.owners))
+        parts = _parts(chunk, loader.vocabulary.mask_id)  # [M]
+        part_sums.index_add_(0, parts, losses)
+        hits = torch.stack([torch.ones_like(ranks), ranks < 1, ranks < 5], dim=1).long()
+        tallies.index_add_(0, parts, hits)
+    total = float(torch.cat(row_sums).sum()) if row_sums else 0.0
+    whole = _score(total, tallies.sum(0))
+    return Evaluation(
+        loss_sum=whole.loss_sum,
+        masked_count=whole.masked_count,
+        top1_count=whole.top1_count,
+        top5_count=whole.top5_count,
+        loss_standard_error=_standard_error(sums, counts),
+        documents=int(counts.count_nonzero()),
+        parts={name: _score(float(part_sums[n]), tallies[n]) for n, name in enumerate(PARTS)},
+    )
 
 
-def _standard_error(sums: torch.Tensor, counts: torch.Tensor, total: float, count: int) -> float:
-    examples = len(sums)
-    if examples < 2 or count == 0:
+def _score(loss_sum: float, tally: torch.Tensor) -> Score:
+    predicted, top1, top5 = tally.tolist()
+    return Score(loss_sum=loss_sum, masked_count=predicted, top1_count=top1, top5_count=top5)
+
+
+def _ranks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How many ids the model prefers to the true one, int64 `[M]`; of equal ones the lower id comes
+    first, as `argmax` has it (bf16 logits are often equal)."""
+    truth = logits.gather(1, labels[:, None])  # [M, 1]
+    lower = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]  # [M, V]
+    return ((logits > truth) | ((logits == truth) & lower)).sum(1)
+
+
+def _parts(chunk: EvalChunk, mask_id: int) -> torch.Tensor:
+    """Which of `PARTS` each predicted token belongs to, int64 `[M]`."""
+    batch = chunk.batch
+    shown = batch.input_ids.flatten()[batch.positions]
+    is_kept = shown == batch.labels  # a random id that happens to be the token's own is one, too
+    return torch.where(shown == mask_id, 0, torch.where(is_kept, 2, 1))
+
+
+def _standard_error(sums: torch.Tensor, counts: torch.Tensor) -> float:
+    """Of `sums.sum() / counts.sum()` over documents drawn at random."""
+    scored = counts > 0
+    sums, counts = sums[scored], counts[scored]
+    documents, count = len(sums), int(counts.sum())
+    if documents < 2:
         return math.nan
-    residuals = sums - (total / count) * counts
-    variance = float(residuals.square().sum()) * examples / (examples - 1)
+    residuals = sums - sums.sum() / count * counts
+    variance = float(residuals.square().sum()) * documents / (documents - 1)
     return math.sqrt(variance) / count

@@ -36,10 +36,7 @@ def micro_batch_loss(
     """The sum of the micro-batch's token losses, an fp32 scalar."""
     device = compute.device
     with compute.autocast():
-        logits = model(
-            micro.input_ids.to(device, non_blocking=True),
-            positions=micro.positions.to(device, non_blocking=True),
-        )
+        logits = model(**micro.model_inputs(device))
     return token_losses(logits, micro.labels.to(device, non_blocking=True)).sum()
 
 

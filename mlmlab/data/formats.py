@@ -1,0 +1,274 @@
+"""A file becomes numbered rows, whatever its format: txt, jsonl, json array, csv, tsv, parquet.
+
+Each may be gzipped. The content decides where it can (gzip, parquet, array or lines of JSON), else
+the name's ending; a name that says nothing is text, a line a row.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlmlab.data.bad_rows import BadRows
+from mlmlab.data.json_rows import json_rows
+from mlmlab.errors import UserError
+
+
+class Format(Enum):
+    """How a file holds its rows."""
+
+    TEXT = "txt"
+    JSON = "json"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+_BY_SUFFIX = {
+    ".txt": Format.TEXT,
+    ".jsonl": Format.JSON,
+    ".ndjson": Format.JSON,
+    ".json": Format.JSON,
+    ".csv": Format.CSV,
+    ".tsv": Format.CSV,
+    ".parquet": Format.PARQUET,
+}
+_GZIP = b"\x1f\x8b"
+_PARQUET = b"PAR1"
+_NOT_READ = {
+    b"PK\x03\x04": "a zip archive",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"%PDF": "a PDF file",
+    b"ARROW1": "an Arrow file",
+}
+"""Files that would otherwise be taken for lines of text, by their first bytes."""
+_DELIMITERS = (",", ";", "\t")
+_LONGEST_CSV_FIELD_CHARACTERS = 1 << 28
+_ROWS_A_BATCH = 1024
+
+READABLE = "a .txt, .jsonl, .json, .csv, .tsv or .parquet file, gzipped or not"
+
+
+def recognize(path: Path) -> Format:
+    """The format of a file.
+
+    Raises:
+        UserError: an archive, or another kind of file that is not rows of text; a file that
+            cannot be read.
+    """
+    with reading(path), _binary(path) as file:
+        start = file.read(8)
+    for magic, name in _NOT_READ.items():
+        if start.startswith(magic):
+            raise UserError.of(
+                "data.path", found=f"{path}: {name}", expected=READABLE, remedy="unpack it first"
+            )
+    if start.startswith(_PARQUET):
+        return Format.PARQUET
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    named = next((_BY_SUFFIX[s] for s in reversed(suffixes) if s in _BY_SUFFIX), Format.TEXT)
+    if named is Format.PARQUET:
+        raise UserError.of(
+            "data.path",
+            found=f"{path}: no parquet file (it begins with {start!r})",
+            expected=READABLE,
+            remedy="download or write it again",
+        )
+    return named
+
+
+def rows(
+    path: Path, kind: Format, text_field: str, encoding: str, bad_rows: BadRows
+) -> Iterator[tuple[int, Any]]:
+    """The rows of a file with their numbers from 1: a str for text and csv, else what the row is.
+
+    Raises:
+        UserError: the file is damaged, or has no column `text_field`.
+    """
+    with reading(path) as place:
+        found: Iterator[tuple[int, Any]]
+        if kind is Format.PARQUET:
+            found = _parquet_rows(path, text_field)
+        elif kind is Format.JSON:
+            found = _json_rows(path, encoding, bad_rows)
+        elif kind is Format.CSV:
+            found = _csv_rows(path, text_field, encoding, bad_rows)
+        else:
+            found = _lines(path, encoding)
+        for number, row in found:
+            place.row = number
+            yield number, row
+
+
+def _binary(path: Path) -> IO[bytes]:
+    """The file's bytes, unpacked."""
+    with path.open("rb") as file:
+        gzipped = file.read(2) == _GZIP
+    return gzip.open(path, "rb") if gzipped else path.open("rb")  # type: ignore[return-value]
+
+
+def _text(path: Path, encoding: str, newline: str | None = None) -> io.TextIOWrapper:
+    """The file's characters. A byte that is none becomes a lone surrogate (`surrogateescape`), so
+    that the row it stands in can be named."""
+    try:
+        name = codecs.lookup(encoding).name
+        "".encode(name)  # some of Python's codecs are not about text
+    except LookupError as error:
+        raise UserError.of(
+            "data.encoding",
+            found=encoding,
+            expected="the name of a text encoding that Python knows",
+            remedy="data.encoding=utf-8, or data.encoding=latin-1",
+        ) from error
+    # JSON and text alike may begin with a byte-order mark, which is not part of the text.
+    name = "utf-8-sig" if name == "utf-8" else name
+    return io.TextIOWrapper(_binary(path), name, "surrogateescape", newline)
+
+
+def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
+    with _text(path, encoding) as text:
+        for number, line in enumerate(text, 1):
+            if line.strip():  # an empty line is no document
+                yield number, line.strip()
+
+
+def _json_rows(path: Path, encoding: str, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
+    with _text(path, encoding) as text:
+        yield from json_rows(text, path, bad_rows)
+
+
+def _csv_rows(
+    path: Path, text_field: str, encoding: str, bad_rows: BadRows
+) -> Iterator[tuple[int, Any]]:
+    """The named column. The delimiter is the one that finds it in the first line."""
+    csv.field_size_limit(_LONGEST_CSV_FIELD_CHARACTERS)
+    with _text(path, encoding, newline="") as text:
+        first = next(iter(text), "")
+        headers = {mark: next(csv.reader([first], delimiter=mark), []) for mark in _DELIMITERS}
+        delimiter = next((m for m in _DELIMITERS if text_field in headers[m]), None)
+        if delimiter is None:
+            columns = max(headers.values(), key=len)
+            raise UserError.of(
+                "data.text_field",
+                found=f"{text_field}, but {path} has the columns: {', '.join(columns) or 'none'}",
+                expected="the column that holds the text, named in the file's first line",
+                remedy="data.text_field=COLUMN",
+            )
+        header = headers[delimiter]
+        place, number = header.index(text_field), 0
+        table = csv.reader(text, delimiter=delimiter, strict=True)
+        while True:
+            number += 1
+            try:
+                row = next(table)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                _bad_csv_row(bad_rows, path, number, str(error), len(header))
+                continue
+            if len(row) == len(header):
+                yield number, row[place]
+            elif row:
+                _bad_csv_row(bad_rows, path, number, f"{len(row)} fields", len(header))
+
+
+def _bad_csv_row(bad_rows: BadRows, path: Path, number: int, found: str, columns: int) -> None:
+    bad_rows.add(
+        f"{path}, row {number}",
+        found=found,
+        expected=f"{columns} fields, as in the first line; text with a delimiter, a quote or a "
+        "line end stands in quotes",
+        remedy="mend the row",
+    )
+
+
+def _parquet_rows(path: Path, text_field: str) -> Iterator[tuple[int, Any]]:
+    with path.open("rb") as file:
+        gzipped = file.read(2) == _GZIP
+    if gzipped:  # parquet is read from its end, which a gzip stream cannot give
+        with tempfile.TemporaryFile() as unpacked, gzip.open(path, "rb") as packed:
+            shutil.copyfileobj(packed, unpacked)
+            unpacked.seek(0)
+            yield from _parquet_table(pq.ParquetFile(unpacked), path, text_field)
+    else:
+        with pq.ParquetFile(path) as table:
+            yield from _parquet_table(table, path, text_field)
+
+
+def _parquet_table(table: pq.ParquetFile, path: Path, text_field: str) -> Iterator[tuple[int, Any]]:
+    columns = table.schema_arrow.names
+    column = text_field if text_field in columns else text_field.split(".")[0]
+    if column not in columns:
+        raise UserError.of(
+            "data.text_field",
+            found=f"{text_field}, but {path} has the columns: {', '.join(columns)}",
+            expected="the column that holds the text; dots descend: answers.text",
+            remedy="data.text_field=COLUMN",
+        )
+    number = 0
+    for batch in table.iter_batches(_ROWS_A_BATCH, columns=[column]):
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row
+
+
+class _Place:
+    """How far a reading is."""
+
+    row = 0
+    """The last one that could be read."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[_Place]:
+    """Turns what can go wrong while a file is read into a `UserError` that names file and row."""
+    place = _Place()
+    try:
+        yield place
+    except (UnicodeError, EOFError, zlib.error, OSError, pa.ArrowException) as error:
+        where = f"{path}, after row {place.row}" if place.row else str(path)
+        raise _refusal(where, error) from error
+
+
+def _refusal(where: str, error: Exception) -> UserError:
+    if isinstance(error, UnicodeError):
+        codec = getattr(error, "encoding", "text")
+        return UserError.of(
+            "data.encoding",
+            found=f"{where}: not {codec} ({error})",
+            expected="the encoding that the file was written in",
+            remedy="data.encoding=utf-8 (or latin-1, cp1252, utf-16, ...)",
+        )
+    if isinstance(error, EOFError | gzip.BadGzipFile | zlib.error):
+        return UserError.of(
+            where,
+            found=f"a damaged gzip file: {error}",
+            expected="a complete one",
+            remedy="download or compress it again",
+        )
+    reason = getattr(error, "strerror", None)
+    if reason is None:  # none of the operating system's errors, but pyarrow's
+        return UserError.of(
+            where,
+            found=f"a damaged parquet file: {str(error).splitlines()[0]}",
+            expected="a complete one",
+            remedy="download or write it again",
+        )
+    return UserError.of(
+        where,
+        found=reason,
+        expected="a file that can be read",
+        remedy="check its permissions",
+    )

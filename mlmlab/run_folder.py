@@ -1,0 +1,115 @@
+"""A run's folder: chosen, created and held by one run alone."""
+
+import fcntl
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from omegaconf import OmegaConf
+
+from mlmlab import schema
+from mlmlab.config import RunConfig
+from mlmlab.errors import UserError
+
+_CONFIG = "config.yaml"
+
+
+def check_run_dir(config: RunConfig) -> None:
+    """Refuses a folder that holds something already, or cannot be written.
+
+    Raises:
+        UserError: why.
+    """
+    if config.run_dir is None:
+        return
+    folder = Path(config.run_dir)
+    if (folder / _CONFIG).is_file() and _is_held(folder / _CONFIG):
+        raise UserError.of(
+            "run_dir",
+            found=f"{folder}, where another run is at work now",
+            expected="a folder of its own for each run",
+            remedy="run_dir=ANOTHER_FOLDER, or run_dir=null for one named by the time",
+        )
+    ancestor = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        raise UserError.of(
+            "run_dir",
+            found=f"{folder}: {ancestor} is no folder that can be written",
+            expected="a folder that can be created and written",
+            remedy="run_dir=ANOTHER_FOLDER",
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError.of(
+            "run_dir",
+            found=f"{folder}, which is there already and not empty",
+            expected="a new or empty folder: a run never writes over another",
+            remedy="run_dir=ANOTHER_FOLDER, or run_dir=null for one named by the time",
+        )
+
+
+class RunFolder:
+    """The folder of a running run; config.yaml is in it, and locked while the run is at work.
+
+    The operating system drops the lock when the process ends, however it ends.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        """Creates it: `run_dir`, or a time that no other run has taken.
+
+        Raises:
+            UserError: it cannot be created, or another run was faster.
+        """
+        key = "run_dir" if config.run_dir is not None else "name"
+        parent = Path(config.run_dir or Path("runs") / config.name)
+        try:
+            self.path = _created(config, parent)
+            self._lock = _held_config(self.path, config)
+        except FileExistsError:
+            check_run_dir(config)
+            raise
+        except OSError as error:
+            raise UserError.of(
+                key,
+                found=f"{parent}: {error.strerror}",
+                expected="a folder that can be created and written",
+                remedy="run_dir=FOLDER",
+            ) from error
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+
+def _created(config: RunConfig, parent: Path) -> Path:
+    if config.run_dir is not None:
+        parent.mkdir(parents=True, exist_ok=True)
+        return parent
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    parent.mkdir(parents=True, exist_ok=True)
+    for name in (stamp, *(f"{stamp}-{attempt}" for attempt in range(2, 1000))):
+        with suppress(FileExistsError):
+            (parent / name).mkdir()
+            return parent / name
+    raise AssertionError("a thousand runs within one second")
+
+
+def _held_config(folder: Path, config: RunConfig) -> IO[str]:
+    """Writes config.yaml, which must not be there yet, and locks it."""
+    file = (folder / _CONFIG).open("x", encoding="utf-8")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    file.write(OmegaConf.to_yaml(OmegaConf.create(schema.to_mapping(config))))
+    file.flush()
+    return file
+
+
+def _is_held(file: Path) -> bool:
+    with file.open(encoding="utf-8") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,41 @@
+"""How much memory a run will need, before it starts."""
+
+import torch
+
+from mlmlab.model import MaskedLanguageModel
+from mlmlab.training.config import Precision
+from mlmlab.training.precision import Compute
+
+_STATES_BYTES = 16
+"""A parameter's weight, gradient and two moments, fp32 each."""
+_HIDDEN_VECTORS = 10
+"""Vectors of the hidden width that backward needs, a token and layer: the two sublayers' inputs,
+queries, keys, values, the attention's result, and what dropouts and norms keep."""
+_LOGIT_COPIES = 4
+"""Logits, their log-softmax and the gradients of both, fp32."""
+
+
+def expected_memory_bytes(
+    model: MaskedLanguageModel, compute: Compute, *, rows: int, length: int, masked_tokens: int
+) -> int:
+    """An estimate of the peak of a training step's tensors (not of the process: its libraries take
+    about half a GiB of host memory besides).
+
+    Args:
+        rows: sequences of a micro-batch.
+        length: tokens of each.
+        masked_tokens: predicted tokens among them.
+    """
+    config = model.config
+    element = 4 if compute.precision is Precision.FP32 else 2
+    wide = 2 * config.intermediate_size  # before and after the GELU
+    layer = rows * length * (_HIDDEN_VECTORS * config.hidden_size + wide) * element
+    logits = masked_tokens * config.vocabulary_size * 4 * _LOGIT_COPIES
+    return model.parameter_count() * _STATES_BYTES + config.layers * layer + logits
+
+
+def device_memory_bytes(compute: Compute) -> int | None:
+    """What the device has in all; None for the host, whose memory the run shares."""
+    if compute.device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(compute.device).total_memory)
