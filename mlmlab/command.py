@@ -1,5 +1,6 @@
 """How a command ends: 0 done, 1 the run failed, 2 the user's input is wrong, 130 interrupted."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,32 @@ from typing import NoReturn
 
 from mlmlab.composition import composition_error
 from mlmlab.errors import RunFailed, UserError
+from mlmlab.style import Style, styled
+
+
+class Arguments(argparse.ArgumentParser):
+    """Options in the usual style, whose mistakes end as all others do."""
+
+    def __init__(self, prog: str, description: str, examples: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=f"examples\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `UserError` in place of exiting.
+
+        Args:
+            message: argparse's own words.
+        """
+        raise UserError.of(
+            "the command line",
+            found=message,
+            expected=" ".join(self.format_usage().split()).removeprefix("usage: "),
+            remedy=f"{self.prog} --help shows examples",
+        )
 
 
 def as_command(main: Callable[[], object]) -> NoReturn:
@@ -41,5 +68,5 @@ def exit_status() -> Iterator[None]:
 
 def _end(message: str, status: int) -> NoReturn:
     sys.stdout.flush()
-    print(f"mlmlab: {message}", file=sys.stderr)
+    print(f"{styled('mlmlab:', Style.ERROR, sys.stderr)} {message}", file=sys.stderr)
     sys.exit(status)

@@ -83,6 +83,11 @@ def compose_evaluation(*overrides: str) -> EvaluateConfig:
     return build_evaluation(mapping)
 
 
+def default_mapping(command: Composed) -> dict[str, Any]:
+    """What a command's config is without any override."""
+    return _composed(command, [])
+
+
 _ADDRESSES = {f"data.{name}" for name in ("source", "path", "url", "repository", "files")}
 """Keys with which a user names other text."""
 

@@ -3,8 +3,10 @@
 import json
 import sys
 
+from omegaconf import OmegaConf
+
 from mlmlab.command import exit_status
-from mlmlab.composition import compose_evaluation, config_folder
+from mlmlab.composition import EVALUATE, compose_evaluation, config_folder, default_mapping
 
 _HELP = """python -m mlmlab.evaluate checkpoint=DIR_OR_HUB_ID [key=value] ...
 
@@ -23,7 +25,7 @@ Examples
   python -m mlmlab.evaluate checkpoint=DIR data.source=hub \\
       data.repository=stanfordnlp/imdb data.files='plain_text/test-*.parquet'
 
-Keys
+Groups and their options (group=option)
 """
 
 
@@ -40,11 +42,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _keys() -> str:
-    """The YAML of the keys, with its comments."""
-    folder = config_folder()
-    files = (folder / "evaluate.yaml", folder / "data" / "text.yaml", folder / "masking/bert.yaml",
-             folder / "runtime/auto.yaml")  # fmt: skip
-    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+    """The groups, and the default config."""
+    groups = "".join(
+        f"{group}: {', '.join(sorted(file.stem for file in (config_folder() / group).iterdir()))}\n"
+        for group in ("data", "masking", "runtime")
+    )
+    keys = OmegaConf.to_yaml(OmegaConf.create(default_mapping(EVALUATE)))
+    return f"{groups}\nKeys and their values (key=value)\n{keys}"
 
 
 if __name__ == "__main__":

@@ -7,27 +7,25 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlmlab.checkpoints import load_pretrained
-from mlmlab.command import exit_status
+from mlmlab.command import Arguments, exit_status
 from mlmlab.errors import UserError
 from mlmlab.filling import FillMask
+from mlmlab.style import Style, styled
 
 _BAR_WIDTH = 24
-_EXAMPLES = """
-examples
+_EXAMPLES = """\
   python -m mlmlab.fill_mask --checkpoint distilbert/distilroberta-base \\
       "The Milky Way is a <mask> galaxy."
   python -m mlmlab.fill_mask --checkpoint runs/world/TIME --top-k 3 \\
       "the day after monday is <mask> ."
-  python -m mlmlab.fill_mask --checkpoint DIR --targets " spiral, small" --json "..."
+  python -m mlmlab.fill_mask --checkpoint DIR --targets " spiral, small" \
+      --json "..."
 """
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m mlmlab.fill_mask",
-        description="Completes texts with a masked language model.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Arguments(
+        "python -m mlmlab.fill_mask", "Completes texts with a masked language model.", _EXAMPLES
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text with the mask token")
     parser.add_argument(
@@ -98,7 +96,7 @@ def _answer(
 def _table_row(answer: dict[str, Any]) -> str:
     """A probability, its bar, and the token."""
     filled = round(answer["score"] * _BAR_WIDTH)
-    bar = "#" * filled + "." * (_BAR_WIDTH - filled)
+    bar = styled("#" * filled, Style.GOOD) + "." * (_BAR_WIDTH - filled)
     return f"  {answer['score']:8.4f}  {bar}  {answer['token_str'].strip()}"
 
 

@@ -277,13 +277,13 @@ def _check_blocks(sides: list[tuple[Blocks, str, Text]]) -> None:
     problems = []
     for blocks, name, text in sides:
         if len(blocks) == 0:
-            tokens = len(blocks.shard.tokens)
-            skipped = text.corpus.first_bad_row
+            corpus, tokens = text.corpus, len(blocks.shard.tokens)
+            bad = f"; bad rows left out: {corpus.bad_rows}, first {corpus.first_bad_row}"
             problems.append(
                 Problem(
                     "data",
                     f"{text.source.description}: {tokens} tokens in its {name} documents"
-                    + (f"; {text.corpus.bad_rows} rows left out, first {skipped}" * bool(skipped)),
+                    + bad * (corpus.bad_rows > 0),
                     f"at least one block of data.block_size={blocks.block_size} tokens",
                     "more text, a smaller data.block_size, or another data.test_fraction or "
                     "data.seed (the split is by document: with few of them, one side may be empty)",

@@ -3,16 +3,17 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import mlmlab
+from mlmlab import evaluate, fill_mask
 from mlmlab.command import as_command
 from mlmlab.composition import composition_error
 from mlmlab.config import RunConfig
@@ -111,6 +112,7 @@ def test_without_a_network_the_message_says_what_makes_the_recipe_run_offline(
 def test_a_sweep_leaves_one_finished_folder_a_job(processes: dict[str, Finished]) -> None:
     finished = processes["sweep"]
     assert finished.status == 0, finished.stderr
+    assert finished.stderr == ""  # nor does Hydra say anything
     (sweep,) = (finished.folder / "runs" / "world").iterdir()
     jobs = sorted(folder for folder in sweep.iterdir() if folder.is_dir())
     assert [re.fullmatch(r"(\d+)-[0-9a-f]{8}", job.name) is not None for job in jobs] == [True] * 2
@@ -148,51 +150,6 @@ def command(
     return run
 
 
-REFUSED: dict[str, tuple[str, str, str, str]] = {
-    # the command line: what its message says after where, found, expected and do
-    "+train.foo=1": ("train.foo: there is no", "train.foo=1", "one of train.epochs,", "remove"),
-    "train.epochs=three": ("train.epochs", "three", "a whole number", "train.epochs=1"),
-    "+experiment=nothing": (
-        "experiment", "experiment=nothing", "one of eli5, finetune", "+experiment="
-    ),
-    "experiment=eli5": ("experiment", "experiment=eli5", "+experiment=NAME", "+experiment=eli5"),
-    "+experiment=eli5 +experiment=finetune": (
-        "the command line", "Multiple values for experiment", "+experiment=NAME", "--help"
-    ),
-    "model=nothing": ("model", "model=nothing", "one of bert_base, distilbert,", "model=tiny"),
-    "masking=3": ("the command line", "masking=3", "GROUP=OPTION", "--help"),
-    "train.epochs=[1": ("the command line", "train.epochs=[1", "KEY=VALUE", "train.epochs="),
-    "seed=0,1": ("seed", "seed=0,1", "one value", "-m seed=0,1"),
-    "seed=range(3)": ("seed", "seed=range(3)", "one value", "-m seed=range(3)"),
-    "+train.epochs=3": ("train.epochs", "+train.epochs=3", "no +", "train.epochs=3"),
-    "data.source=file": ("data.path", "null", "because data.source=file", "data.path=FILE"),
-    "data.source=file data.path=missing.txt": (
-        "data.path", "missing.txt: no such file", "a .txt, .jsonl, .json, .csv", "check the path"
-    ),
-    "checkpoint=. model=from_checkpoint": (
-        "checkpoint", "no config.json in it", "a folder with config.json", "checkpoint=DIR"
-    ),
-    "checkpoint=no/such/folder model=from_checkpoint": (
-        "checkpoint", "no/such/folder: no such", "owner/name", "checkpoint=owner/name"
-    ),
-    "debug=one_step 'eval.fill_mask=[no mask here]'": (
-        "the text", "no mask here", "at least one <mask>", "write <mask>"
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("line", REFUSED)
-def test_wrong_input_is_one_complete_message_and_nothing_is_written(
-    command: Command, line: str
-) -> None:
-    finished = command(*shlex.split(line))
-    parts = re.fullmatch("mlmlab: (.*) found (.*) expected (.*) do (.*)", finished.refusal())
-    assert parts is not None, finished.stderr
-    for part, wanted in zip(parts.groups(), REFUSED[line], strict=True):
-        assert wanted in part
-    assert list(finished.folder.iterdir()) == []
-
-
 def test_a_run_never_writes_over_another(command: Command, tmp_path: Path) -> None:
     full = tmp_path / "full"
     full.mkdir()
@@ -227,6 +184,29 @@ def test_help_lists_groups_and_keys_in_eighty_columns(command: Command) -> None:
     for text in ("experiment: eli5, finetune", "learning_rate:", "+experiment=eli5", " -m "):
         assert text in finished.stdout
     assert list(finished.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("main", "texts"),
+    [
+        (evaluate.main, ("checkpoint=DIR_OR_HUB_ID", "Examples", "mask_draws:", "on_bad_row:")),
+        (fill_mask.main, ("--checkpoint", "examples", "--targets A,B", "Milky Way")),
+    ],
+)
+def test_the_help_of_the_other_commands_shows_examples_in_eighty_columns(
+    main: Callable[[list[str]], None],
+    texts: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with suppress(SystemExit):
+        main(["--help"])
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert max(map(len, output.out.splitlines())) <= 80
+    for text in texts:
+        assert text in output.out
 
 
 def end_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

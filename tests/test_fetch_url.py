@@ -1,12 +1,11 @@
 """Downloads from a loopback server: verified, resumed, cached, and never half there."""
 
 import hashlib
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from servers import FileServer, running
 
 from mlmlab.errors import UserError
 from mlmlab.fetch.url import fetch_url
@@ -15,61 +14,10 @@ CONTENT = bytes(range(256)) * 800
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Server(ThreadingHTTPServer):
-    """Serves one content at every address; the test says what it gets wrong."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.content = CONTENT
-        self.requests: list[str | None] = []
-        """The Range header of each request."""
-        self.cuts: list[int] = []
-        """The next responses end after so many bytes."""
-        self.honours_ranges = True
-
-    def url(self, path: str = "/data/text.json.gz") -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}{path}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.requests.append(wanted)
-        if self.path == "/missing.json":
-            self.send_error(404)
-            return
-        if self.path == "/moved.json":
-            self.send_response(302)
-            self.send_header("Location", "/data/text.json.gz")
-            self.end_headers()
-            return
-        content, start = self.server.content, 0
-        if wanted and self.server.honours_ranges:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(content):
-                self.send_error(416)
-                return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        end = start + self.server.cuts.pop(0) if self.server.cuts else len(content)
-        self.wfile.write(content[start:end])
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def server() -> Iterator[FileServer]:
+    with running(FileServer(CONTENT)) as server:
+        yield server
 
 
 def files(folder: Path) -> list[Path]:
@@ -80,20 +28,22 @@ def message(error: pytest.ExceptionInfo[UserError]) -> str:
     return " ".join(str(error.value).split())
 
 
-def test_a_download_has_the_bytes_and_the_name_of_the_file(server: Server, tmp_path: Path) -> None:
+def test_a_download_has_the_bytes_and_the_name_of_the_file(
+    server: FileServer, tmp_path: Path
+) -> None:
     file = fetch_url(server.url(), SHA256.upper(), tmp_path)
     assert file.name == "text.json.gz"
     assert file.read_bytes() == CONTENT
     assert files(tmp_path) == [file]
 
 
-def test_a_second_fetch_asks_nobody(server: Server, tmp_path: Path) -> None:
+def test_a_second_fetch_asks_nobody(server: FileServer, tmp_path: Path) -> None:
     first = fetch_url(server.url(), SHA256, tmp_path)
     assert fetch_url(server.url(), SHA256, tmp_path) == first
     assert len(server.requests) == 1
 
 
-def test_another_checksum_or_address_is_another_file(server: Server, tmp_path: Path) -> None:
+def test_another_checksum_or_address_is_another_file(server: FileServer, tmp_path: Path) -> None:
     fetched = {
         fetch_url(server.url(), SHA256, tmp_path),
         fetch_url(server.url(), None, tmp_path),
@@ -102,7 +52,7 @@ def test_another_checksum_or_address_is_another_file(server: Server, tmp_path: P
     assert len(fetched) == 3
 
 
-def test_a_wrong_checksum_is_refused_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_checksum_is_refused_and_leaves_nothing(server: FileServer, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         fetch_url(server.url(), "0" * 64, tmp_path)
     (problem,) = error.value.problems
@@ -114,7 +64,7 @@ def test_a_wrong_checksum_is_refused_and_leaves_nothing(server: Server, tmp_path
 
 
 def test_a_file_that_is_not_there_is_named_with_the_servers_answer(
-    server: Server, tmp_path: Path
+    server: FileServer, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as error:
         fetch_url(server.url("/missing.json"), SHA256, tmp_path)
@@ -123,18 +73,20 @@ def test_a_file_that_is_not_there_is_named_with_the_servers_answer(
     assert files(tmp_path) == []
 
 
-def test_a_cut_connection_is_taken_up_where_it_broke(server: Server, tmp_path: Path) -> None:
+def test_a_cut_connection_is_taken_up_where_it_broke(server: FileServer, tmp_path: Path) -> None:
     server.cuts = [1000, 50_000]
     assert fetch_url(server.url(), SHA256, tmp_path).read_bytes() == CONTENT
     assert server.requests == [None, "bytes=1000-", "bytes=51000-"]
 
 
-def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_starts_again(server: FileServer, tmp_path: Path) -> None:
     server.cuts, server.honours_ranges = [1000], False
     assert fetch_url(server.url(), SHA256, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_later_run_goes_on_with_a_download_that_failed(server: Server, tmp_path: Path) -> None:
+def test_a_later_run_goes_on_with_a_download_that_failed(
+    server: FileServer, tmp_path: Path
+) -> None:
     server.cuts = [1000] * 4
     with pytest.raises(UserError):
         fetch_url(server.url(), SHA256, tmp_path)
@@ -142,7 +94,9 @@ def test_a_later_run_goes_on_with_a_download_that_failed(server: Server, tmp_pat
     assert server.requests[-1] == "bytes=4000-"
 
 
-def test_without_a_checksum_two_versions_are_never_joined(server: Server, tmp_path: Path) -> None:
+def test_without_a_checksum_two_versions_are_never_joined(
+    server: FileServer, tmp_path: Path
+) -> None:
     server.cuts = [1000] * 4
     with pytest.raises(UserError):
         fetch_url(server.url(), None, tmp_path)
@@ -150,7 +104,7 @@ def test_without_a_checksum_two_versions_are_never_joined(server: Server, tmp_pa
     assert fetch_url(server.url(), None, tmp_path).read_bytes() == CONTENT[::-1]
 
 
-def test_a_leftover_longer_than_the_file_is_thrown_away(server: Server, tmp_path: Path) -> None:
+def test_a_leftover_longer_than_the_file_is_thrown_away(server: FileServer, tmp_path: Path) -> None:
     server.cuts = [1000] * 4
     with pytest.raises(UserError):
         fetch_url(server.url(), SHA256, tmp_path)
@@ -159,10 +113,23 @@ def test_a_leftover_longer_than_the_file_is_thrown_away(server: Server, tmp_path
     assert fetch_url(server.url(), SHA256, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_redirection_is_followed(server: Server, tmp_path: Path) -> None:
+def test_a_redirection_is_followed(server: FileServer, tmp_path: Path) -> None:
     file = fetch_url(server.url("/moved.json"), SHA256, tmp_path)
     assert file.name == "moved.json"
     assert file.read_bytes() == CONTENT
+
+
+def test_a_server_that_stalls_is_given_up_with_a_message(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlmlab.fetch.url._TIMEOUT_SECONDS", 0.1)
+    server.stalls_seconds = 1.0
+    with pytest.raises(UserError) as error:
+        fetch_url(server.url(), SHA256, tmp_path)
+    assert "no answer for 0.1 seconds" in message(error)
+    assert len(server.requests) == 4
+    server.stalls_seconds = 0.0
+    assert fetch_url(server.url(), SHA256, tmp_path).read_bytes() == CONTENT
 
 
 def test_a_server_that_is_gone_is_one_message_with_the_way_around_it(tmp_path: Path) -> None:

@@ -133,15 +133,6 @@ def _typed(text: str) -> Callable[[str], str]:
     return lambda prompt: next(lines)
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["text"], ["--checkpoint", "x"], ["--checkpoint", "x", "--top-k", "0", "t"]]
-)
-def test_wrong_options_end_with_status_2(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-
-
 def test_a_text_without_a_mask_or_too_long_is_refused(folder: Path) -> None:
     fill = mlmlab.FillMask(*mlmlab.load_pretrained(str(folder)))
     with pytest.raises(UserError, match="at least one"):

@@ -1,122 +1,54 @@
-"""Models by id and revision through the real huggingface_hub client, from a loopback server."""
+"""Models and data sets by id and revision, through the real huggingface_hub client on loopback."""
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
+from omegaconf import OmegaConf
 from reference.hub_models import VOCABULARY, write_reference
+from servers import COMMIT, HubServer, running
 
 import mlmlab
 from mlmlab.checkpoints import load_model
+from mlmlab.data.sources import FileSource
 from mlmlab.data.tokenizer import word_tokenizer
 from mlmlab.errors import UserError
-from mlmlab.fetch.hub import fetch_model, fetch_tokenizer
+from mlmlab.fetch.hub import fetch_dataset, fetch_model, fetch_tokenizer
 
-COMMIT = "1234567890abcdef1234567890abcdef12345678"
 REPOSITORY = "someone/tiny-bert"
 
 
-class Hub(ThreadingHTTPServer):
-    """As much of the Hub as its client asks for: one repository at one commit."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.folder = folder
-        self.downloads: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
-        path = self.path.split("?")[0]
-        files = sorted(file.name for file in self.server.folder.iterdir())
-        if path.startswith(f"/api/models/{REPOSITORY}"):
-            rest = path.removeprefix(f"/api/models/{REPOSITORY}").strip("/")
-            if rest not in ("", "revision/main", "revision/v1", f"revision/{COMMIT}"):
-                if not rest.startswith("tree/"):
-                    self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
-                    return
-                sizes = [(name, (self.server.folder / name).stat().st_size) for name in files]
-                tree = [
-                    {"type": "file", "path": name, "size": size, "oid": "0" * 40}
-                    for name, size in sizes
-                ]
-                self._send(200, json.dumps(tree).encode(), {}, body)
-                return
-            info = {
-                "id": REPOSITORY,
-                "sha": COMMIT,
-                "siblings": [{"rfilename": name} for name in files],
-            }
-            self._send(200, json.dumps(info).encode(), {}, body)
-        elif path.startswith(f"/{REPOSITORY}/resolve/{COMMIT}/"):
-            file = self.server.folder / path.rsplit("/", 1)[1]
-            if not file.is_file():
-                self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
-                return
-            if body:
-                self.server.downloads.append(file.name)
-            headers = {"ETag": f'"{file.name}"', "X-Repo-Commit": COMMIT}
-            self._send(200, file.read_bytes(), headers, body)
-        else:
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
-
-    def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub with one tiny BERT, an empty client cache, and the client pointed at both."""
+def use(server: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points the client at the server, with an empty cache."""
     import huggingface_hub.constants as constants
 
-    folder = tmp_path / "repository"
-    write_reference("bert", folder)
-    word_tokenizer([f"w{n}" for n in range(VOCABULARY - 5)]).save(folder)
-    (folder / "pytorch_model.bin").write_bytes(b"never read: there is a safer file")
-    server = Hub(folder)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
     template = "/{repo_id}/resolve/{revision}/{filename}"
     for name, value in {
         "ENDPOINT": server.url,
         "HUGGINGFACE_CO_URL_TEMPLATE": server.url + template,
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_HUB_CACHE": str(cache),
         "HF_HUB_OFFLINE": False,
         "HF_HUB_DISABLE_XET": True,
     }.items():
         monkeypatch.setattr(constants, name, value)
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
-def test_a_model_by_id_is_the_model_in_the_repository(hub: Hub) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub with one tiny BERT."""
+    folder = tmp_path / "repository"
+    write_reference("bert", folder)
+    word_tokenizer([f"w{n}" for n in range(VOCABULARY - 5)]).save(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"never read: there is a safer file")
+    with running(HubServer("models", REPOSITORY, folder)) as server:
+        use(server, tmp_path / "cache", monkeypatch)
+        yield server
+
+
+def test_a_model_by_id_is_the_model_in_the_repository(hub: HubServer) -> None:
     model, tokenizer = mlmlab.load_pretrained(REPOSITORY)
     local = load_model(str(hub.folder)).model
     ids = torch.tensor([tokenizer.encode("w1 w2 w3")])
@@ -124,13 +56,13 @@ def test_a_model_by_id_is_the_model_in_the_repository(hub: Hub) -> None:
         assert torch.equal(model(ids), local(ids))
 
 
-def test_the_commit_is_recorded_whatever_revision_was_asked_for(hub: Hub) -> None:
+def test_the_commit_is_recorded_whatever_revision_was_asked_for(hub: HubServer) -> None:
     for source in (REPOSITORY, f"{REPOSITORY}@v1", f"{REPOSITORY}@{COMMIT}"):
         _, resolved = fetch_model(source)
         assert resolved == f"{REPOSITORY}@{COMMIT}"
 
 
-def test_only_the_safest_weights_are_downloaded_and_only_once(hub: Hub) -> None:
+def test_only_the_safest_weights_are_downloaded_and_only_once(hub: HubServer) -> None:
     fetch_model(REPOSITORY)
     assert "model.safetensors" in hub.downloads
     assert "pytorch_model.bin" not in hub.downloads
@@ -139,14 +71,14 @@ def test_only_the_safest_weights_are_downloaded_and_only_once(hub: Hub) -> None:
     assert hub.downloads == before
 
 
-def test_a_tokenizer_is_fetched_without_the_weights(hub: Hub) -> None:
+def test_a_tokenizer_is_fetched_without_the_weights(hub: HubServer) -> None:
     folder = fetch_tokenizer(REPOSITORY)
     assert (folder / "tokenizer.json").is_file()
     assert "model.safetensors" not in hub.downloads
 
 
 def test_without_a_connection_the_cached_copy_is_used_and_said(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, resolved = fetch_model(REPOSITORY)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
@@ -155,7 +87,7 @@ def test_without_a_connection_the_cached_copy_is_used_and_said(
 
 
 def test_a_pinned_commit_in_the_cache_is_not_asked_for_again(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, pinned = fetch_model(REPOSITORY)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
@@ -164,7 +96,7 @@ def test_a_pinned_commit_in_the_cache_is_not_asked_for_again(
 
 
 def test_an_unreachable_hub_is_one_message_with_a_remedy(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError) as caught:
@@ -173,7 +105,7 @@ def test_an_unreachable_hub_is_one_message_with_a_remedy(
     assert "checkpoint=DIR" in str(caught.value)
 
 
-def test_an_unknown_repository_or_revision_is_named(hub: Hub) -> None:
+def test_an_unknown_repository_or_revision_is_named(hub: HubServer) -> None:
     with pytest.raises(UserError, match="no-such"):
         fetch_model("someone/no-such")
     with pytest.raises(UserError, match="no revision v9"):
@@ -185,6 +117,107 @@ def test_a_path_that_is_not_there_is_not_asked_of_the_hub() -> None:
         with pytest.raises(UserError) as caught:
             fetch_model(source)
         assert "no such folder" in caught.value.problems[0].found
+
+
+# Data sets
+
+REVIEWS = "someone/reviews"
+ROWS = [f"the {a} dog saw the {b} cat" for a in "abcdefgh" for b in "stuvwxyz"]
+TRAIN = "plain_text/train-*.parquet"
+
+
+@pytest.fixture
+def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub with one data set, in the layout of published ones."""
+    folder = tmp_path / "reviews" / "plain_text"
+    folder.mkdir(parents=True)
+    for name, rows in {
+        "train-00000-of-00002": ROWS[:40],
+        "train-00001-of-00002": ROWS[40:],
+        "test-00000-of-00001": ["a test"],
+    }.items():
+        pyarrow.parquet.write_table(
+            pyarrow.table({"text": rows, "label": [0] * len(rows)}), folder / f"{name}.parquet"
+        )
+    (tmp_path / "reviews" / "README.md").write_text("# Reviews")
+    with running(HubServer("datasets", REVIEWS, folder.parent)) as server:
+        use(server, tmp_path / "cache", monkeypatch)
+        yield server
+
+
+def test_a_data_sets_files_are_read_in_order_and_nothing_else_is_downloaded(
+    reviews: HubServer,
+) -> None:
+    files, commit = fetch_dataset(REVIEWS, None, TRAIN)
+    assert commit == COMMIT
+    assert list(FileSource(files).documents()) == ROWS
+    assert len(reviews.downloads) == 2
+    for revision in ("main", "v1", COMMIT):
+        assert fetch_dataset(REVIEWS, revision, TRAIN)[1] == COMMIT
+    assert len(reviews.downloads) == 2
+
+
+def test_a_run_on_a_data_set_records_the_commit_and_runs_again_offline(
+    reviews: HubServer,
+    tmp_path: Path,
+    fresh_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = (
+        "data=text", "data.source=hub", f"data.repository={REVIEWS}", f"data.files='{TRAIN}'",
+        "data.block_size=16", "tokenizer.vocabulary_size=300", "model.hidden_size=32",
+        "train.max_steps=2", "runtime.threads=1",
+    )  # fmt: skip
+    first = mlmlab.run(mlmlab.compose(*settings, "run_dir=first"), quiet=True)
+    config = OmegaConf.load("first/config.yaml")
+    assert config.data.revision == COMMIT
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    pinned = (*settings, f"data.revision={COMMIT}", "run_dir=second")
+    assert mlmlab.run(mlmlab.compose(*pinned), quiet=True).eval_loss == first.eval_loss
+    assert capsys.readouterr().err == ""
+    by_name = (*settings, "run_dir=third")
+    assert mlmlab.run(mlmlab.compose(*by_name), quiet=True).eval_loss == first.eval_loss
+    assert f"using the cached copy {COMMIT}" in capsys.readouterr().err
+
+
+def test_files_that_are_not_cached_are_not_taken_for_those_that_are(
+    reviews: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch_dataset(REVIEWS, None, "plain_text/train-00000*")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    for pattern in (TRAIN, "plain_text/test-*"):
+        with pytest.raises(UserError) as caught:
+            fetch_dataset(REVIEWS, None, pattern)
+        (problem,) = caught.value.problems
+        assert "the Hub cannot be reached" in problem.found
+        assert "data.source=file data.path=FILE" in problem.remedy
+
+
+@pytest.mark.parametrize("pattern", [None, "*.csv"])
+def test_without_a_matching_file_the_message_lists_those_there_are(
+    reviews: HubServer, pattern: str | None
+) -> None:
+    with pytest.raises(UserError) as caught:
+        fetch_dataset(REVIEWS, None, pattern)
+    (problem,) = caught.value.problems
+    assert problem.where == "data.files"
+    assert problem.found.startswith(f"{pattern or 'null'}, and {REVIEWS} holds: README.md, plain")
+    assert "data.files='FOLDER/*.parquet'" in problem.remedy
+
+
+def test_an_unknown_data_set_or_revision_is_named(reviews: HubServer) -> None:
+    for repository, revision, found in (
+        ("someone/no-such", None, "no dataset someone/no-such on the Hub"),
+        (REVIEWS, "v9", f"no revision v9 in {REVIEWS}"),
+        ("no such name", None, "no such name"),
+    ):
+        with pytest.raises(UserError) as caught:
+            fetch_dataset(repository, revision, TRAIN)
+        (problem,) = caught.value.problems
+        assert problem.where == "data.repository"
+        assert found in problem.found
 
 
 @pytest.mark.hub

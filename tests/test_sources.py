@@ -499,7 +499,7 @@ def test_a_glob_without_a_match_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "documents", "first"),
     [
-        ("a.jsonl", b'{"text": "one"}\n{"text": tw\n{"text": "x"}', ["one", "x"], "row 2: Expecting"),
+        ("a.jsonl", b'{"text": "one"}\n{"text": tw\n{"text": "x"}', ["one", "x"], "row 2: Exp"),
         ("a.jsonl", b'{"text": "one"}\n{"body": "two"}\n', ["one"], "row 2: no text, but: body"),
         ("a.json", b'[{"text": "one"}, {"text": 2}]', ["one"], "row 2: text is a number"),
         ("a.csv", b'n,text\n0,one\n1,two, three\n2,"four"x\n3,five\n', ["one", "five"], "row 2: 3"),

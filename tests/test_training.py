@@ -18,8 +18,9 @@ from mlmlab.data.order import Order
 from mlmlab.errors import RunFailed
 from mlmlab.loader import TrainLoader, UpdateBatch
 from mlmlab.masking import MaskingConfig, MaskingMode, VocabularyInfo
-from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
+from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
 from mlmlab.training.config import Precision, Schedule
+from mlmlab.training.memory import expected_memory_bytes
 from mlmlab.training.optimizer import build_optimizer
 from mlmlab.training.precision import Compute
 from mlmlab.training.schedule import learning_rate_factor
@@ -37,25 +38,24 @@ CPU = Compute(torch.device("cpu"), Precision.FP32)
 BLOCK = 16
 
 
-def _model(dropout: float = 0.0, seed: int = 0) -> MaskedLanguageModel:
-    model = MaskedLanguageModel(
-        ModelConfig(
-            family=Family.ROBERTA,
-            vocabulary_size=60,
-            hidden_size=32,
-            layers=2,
-            heads=4,
-            intermediate_size=64,
-            max_positions=BLOCK,
-            position_offset=2,
-            token_types=1,
-            layer_norm_eps=1e-5,
-            pad_id=1,
-            initializer_range=0.02,
-            dropout=dropout,
-            attention_dropout=dropout,
-        )
+def _model(dropout: float = 0.0, seed: int = 0, **changes: int) -> MaskedLanguageModel:
+    config = ModelConfig(
+        family=Family.ROBERTA,
+        vocabulary_size=60,
+        hidden_size=32,
+        layers=2,
+        heads=4,
+        intermediate_size=64,
+        max_positions=BLOCK,
+        position_offset=2,
+        token_types=1,
+        layer_norm_eps=1e-5,
+        pad_id=1,
+        initializer_range=0.02,
+        dropout=dropout,
+        attention_dropout=dropout,
     )
+    model = MaskedLanguageModel(dataclasses.replace(config, **changes))
     model.initialize(seed)
     return model
 
@@ -418,3 +418,31 @@ def test_weights_that_are_not_finite_are_refused_at_the_first_evaluation(
 def _poison(model: MaskedLanguageModel, seed: int) -> None:
     with torch.no_grad():
         model.head.dense.weight.fill_(math.nan)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(("hidden", "vocabulary", "rows"), [(128, 500, 16), (64, 20_000, 8)])
+def test_the_memory_that_a_run_announces_is_near_what_backward_keeps(
+    dropout: float, hidden: int, vocabulary: int, rows: int
+) -> None:
+    model = _model(
+        dropout, hidden_size=hidden, intermediate_size=4 * hidden, vocabulary_size=vocabulary,
+        layers=4, max_positions=128,
+    )  # fmt: skip
+    length, masked = 128, round(rows * 128 * 0.15)
+    kept: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    ids = torch.randint(5, vocabulary, (rows, length))
+    positions = torch.arange(0, rows * length, rows * length // masked)[:masked]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model.train()(ids, positions=positions)
+        token_losses(logits, torch.zeros(masked, dtype=torch.long)).sum()
+    states = 16 * model.parameter_count()
+    expected = expected_memory_bytes(model, CPU, rows=rows, length=length, masked_tokens=masked)
+    peak = states + sum(kept.values()) + 2 * logits.nbytes  # the gradients of the logits come later
+    assert 0.6 < expected / peak < 1.4

@@ -99,7 +99,8 @@ class PackedBlocks:
     def account(self) -> str:
         rest = len(self.shard.tokens) - self.rows.size
         last = f"one of {rest}" if self.keeps_rest else f"{rest} dropped"
-        return f"{self.even:,} blocks of {self.block_size} + {last}"
+        plural = "" if self.even == 1 else "s"
+        return f"{self.even:,} block{plural} of {self.block_size} + {last}"
 
 
 class DocumentBlocks:

@@ -93,6 +93,8 @@ def _download(url: str, partial: Path) -> None:
         except (OSError, http.client.HTTPException) as error:
             if attempt == _ATTEMPTS or not partial.exists():
                 reason = getattr(error, "reason", None) or error
+                if isinstance(reason, TimeoutError):
+                    reason = f"no answer for {_TIMEOUT_SECONDS} seconds"
                 _refuse(url, f"it cannot be reached ({reason})", error)
     _refuse(url, "the download did not complete", None)
 

@@ -11,6 +11,11 @@ _STATES_BYTES = 16
 _HIDDEN_VECTORS = 10
 """Vectors of the hidden width that backward needs, a token and layer: the two sublayers' inputs,
 queries, keys, values, the attention's result, and what dropouts and norms keep."""
+_DROPPED_VECTORS = 2
+"""More of them where dropout keeps its noise."""
+_WEIGHT_COPIES = 4
+"""Tables of attention weights that dropout makes the CPU keep: without it, and on CUDA, the fused
+kernels keep none."""
 _LOGIT_COPIES = 4
 """Logits, their log-softmax and the gradients of both, fp32."""
 
@@ -28,8 +33,11 @@ def expected_memory_bytes(
     """
     config = model.config
     element = 4 if compute.precision is Precision.FP32 else 2
+    vectors = _HIDDEN_VECTORS + (_DROPPED_VECTORS if config.dropout else 0)
     wide = 2 * config.intermediate_size  # before and after the GELU
-    layer = rows * length * (_HIDDEN_VECTORS * config.hidden_size + wide) * element
+    layer = rows * length * (vectors * config.hidden_size + wide) * element
+    if config.attention_dropout and compute.device.type == "cpu":
+        layer += _WEIGHT_COPIES * rows * config.heads * length**2 * element
     logits = masked_tokens * config.vocabulary_size * 4 * _LOGIT_COPIES
     return model.parameter_count() * _STATES_BYTES + config.layers * layer + logits
 
