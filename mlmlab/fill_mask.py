@@ -18,7 +18,7 @@ _EXAMPLES = """\
       "The Milky Way is a <mask> galaxy."
   python -m mlmlab.fill_mask --checkpoint runs/world/TIME --top-k 3 \\
       "the day after monday is <mask> ."
-  python -m mlmlab.fill_mask --checkpoint DIR --targets " spiral, small" \
+  python -m mlmlab.fill_mask --checkpoint DIR --targets " spiral, small" \\
       --json "..."
 """
 

@@ -32,7 +32,9 @@ def _row(label: str, text: str) -> str:
 
 def _verbatim(label: str, *lines: str) -> str:
     """A label and lines that are not wrapped: commands are there to be copied."""
-    return styled(f"{label:<{_LABEL_WIDTH}}", Style.LABEL) + f"\n{'':<{_LABEL_WIDTH}}".join(lines)
+    margin = f"{'':<{_LABEL_WIDTH}}"
+    first = styled(f"{label:<{_LABEL_WIDTH}}", Style.LABEL) if label else margin
+    return first + f"\n{margin}".join(lines)
 
 
 def plan(
