@@ -46,6 +46,10 @@ class Domain(IntEnum):
     """The documents of the built-in world."""
     EVALUATE = 8
     """The seed of the evaluation's masks."""
+    CORRUPT = 9
+    """Whether a token of a unit or of a budget is masked, replaced or kept."""
+    BUDGET = 10
+    """Whether the unit that crosses an example's budget comes in."""
 
 
 _MULTIPLIER_0 = np.uint64(0xD2511F53)

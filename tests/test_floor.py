@@ -104,7 +104,7 @@ def test_the_floor_is_the_entropy_that_the_posteriors_themselves_expect() -> Non
     assert abs(surprise.mean()) < 4 * surprise.std() / len(surprise) ** 0.5
     assert losses.mean() == pytest.approx(sample.floor(), rel=1e-12)
     np.testing.assert_allclose(posteriors.sum(axis=1), 1.0, rtol=1e-12)
-    assert (posteriors[:, sample.vocabulary.protected()] == 0).all()
+    assert (posteriors[:, sample.vocabulary.protected] == 0).all()
 
 
 def test_no_other_predictor_reaches_the_floor() -> None:

@@ -30,7 +30,7 @@ def random_ids(rows: int, length: int, vocabulary: VocabularyInfo = SMALL) -> ND
 
 def plain_ids(rows: int, length: int, vocabulary: VocabularyInfo = SMALL) -> NDArray[np.int64]:
     """Only ids that may be selected."""
-    choices = vocabulary.replacement_ids()
+    choices = vocabulary.replacement_ids
     return choices[np.random.default_rng(rows * length).integers(0, len(choices), (rows, length))]
 
 
@@ -42,11 +42,13 @@ def mask(
     seed: int = 0,
     config: MaskingConfig = MaskingConfig(),  # noqa: B008 (frozen)
     vocabulary: VocabularyInfo = SMALL,
+    word_starts: NDArray[Any] | None = None,
 ) -> Arrays:
     names = np.arange(len(input_ids)) if example_ids is None else example_ids
     return mask_batch(
-        input_ids, example_ids=names, epoch=epoch, seed=seed, config=config, vocabulary=vocabulary
-    )
+        input_ids, example_ids=names, epoch=epoch, seed=seed, config=config, vocabulary=vocabulary,
+        word_starts=word_starts,
+    )  # fmt: skip
 
 
 def rows_of(batch: Arrays) -> Iterator[Row]:
@@ -71,21 +73,27 @@ def assert_equals_twin(
     seed: int,
     config: MaskingConfig,
     vocabulary: VocabularyInfo,
+    word_starts: NDArray[Any] | None = None,
 ) -> None:
     batch = mask(
-        input_ids, example_ids, epoch=epoch, seed=seed, config=config, vocabulary=vocabulary
-    )
+        input_ids, example_ids, epoch=epoch, seed=seed, config=config, vocabulary=vocabulary,
+        word_starts=word_starts,
+    )  # fmt: skip
     slow = twin.mask_batch(
         input_ids.tolist(),
         example_ids=example_ids.tolist(),
         epoch=epoch,
         seed=seed,
-        rate=config.rate,
-        mask_fraction=config.mask_fraction,
-        random_fraction=config.random_fraction,
-        vocabulary_size=vocabulary.size,
-        mask_id=vocabulary.mask_id,
-        protected_ids=vocabulary.protected_ids,
+        policy=twin.Policy(
+            rate=config.rate,
+            mask_fraction=config.mask_fraction,
+            random_fraction=config.random_fraction,
+            unit=config.unit.value,
+            corrupt=config.corrupt.value,
+            budget=config.budget.value,
+        ),
+        vocabulary=twin.Vocabulary(vocabulary.size, vocabulary.mask_id, vocabulary.protected_ids),
+        word_starts=None if word_starts is None else word_starts.astype(int).tolist(),
     )
     assert batch.input_ids.tolist() == slow.input_ids
     assert batch.positions.tolist() == slow.positions
@@ -296,7 +304,7 @@ def outcome_counts(batch: Arrays, vocabulary: VocabularyInfo) -> list[int]:
 
 def outcome_shares(config: MaskingConfig, vocabulary: VocabularyInfo) -> list[float]:
     """A replacement is the token itself once in `choices` draws."""
-    changed = config.random_fraction * (1 - 1 / len(vocabulary.replacement_ids()))
+    changed = config.random_fraction * (1 - 1 / len(vocabulary.replacement_ids))
     return [config.mask_fraction, changed, 1 - config.mask_fraction - changed]
 
 
@@ -317,7 +325,7 @@ def test_conditional_redraws_would_fail_the_80_10_10_test() -> None:
     found, generator = batch.labels.copy(), np.random.default_rng(0)
     replaced = generator.random(len(found)) < 0.1
     masked = ~replaced & (generator.random(len(found)) < 0.9)  # a second, conditional draw
-    found[replaced] = LARGE.replacement_ids()[0]
+    found[replaced] = LARGE.replacement_ids[0]
     found[masked] = LARGE.mask_id
     flat = batch.input_ids.ravel()
     flat[batch.positions] = found
@@ -342,8 +350,8 @@ def test_random_ids_are_uniform_over_the_unprotected_ids(
     drawn = mask(ids, config=REPLACE_ALL, vocabulary=vocabulary).input_ids.ravel()
     counts = np.bincount(drawn, minlength=vocabulary.size)
     assert len(counts) == vocabulary.size
-    assert counts[vocabulary.protected()].sum() == 0
-    assert chi_square.p_value(counts[vocabulary.replacement_ids()]) > LOWEST_P
+    assert counts[vocabulary.protected].sum() == 0
+    assert chi_square.p_value(counts[vocabulary.replacement_ids]) > LOWEST_P
 
 
 def test_random_ids_are_uniform_at_low_rates_and_whatever_was_there() -> None:
@@ -351,15 +359,15 @@ def test_random_ids_are_uniform_at_low_rates_and_whatever_was_there() -> None:
     config = MaskingConfig(rate=0.01, mask_fraction=0.0, random_fraction=1.0)
     batch = mask(plain_ids(4000, 500), config=config)
     drawn = batch.input_ids.ravel()[batch.positions]
-    assert chi_square.p_value(np.bincount(drawn)[SMALL.replacement_ids()]) > LOWEST_P
+    assert chi_square.p_value(np.bincount(drawn)[SMALL.replacement_ids]) > LOWEST_P
     same = int((drawn == batch.labels).sum())
-    share = 1 / len(SMALL.replacement_ids())
+    share = 1 / len(SMALL.replacement_ids)
     assert chi_square.p_value([same, len(drawn) - same], [share, 1 - share]) > LOWEST_P
 
 
 def test_a_16_bit_draw_would_fail_the_uniformity_test() -> None:
     """65,536 values fall on 50,260 ids: some are twice as likely as others."""
-    choices = len(LARGE.replacement_ids())
+    choices = len(LARGE.replacement_ids)
     draws = np.random.default_rng(0).integers(0, 1 << 16, 800_000) * choices >> 16
     assert chi_square.p_value(np.bincount(draws, minlength=choices)) < 1e-12
 
@@ -368,7 +376,7 @@ def test_neighbouring_random_ids_are_unrelated() -> None:
     ids = np.full((2000, 200), 10, np.uint16)
     drawn = mask(ids, config=REPLACE_ALL).input_ids.ravel()
     pairs = np.bincount(drawn[:-1] * SMALL.size + drawn[1:], minlength=SMALL.size**2)
-    free = SMALL.replacement_ids()
+    free = SMALL.replacement_ids
     assert chi_square.p_value(pairs.reshape(SMALL.size, SMALL.size)[np.ix_(free, free)]) > LOWEST_P
 
 
@@ -526,8 +534,8 @@ def test_a_vocabulary_with_nothing_to_draw_is_refused() -> None:
 
 
 def test_the_vocabulary_tables_say_the_same_thing() -> None:
-    assert np.flatnonzero(SMALL.protected()).tolist() == [0, 1, 2, 3, 4, 49]
-    assert SMALL.replacement_ids().tolist() == list(range(5, 49))
+    assert np.flatnonzero(SMALL.protected).tolist() == [0, 1, 2, 3, 4, 49]
+    assert SMALL.replacement_ids.tolist() == list(range(5, 49))
 
 
 @pytest.mark.parametrize("name", ["rate", "mask_fraction", "random_fraction"])

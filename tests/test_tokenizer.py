@@ -316,7 +316,7 @@ def test_decoding_shows_special_tokens_only_when_asked(bpe: Tokenizer) -> None:
 def test_the_worlds_tokenizer_knows_words_and_nothing_else() -> None:
     tokenizer = word_tokenizer(["cow", "grass"])
     assert tokenizer.encode("Cow <mask> grass horse") == [0, 5, 4, 6, 3, 2]
-    assert tokenizer.vocabulary().replacement_ids().tolist() == [5, 6]
+    assert tokenizer.vocabulary().replacement_ids.tolist() == [5, 6]
 
 
 def test_a_wordpiece_alphabet_leaves_room_for_pieces() -> None:

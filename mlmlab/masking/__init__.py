@@ -3,15 +3,26 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mlmlab.masking.config import MaskingConfig, MaskingMode, Unit, VocabularyInfo
+from mlmlab.masking.config import (
+    Budget,
+    Corrupt,
+    MaskingConfig,
+    MaskingMode,
+    RateSchedule,
+    Unit,
+    VocabularyInfo,
+)
 
 if TYPE_CHECKING:
     from mlmlab.masking.kernel import MaskedBatch, mask_batch
 
 __all__ = [
+    "Budget",
+    "Corrupt",
     "MaskedBatch",
     "MaskingConfig",
     "MaskingMode",
+    "RateSchedule",
     "Unit",
     "VocabularyInfo",
     "mask_batch",

@@ -1,8 +1,12 @@
 """What to mask: the policy (`MaskingConfig`) and the ids it works on (`VocabularyInfo`)."""
 
+import itertools
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +18,22 @@ class Unit(Enum):
     """What is selected together."""
 
     TOKEN = "token"
+    WORD = "word"
+    SPAN = "span"
+
+
+class Corrupt(Enum):
+    """Whether mask / random / keep is drawn for each token or once for its unit."""
+
+    TOKEN = "token"
+    UNIT = "unit"
+
+
+class Budget(Enum):
+    """Whether units are selected independently, or so many in every example."""
+
+    BERNOULLI = "bernoulli"
+    EXACT = "exact"
 
 
 class MaskingMode(Enum):
@@ -23,31 +43,64 @@ class MaskingMode(Enum):
     STATIC = "static"
 
 
+class RateSchedule(Enum):
+    """How the rate moves with the updates applied."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+    STEPS = "steps"
+
+
+_WORD = 2.0**32
+SPAN_SUCCESS = 0.2
+SPAN_LONGEST = 10
+"""Span lengths in words: geometric with this chance of ending, cut at this length (Joshi et al.
+2020, "SpanBERT", section 3.1)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig:
     """The masking policy (Devlin et al. 2019, section 3.1, and its later variants)."""
 
     rate: float = 0.15
-    """Chance that a token is selected, that is, predicted."""
+    """Share of the tokens that are selected, that is, predicted. Evaluations always use it."""
     unit: Unit = Unit.TOKEN
-    """What is selected together."""
+    """token; word: all tokens of a word together; span: runs of whole words (SpanBERT)."""
+    corrupt: Corrupt = Corrupt.TOKEN
+    """token: each selected token is masked, replaced or kept by itself. unit: its unit at once."""
     mask_fraction: float = 0.8
     """Share of the selected tokens that become the mask token."""
     random_fraction: float = 0.1
     """Share that become a random id; the rest keep their own."""
+    budget: Budget = Budget.BERNOULLI
+    """bernoulli: every unit is selected by itself, with chance `rate`. exact: in each example units
+    in random order until the share of their tokens is `rate`; the unit that would cross it comes in
+    with the chance that makes the mean exact. Single tokens are selected alike; of words, those of
+    four tokens 4 % less often than 15 % in rows of 128 tokens, 1 % less in rows of 512."""
     mode: MaskingMode = MaskingMode.DYNAMIC
     """dynamic: new masks each epoch (RoBERTa). static: the same ones (the original BERT)."""
+    schedule: RateSchedule = RateSchedule.CONSTANT
+    """constant: `rate`. linear, cosine: from `start_rate` to `rate` over the run. steps:
+    `rate_steps`."""
+    start_rate: float | None = None
+    """The first update's rate, for linear and cosine."""
+    rate_steps: tuple[str, ...] = ()
+    """For steps: "UPDATE:RATE" each, ascending; before the first of them the rate is `rate`."""
 
     def problems(self) -> Iterator[Problem]:
         """What no masking kernel could do."""
-        for name in ("rate", "mask_fraction", "random_fraction"):
+        for name in ("rate", "mask_fraction", "random_fraction", "start_rate"):
             value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
+            if value is not None and not 0.0 <= value <= 1.0:
+                example = (
+                    0.3 if name == "start_rate" else type(self).__dataclass_fields__[name].default
+                )
                 yield Problem(
                     f"masking.{name}",
                     str(value),
                     "a share between 0 and 1",
-                    f"for instance masking.{name}={type(self).__dataclass_fields__[name].default}",
+                    f"for instance masking.{name}={example}",
                 )
         if self.mask_fraction + self.random_fraction > 1.0 + 1e-9:
             yield Problem(
@@ -56,17 +109,109 @@ class MaskingConfig:
                 "a sum of at most 1; what is left is the share of kept tokens",
                 "for instance masking.mask_fraction=0.8 masking.random_fraction=0.1",
             )
+        yield from self._schedule_problems()
 
-    def thresholds(self) -> tuple[np.uint64, np.uint64, np.uint64]:
-        """Where a token's 32-bit word is cut: below the first it is masked, below the second
-        replaced, below the third kept but predicted, and above it is left alone."""
+    def _schedule_problems(self) -> Iterator[Problem]:
+        moves = self.schedule in (RateSchedule.LINEAR, RateSchedule.COSINE)
+        if moves != (self.start_rate is not None):
+            yield Problem(
+                "masking.start_rate",
+                f"{'null' if self.start_rate is None else self.start_rate}, with "
+                f"masking.schedule={self.schedule.value}",
+                "the first rate of a linear or cosine schedule; null for the others",
+                "masking.schedule=linear masking.start_rate=0.3",
+            )
+        steps = self.steps()
+        ascending = steps is not None and all(
+            before[0] < after[0] for before, after in itertools.pairwise(steps)
+        )
+        is_steps = self.schedule is RateSchedule.STEPS
+        if not ascending or bool(self.rate_steps) != is_steps:
+            yield Problem(
+                "masking.rate_steps",
+                f"[{','.join(self.rate_steps)}], with masking.schedule={self.schedule.value}",
+                "UPDATE:RATE texts with ascending updates, for masking.schedule=steps only",
+                "masking.schedule=steps \"masking.rate_steps=['1000:0.2','5000:0.15']\"",
+            )
+
+    def steps(self) -> list[tuple[int, float]] | None:
+        """`rate_steps` as numbers; None if one of them is not UPDATE:RATE."""
+        found = []
+        for text in self.rate_steps:
+            match = re.fullmatch(r"(\d+):(0(?:\.\d+)?|1(?:\.0+)?|\.\d+)", text)
+            if match is None:
+                return None
+            found.append((int(match[1]), float(match[2])))
+        return found
+
+    def rate_at(self, update: int, updates: int) -> float:
+        """The rate of an update, a pure function of how many were applied before it.
+
+        Args:
+            update: updates applied so far.
+            updates: of the whole run.
+        """
+        if self.schedule is RateSchedule.STEPS:
+            steps = self.steps()
+            assert steps is not None
+            return next((rate for first, rate in reversed(steps) if update >= first), self.rate)
+        if self.start_rate is None:
+            return self.rate
+        done = min(1.0, update / max(1, updates - 1))
+        if self.schedule is RateSchedule.COSINE:
+            done = (1.0 - math.cos(math.pi * done)) / 2.0
+        return self.start_rate + done * (self.rate - self.start_rate)
+
+    @cached_property
+    def is_independent(self) -> bool:
+        """Whether every token is selected by itself: then one random word a token decides all."""
+        return self.unit is Unit.TOKEN and self.budget is Budget.BERNOULLI
+
+    @cached_property
+    def thresholds(self) -> tuple[int, int, int]:
+        """Where a 32-bit word is cut: below the first a token is masked, below the second replaced;
+        below the third a unit is selected. The same word decides both where tokens are
+        independent, so that the first two then are shares of the third."""
+        scale = self.rate if self.is_independent else 1.0
         cuts = (
-            self.rate * self.mask_fraction,
-            self.rate * min(1.0, self.mask_fraction + self.random_fraction),
+            scale * self.mask_fraction,
+            scale * min(1.0, self.mask_fraction + self.random_fraction),
             self.rate,
         )
-        mask, replace, select = (np.uint64(round(cut * 2**32)) for cut in cuts)
+        mask, replace, select = (round(cut * _WORD) for cut in cuts)
         return mask, replace, select
+
+    @cached_property
+    def threshold_array(self) -> NDArray[np.uint64]:
+        """`thresholds` as the kernel reads them."""
+        return np.array(self.thresholds, np.uint64)
+
+    @cached_property
+    def problem_text(self) -> str:
+        """All problems, or an empty text: looked at for every batch."""
+        return "\n".join(map(str, self.problems()))
+
+    @cached_property
+    def span_tables(self) -> NDArray[np.uint64]:
+        """uint64 `[3, 10]`: a word that decides a span, compared with a row, says its length (1 and
+        one more for each entry it reaches; none from the last entry on).
+
+        Row 0: a span may begin. Spans and the gaps between them alternate, each span as long as
+        `SPAN_SUCCESS` says, each gap geometric, with the one chance that makes the selected share
+        `rate`. Row 1: a document begins, and may do so within a span: what is left of it. Row 2:
+        a span does begin (exact budgets).
+        """
+        lengths = SPAN_SUCCESS * (1.0 - SPAN_SUCCESS) ** np.arange(SPAN_LONGEST)
+        lengths /= lengths.sum()
+        survival = lengths[::-1].cumsum()[::-1]  # the chance to be at least so long
+        mean = survival.sum()
+        begins = self.rate / (self.rate + mean * (1.0 - self.rate))
+        tables = (
+            begins * lengths.cumsum(),
+            self.rate * (survival / mean).cumsum(),
+            lengths.cumsum(),
+        )
+        return np.round(np.array(tables) * _WORD).astype(np.uint64)
 
 
 @dataclass(frozen=True)
@@ -84,15 +229,17 @@ class VocabularyInfo:
         for number in (self.mask_id, *self.protected_ids):
             if not 0 <= number < self.size:
                 raise ValueError(f"id {number} is outside the vocabulary of {self.size} ids")
-        if not self.replacement_ids().size:
+        if not self.replacement_ids.size:
             raise ValueError("every id is protected: nothing is left to draw a replacement from")
 
+    @cached_property
     def protected(self) -> NDArray[np.bool_]:
         """A table, bool `[size]`: True for a protected id."""
         table = np.zeros(self.size, np.bool_)
         table[[self.mask_id, *self.protected_ids]] = True
         return table
 
+    @cached_property
     def replacement_ids(self) -> NDArray[np.int64]:
         """int64, ascending: the ids that a replaced token is drawn from."""
-        return np.flatnonzero(~self.protected()).astype(np.int64)
+        return np.flatnonzero(~self.protected).astype(np.int64)

@@ -110,7 +110,7 @@ def token_posteriors(
         ValueError: a block that the chain and this policy cannot produce.
     """
     assert config.unit is Unit.TOKEN, "only independent token masks have a known floor"
-    open_to_masks = ~vocabulary.protected()  # bool [V]
+    open_to_masks = ~vocabulary.protected  # bool [V]
     kept = max(0.0, 1.0 - config.mask_fraction - config.random_fraction)
     replaced = np.zeros(vocabulary.size)  # [V], chance that a selected token shows up as this id
     replaced[vocabulary.mask_id] = config.mask_fraction
