@@ -12,11 +12,13 @@ from mlmlab.data.config import DataConfig, Layout, Source, TokenizerConfig
 from mlmlab.data.corpus import Corpus, Progress, Shard, TrainingDocuments, open_corpus
 from mlmlab.data.sources import FileSource, TextSource, WorldSource, matching_files
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, word_tokenizer
+from mlmlab.data.word_starts import with_word_starts
 from mlmlab.data.world import small_world
 from mlmlab.errors import Problem, UserError
 from mlmlab.fetch.cache import built_once, cache_folder
 from mlmlab.fetch.hub import fetch_dataset, fetch_tokenizer
 from mlmlab.fetch.url import fetch_url
+from mlmlab.masking import MaskingConfig, Unit
 from mlmlab.model import MaskedLanguageModel, ModelConfig
 from mlmlab.random import Domain, derive_seed
 from mlmlab.training.config import Split
@@ -42,16 +44,19 @@ class EvaluationInputs:
     """The checkpoint that the model came from; None from scratch."""
     data: DataConfig
     """As configured, with the commit in place of a data set's branch."""
+    masking: MaskingConfig
 
     @property
     def has_known_optimum(self) -> bool:
-        """Whether the text and its tokens are the small world's own, in blocks of its stream."""
+        """Whether the text and its tokens are the small world's own, in blocks of its stream, and
+        each token is masked by itself."""
         words = small_world().words
         return (
             isinstance(self.text.source, WorldSource)
             and self.data.eval_path is None
             and self.data.layout is Layout.PACKED
             and not self.data.isolate_documents
+            and self.masking.is_independent
             and self.tokenizer.fingerprint() == word_tokenizer(words).fingerprint()
         )
 
@@ -84,8 +89,11 @@ def gather(config: RunConfig, progress: Progress | None = None) -> Inputs:
         data = dataclasses.replace(data, test_fraction=0.0)
     tokenizer = _tokenizer(config.tokenizer, data, loaded, source)
     _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
-    text = _text(source, tokenizer, data, data.test_fraction, progress)
-    test_text = text if test_source is None else _text(test_source, tokenizer, data, 1.0, progress)
+    unit = config.masking.unit
+    text = _text(source, tokenizer, data, data.test_fraction, unit, progress)
+    test_text = text
+    if test_source is not None:
+        test_text = _text(test_source, tokenizer, data, 1.0, unit, progress)
     train = _blocks(text.corpus.train, data, tokenizer, keep_rest=False)
     test = _blocks(test_text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(train, "training", text), (test, "test", test_text)])
@@ -96,6 +104,7 @@ def gather(config: RunConfig, progress: Progress | None = None) -> Inputs:
         model=loaded.model if loaded else _from_scratch(config, tokenizer),
         loaded=loaded,
         data=dataclasses.replace(data, test_fraction=config.data.test_fraction),
+        masking=config.masking,
         train=train,
         test_text=test_text,
     )
@@ -118,10 +127,10 @@ def gather_evaluation(config: EvaluateConfig, progress: Progress | None = None) 
     else:
         tokenizer = load_tokenizer(fetch_tokenizer(config.tokenizer.path))
     _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
-    text = _text(source, tokenizer, data, fraction, progress)
+    text = _text(source, tokenizer, data, fraction, config.masking.unit, progress)
     test = _blocks(text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(test, "test" if config.eval.split is Split.TEST else "own", text)])
-    return EvaluationInputs(text, test, tokenizer, loaded.model, loaded, data)
+    return EvaluationInputs(text, test, tokenizer, loaded.model, loaded, data, config.masking)
 
 
 def _found(
@@ -189,11 +198,17 @@ def _text(
     tokenizer: Tokenizer,
     data: DataConfig,
     test_fraction: float,
+    unit: Unit,
     progress: Progress | None,
 ) -> Text:
     corpus = open_corpus(
         source, tokenizer, test_fraction=test_fraction, seed=data.seed, progress=progress
     )
+    if unit is not Unit.TOKEN:
+        corpus = with_word_starts(
+            corpus, source, tokenizer,
+            test_fraction=test_fraction, seed=data.seed, progress=progress,
+        )  # fmt: skip
     return Text(source, corpus)
 
 

@@ -106,9 +106,11 @@ def _loaders(config: RunConfig, inputs: Inputs, pin_memory: bool) -> tuple[Train
     examples = len(inputs.train)
     if config.debug.mode is DebugMode.OVERFIT:
         examples = min(examples, config.train.batch_size)
+    order = Order(examples, config.train.batch_size, config.seed)
     train_loader = TrainLoader(
         blocks=inputs.train,
-        order=Order(examples, config.train.batch_size, config.seed),
+        order=order,
+        updates=Horizon.of(config.train, order.batches_per_epoch).updates,
         micro_batch_size=config.train.micro_batch_size or config.train.batch_size,
         masking=config.masking,
         vocabulary=vocabulary,

@@ -3,6 +3,7 @@
 B sequences   T positions   M predicted tokens
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from mlmlab.data.blocks import Blocks, Rows
 from mlmlab.data.order import Order
-from mlmlab.masking import MaskingConfig, MaskingMode, VocabularyInfo, mask_batch
+from mlmlab.masking import MaskingConfig, MaskingMode, Unit, VocabularyInfo, mask_batch
 from mlmlab.random import Domain, derive_seed
 
 Item = TypeVar("Item")
@@ -87,6 +88,8 @@ class UpdateBatch:
     """Predicted tokens of the whole update: what the loss is divided by."""
     token_count: int
     """Real tokens of the whole update, predicted or not."""
+    masking_rate: float
+    """The share of them that was to be predicted."""
 
 
 def _micro_batch(
@@ -106,6 +109,7 @@ def _micro_batch(
         seed=seed,
         config=masking,
         vocabulary=vocabulary,
+        word_starts=None if masking.unit is Unit.TOKEN else rows.word_starts,
     )
     tensors: list[torch.Tensor | None] = [
         torch.from_numpy(array)
@@ -136,12 +140,21 @@ class TrainLoader:
     masking: MaskingConfig
     vocabulary: VocabularyInfo
     seed: int
+    updates: int = 1
+    """Updates of the whole run, for a masking rate that moves."""
     pin_memory: bool = False
     """Whether tensors lie in page-locked memory, from where they reach CUDA without a stop."""
 
-    def batch(self, number: int) -> UpdateBatch:
-        """The batch with this number, counted from 0 over the whole run."""
+    def batch(self, number: int, update: int = 0) -> UpdateBatch:
+        """A batch.
+
+        Args:
+            number: counted from 0 over the whole run: decides examples and masks.
+            update: updates applied before it: decides the masking rate.
+        """
         epoch, examples = self.order.batch(number)
+        rate = self.masking.rate_at(update, self.updates)
+        masking = dataclasses.replace(self.masking, rate=rate)
         mask_epoch = 0 if self.masking.mode is MaskingMode.STATIC else epoch
         micro_batches = tuple(
             _micro_batch(
@@ -149,7 +162,7 @@ class TrainLoader:
                 examples[start : start + self.micro_batch_size],
                 mask_epoch,
                 self.seed,
-                self.masking,
+                masking,
                 self.vocabulary,
                 self.pin_memory,
             )
@@ -161,11 +174,24 @@ class TrainLoader:
             micro_batches=micro_batches,
             masked_count=sum(micro.masked_count for micro in micro_batches),
             token_count=sum(micro.token_count for micro in micro_batches),
+            masking_rate=rate,
         )
 
-    def batches(self, first: int) -> Iterator[UpdateBatch]:
-        """All batches from `first` on, endlessly, each prepared while the one before it runs."""
-        return _ahead(self.batch, first)
+    def batches(self, first: int, update: int) -> Iterator[UpdateBatch]:
+        """All batches from `first` on, endlessly, each prepared while the one before it runs.
+
+        Args:
+            first: the number of the first.
+            update: updates applied before it; each batch with a predicted token is one more.
+        """
+
+        def prepared(number: int) -> UpdateBatch:
+            nonlocal update
+            batch = self.batch(number, update)
+            update += batch.masked_count > 0
+            return batch
+
+        return _ahead(prepared, first)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,9 @@ class Style(Enum):
     GOOD = "32"
     WARNING = "33"
     ERROR = "1;31"
+    MASKED = "30;43"
+    RANDOM = "30;45"
+    KEPT = "30;42"
 
 
 def styled(text: str, style: Style, stream: TextIO | None = None) -> str:

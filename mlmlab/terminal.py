@@ -9,6 +9,7 @@ from typing import Any
 from mlmlab.config import EvaluateConfig, RunConfig
 from mlmlab.data.blocks import Blocks
 from mlmlab.inputs import EvaluationInputs, Inputs, Text
+from mlmlab.masking import Budget, MaskingConfig, RateSchedule, Unit
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.style import Style, styled
 from mlmlab.tracking.progress import shown
@@ -56,8 +57,7 @@ def plan(
         _row("train", _examples(inputs.train) + isolated),
         _row("test", _examples(inputs.test)),
         _row("model", _model(inputs.model)),
-        _row("masking", f"{100 * config.masking.rate:g} % of the tokens, "
-             f"{config.masking.mode.value}"),
+        _row("masking", f"{_masking(config.masking)}, {config.masking.mode.value}"),
         _row("updates", f"{horizon.updates:,} of {train.batch_size} sequences{accumulation}, "
              f"learning rate {train.learning_rate:g} {train.schedule.value}{warmup}"),
         _row("compute", str(compute)),
@@ -77,11 +77,23 @@ def evaluation_plan(config: EvaluateConfig, inputs: EvaluationInputs, compute: C
         _row("model", _model(inputs.model)),
         _text("text", inputs.text),
         _row("scored", f"{which}: {_examples(inputs.test)}"),
-        _row("masking", f"{100 * config.masking.rate:g} % of the tokens"
-             + (f", {draws} draws" if draws > 1 else "")),
+        _row("masking", _masking(config.masking) + (f", {draws} draws" if draws > 1 else "")),
         _row("compute", str(compute)),
     ]  # fmt: skip
     return "\n".join(rows) + "\n"
+
+
+def _masking(masking: MaskingConfig) -> str:
+    text = f"{100 * masking.rate:g} % of the tokens"
+    if masking.unit is not Unit.TOKEN:
+        text += f", {masking.unit.value}s"
+    if masking.budget is Budget.EXACT:
+        text += ", exact budget"
+    if masking.schedule is RateSchedule.STEPS:
+        return f"{text}; {' '.join(masking.rate_steps)}"
+    if masking.start_rate is not None:
+        return f"{text}, from {100 * masking.start_rate:g} % ({masking.schedule.value})"
+    return text
 
 
 def _text(label: str, text: Text) -> str:

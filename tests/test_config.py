@@ -437,9 +437,14 @@ FINE_TUNING = {
     "masking": {
         "rate": 0.15,
         "unit": "token",
+        "corrupt": "token",
         "mask_fraction": 0.8,
         "random_fraction": 0.1,
+        "budget": "bernoulli",
         "mode": "dynamic",
+        "schedule": "constant",
+        "start_rate": None,
+        "rate_steps": [],
     },
     "model": dict.fromkeys(field.name for field in dataclasses.fields(ModelSettings)),
     "train": {

@@ -144,7 +144,7 @@ def test_the_last_batch_of_an_epoch_is_short_and_counts_its_own_tokens() -> None
 
 def test_batches_prepared_ahead_are_those_asked_for_one_by_one() -> None:
     loader = _loader(8)
-    ahead = loader.batches(2)
+    ahead = loader.batches(2, 0)
     for number in range(2, 9):
         batch = next(ahead)
         assert batch.number == number

@@ -25,6 +25,8 @@ class Rows:
     """`[B]`, the tokens of each row, with padding behind them. None: no padding."""
     documents: NDArray[np.int64] | None = None
     """`[B, T]`, each token's document, where documents are hidden from each other."""
+    word_starts: NDArray[np.uint8] | None = None
+    """`[B, T]`: 1 where a word begins, 2 where a document does; None where the shard knows none."""
 
 
 class Blocks(Protocol):
@@ -90,7 +92,18 @@ class PackedBlocks:
         if self.isolate:
             places = np.arange(ids.shape[1])
             documents = self.owners(examples[:, None], places[None, :])  # [B, T]
-        return Rows(ids, documents=documents)
+        return Rows(ids, None, documents, self._word_starts(examples, ids.shape[1]))
+
+    def _word_starts(self, examples: NDArray[np.int64], length: int) -> NDArray[np.uint8] | None:
+        first = examples * self.block_size  # [B]
+        starts = _word_start_bits(self.shard, first[:, None] + np.arange(length))
+        if starts is None:
+            return None
+        begins = np.searchsorted(self.shard.offsets, first)
+        ends = np.searchsorted(self.shard.offsets, first + length)
+        for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            starts[row, self.shard.offsets[begin:end] - first[row]] = 2
+        return starts
 
     def owners(self, examples: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
         tokens = examples * self.block_size + places
@@ -152,14 +165,15 @@ class DocumentBlocks:
         width = min(-(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE, self.block_size)
         place = np.arange(width)[None, :] - len(self.prefix)  # [1, T], within the inner tokens
         first = self.shard.offsets[owners] + len(self.prefix) + begin
-        tokens = first[:, None] + np.clip(place, 0, np.maximum(inner - 1, 0))
-        ids = self.shard.tokens[np.minimum(tokens, len(self.shard.tokens) - 1)]  # [B, T]
+        tokens = first[:, None] + np.clip(place, 0, np.maximum(inner - 1, 0))  # [B, T]
+        tokens = np.minimum(tokens, len(self.shard.tokens) - 1)
+        ids = self.shard.tokens[tokens]
         ids[:, : len(self.prefix)] = self.prefix
         behind = place - inner  # [B, T]
         for number, token in enumerate(self.suffix):
             ids[behind == number] = token
         ids[behind >= len(self.suffix)] = self.pad_id
-        return Rows(ids, lengths=lengths)
+        return Rows(ids, lengths, None, _word_start_bits(self.shard, tokens))
 
     def owners(self, examples: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self.first_example, examples, side="right") - 1
@@ -167,3 +181,11 @@ class DocumentBlocks:
     def account(self) -> str:
         cut = f" + {self.dropped_tokens:,} tokens cut off" if self.dropped_tokens else ""
         return f"{len(self):,} examples of at most {self.block_size}{cut}"
+
+
+def _word_start_bits(shard: Shard, tokens: NDArray[np.int64]) -> NDArray[np.uint8] | None:
+    """Whether words begin at some tokens of the shard, uint8 of the same shape."""
+    if shard.word_starts is None:
+        return None
+    bits: NDArray[np.uint8] = shard.word_starts[tokens >> 3] >> (tokens & 7).astype(np.uint8) & 1
+    return bits

@@ -42,6 +42,8 @@ class Shard:
     """uint16 or uint32 `[N]`, a memory map: the documents one after the other."""
     offsets: NDArray[np.int64]
     """int64 `[documents + 1]`, a memory map: where each document begins; the last is N."""
+    word_starts: NDArray[np.uint8] | None = None
+    """`[N / 8]`, a memory map: a bit a token (`word_starts.py`), where the masking needs them."""
 
     @property
     def documents(self) -> int:
@@ -204,6 +206,19 @@ def _memory_map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, kind)
     return np.memmap(path, kind, "r")
+
+
+def batches_by_side(
+    source: TextSource, test_fraction: float, seed: int
+) -> Iterator[tuple[list[str], list[str]]]:
+    """The documents that have text, a batch at a time: the training set's and the test set's."""
+    for start, batch in _batches(source):
+        test = is_test_document(np.arange(start, start + len(batch)), test_fraction, seed)
+        sides: tuple[list[str], list[str]] = ([], [])
+        for text, is_test in zip(batch, test, strict=True):
+            if text.strip():
+                sides[int(is_test)].append(text)
+        yield sides
 
 
 def _batches(

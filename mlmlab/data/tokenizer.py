@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 from tokenizers import (
     AddedToken,
     decoders,
@@ -110,6 +112,18 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids with the tokenizer's own special tokens around each text; texts run in parallel."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts))]
+
+    def word_starts_batch(self, texts: Sequence[str]) -> list[NDArray[np.bool_]]:
+        """Whether each token of `encode_batch` begins a word, as the pre-tokenization cuts them.
+
+        A special token is a word of its own.
+        """
+        found = []
+        for encoding in self.backend.encode_batch(list(texts)):
+            # No word has the number -1, and no two special tokens in a row share one.
+            words = np.array([-1 - n if w is None else w for n, w in enumerate(encoding.word_ids)])
+            found.append(np.concatenate([[True], words[1:] != words[:-1]])[: len(words)])
+        return found
 
     def encode(self, text: str) -> list[int]:
         """Ids with the tokenizer's own special tokens around the text."""

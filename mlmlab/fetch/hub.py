@@ -110,9 +110,11 @@ def fetch_model(source: str) -> tuple[Path, str]:
 
 
 def fetch_tokenizer(source: str) -> Path:
-    """A tokenizer's folder or file: a local path as it is, else owner/name[@revision]."""
-    if Path(source).exists():
-        return Path(source)
+    """A tokenizer's folder or file: a local path (a run's export), or owner/name[@revision]."""
+    folder = Path(source)
+    if folder.exists():
+        export = folder / "export"
+        return export if (export / "tokenizer.json").is_file() else folder
     return _fetch(_parsed(source, "tokenizer.path", _TOKENIZER))
 
 

@@ -1,6 +1,5 @@
 """What to mask: the policy (`MaskingConfig`) and the ids it works on (`VocabularyInfo`)."""
 
-import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -113,24 +112,26 @@ class MaskingConfig:
 
     def _schedule_problems(self) -> Iterator[Problem]:
         moves = self.schedule in (RateSchedule.LINEAR, RateSchedule.COSINE)
-        if moves != (self.start_rate is not None):
+        if moves != (self.start_rate is not None) or self.start_rate == 0.0:
             yield Problem(
                 "masking.start_rate",
                 f"{'null' if self.start_rate is None else self.start_rate}, with "
                 f"masking.schedule={self.schedule.value}",
-                "the first rate of a linear or cosine schedule; null for the others",
+                "the first rate of a linear or cosine schedule, above 0; null for the others",
                 "masking.schedule=linear masking.start_rate=0.3",
             )
         steps = self.steps()
-        ascending = steps is not None and all(
-            before[0] < after[0] for before, after in itertools.pairwise(steps)
+        updates = [update for update, _ in steps or ()]
+        is_sound = (
+            steps is not None
+            and updates == sorted(set(updates))
+            and all(rate > 0.0 for _, rate in steps)
         )
-        is_steps = self.schedule is RateSchedule.STEPS
-        if not ascending or bool(self.rate_steps) != is_steps:
+        if not is_sound or bool(self.rate_steps) != (self.schedule is RateSchedule.STEPS):
             yield Problem(
                 "masking.rate_steps",
                 f"[{','.join(self.rate_steps)}], with masking.schedule={self.schedule.value}",
-                "UPDATE:RATE texts with ascending updates, for masking.schedule=steps only",
+                "UPDATE:RATE texts, updates ascending, rates above 0; for masking.schedule=steps",
                 "masking.schedule=steps \"masking.rate_steps=['1000:0.2','5000:0.15']\"",
             )
 

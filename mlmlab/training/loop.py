@@ -132,6 +132,7 @@ class Loop:
         self.record = ProgressRecord()
         self.window = _Window(compute.device)
         self.train_loss = math.nan
+        self.masking_rate = train_loader.masking.rate
 
     def train(self) -> Training:
         """Trains to the horizon.
@@ -144,7 +145,7 @@ class Loop:
         self.record = replace(self.record, initial_eval_loss=evaluation.loss)
         unread: UpdateResult | None = None
         self.window.resume()
-        for batch in self.train_loader.batches(self.record.batches):
+        for batch in self.train_loader.batches(self.record.batches, self.record.updates):
             result = self._update(batch)
             self._refuse_non_finite(unread)  # one update late, so that the device is never idle
             unread = result
@@ -190,6 +191,7 @@ class Loop:
                 compute=self.compute,
             )
             self.window.add(result, batch)
+            self.masking_rate = batch.masking_rate
             self.progress.advance()
         self.record = replace(
             self.record,
@@ -222,7 +224,7 @@ class Loop:
             "train/perplexity": perplexity(loss),
             "train/learning_rate": self.optimizer.param_groups[0]["lr"],
             "train/grad_norm": result.grad_norm.item(),
-            "train/masking_rate": self.train_loader.masking.rate,
+            "train/masking_rate": self.masking_rate,
             "train/tokens_per_second": speed,
         }
         self.tracker.log(self.record.updates, self._epoch(), figures)
