@@ -217,7 +217,7 @@ def test_twenty_adamw_updates_follow_transformers(
     optimizer = build_optimizer(ours, TRAIN)
     compute = Compute(torch.device("cpu"), Precision.FP32)
     for number, (micro, loss) in enumerate(zip(batches, expected, strict=True)):
-        update = UpdateBatch(number, 0, (micro,), micro.masked_count, micro.input_ids.numel())
+        update = UpdateBatch(number, 0, (micro,), micro.masked_count, micro.input_ids.numel(), 0.15)
         result = apply_update(
             ours,
             optimizer,
