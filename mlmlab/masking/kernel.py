@@ -363,6 +363,10 @@ def mask_batch(
         ValueError: a wrong shape or type, a policy out of range, or an id outside the vocabulary.
     """
     if isinstance(input_ids, torch.Tensor):
+        if input_ids.device.type != "cpu":
+            raise ValueError(
+                f"input_ids: a tensor on {input_ids.device}; mlmlab.masking.kernel_cuda masks there"
+            )
         batch = _mask_array(
             input_ids.numpy(), np.asarray(example_ids), epoch, seed, config, vocabulary,
             None if word_starts is None else np.asarray(word_starts),

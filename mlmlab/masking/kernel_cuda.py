@@ -7,9 +7,7 @@ One program a row, its T positions side by side in registers (as many as the nex
 Launch 1 selects and hides tokens and counts them; launch 2 knows the counts of all rows and notes
 positions and labels. The host waits for nothing: what is returned has shapes that it knew before.
 
-The twin on the CPU (`kernel.py`, `units.py`) walks along each row. What it carries from token to
-token is a scan here: the first token of a word by a running maximum, spans by composing the steps
-of a small state machine (`_composed`), an exact budget by bisection for its last unit.
+Its twins are `kernel.py` on the CPU and, for a person, `tests/reference/masking.py`.
 """
 
 from functools import lru_cache
@@ -21,13 +19,14 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from numpy.typing import NDArray
 
-from mlmlab.masking.config import (
-    SPAN_LONGEST,
-    Budget,
-    Corrupt,
-    MaskingConfig,
-    Unit,
-    VocabularyInfo,
+from mlmlab.masking.config import Budget, Corrupt, MaskingConfig, Unit, VocabularyInfo
+from mlmlab.masking.units_cuda import (
+    latest,
+    one_before,
+    philox,
+    random_words,
+    span_states,
+    within_budget,
 )
 from mlmlab.random import EPOCHS, Domain
 
@@ -38,17 +37,11 @@ _DEVIATIONS = 8.0
 _UNIT_TOKENS = {Unit.TOKEN: 1, Unit.WORD: 16, Unit.SPAN: 64}
 """Tokens that `default_capacity` takes to be selected together."""
 
-_MULTIPLIER_0, _MULTIPLIER_1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
-_WEYL_0, _WEYL_1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
 _SELECT, _REPLACE, _CORRUPT, _BUDGET = (
     tl.constexpr(int(domain) << 24)
     for domain in (Domain.SELECT, Domain.REPLACE, Domain.CORRUPT, Domain.BUDGET)
 )
 _IGNORED = tl.constexpr(IGNORED_LABEL)
-_LONGEST = tl.constexpr(SPAN_LONGEST)
-_SPAN_BEGINS = tl.constexpr(3)
-_DOCUMENT_BEGINS = tl.constexpr(3 + SPAN_LONGEST)
-"""Where the span tables lie in `_policy_table`, behind the three thresholds."""
 
 
 class DeviceMaskedBatch(NamedTuple):
@@ -68,108 +61,9 @@ class DeviceMaskedBatch(NamedTuple):
 
 
 @triton.jit
-def _philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
-    """One block of Philox4x32-10 (`mlmlab/random.py`); all uint32, scalars or of one shape."""
-    for _ in tl.static_range(10):
-        product_0 = c0.to(tl.uint64) * _MULTIPLIER_0
-        product_1 = c2.to(tl.uint64) * _MULTIPLIER_1
-        c0 = (product_1 >> 32).to(tl.uint32) ^ c1 ^ k0
-        c2 = (product_0 >> 32).to(tl.uint32) ^ c3 ^ k1
-        c1 = product_1.to(tl.uint32)
-        c3 = product_0.to(tl.uint32)
-        k0 = tl.add(k0, _WEYL_0, sanitize_overflow=False)  # meant to wrap
-        k1 = tl.add(k1, _WEYL_1, sanitize_overflow=False)
-    return c0, c1, c2, c3
-
-
-@triton.jit
-def _words(epoch_and_domain, low, high, k0, k1, LENGTH: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """The words of one id, uint32 `[LENGTH]`: four a block, in the order of the positions."""
-    blocks = tl.arange(0, LENGTH // 4).to(tl.uint32)
-    w0, w1, w2, w3 = _philox(blocks, epoch_and_domain, low, high, k0, k1)
-    return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
-
-
-@triton.jit
-def _larger(left, right):  # type: ignore[no-untyped-def]
-    return tl.maximum(left, right)
-
-
-@triton.jit
-def _latest(marks, positions):  # type: ignore[no-untyped-def]
-    """The position of the last mark at or before each position, int32 `[T]`; 0 if there is none."""
-    return tl.associative_scan(tl.where(marks, positions, 0), 0, _larger)
-
-
-@triton.jit
-def _before(values, positions):  # type: ignore[no-untyped-def]
-    """What stands one position earlier, `[T]`; 0 at the first position."""
-    earlier = tl.gather(values, tl.maximum(positions - 1, 0), 0)
-    return tl.where(positions > 0, earlier, 0)
-
-
-@triton.jit
-def _composed(earlier, later):  # type: ignore[no-untyped-def]
-    """One step that does two. A step is an int64: its hexadecimal digit n is where state n leads.
-
-    A state says how many words of a span are left, this one included: 0 (not selected) to 10.
-    """
-    both = earlier & 0
-    for state in tl.static_range(_LONGEST + 1):
-        reached = (earlier >> (4 * state)) & 15
-        both |= ((later >> (4 * reached)) & 15) << (4 * state)
-    return both
-
-
-@triton.jit
-def _span_states(words, begins_word, opens, free, policy):  # type: ignore[no-untyped-def]
-    """Spans and gaps in turn (`MaskingConfig.span_tables`).
-
-    Returns:
-        int32 `[T]`, the state of `_composed` that each position's word is in.
-    """
-    drawn = words.to(tl.int64)
-    length = tl.full(drawn.shape, 1, tl.int64)
-    for entry in tl.static_range(_LONGEST - 1):
-        span_begins = tl.load(policy + _SPAN_BEGINS + entry)
-        document_begins = tl.load(policy + _DOCUMENT_BEGINS + entry)
-        length += (drawn >= tl.where(opens, document_begins, span_begins)).to(tl.int64)
-    span_ends = tl.load(policy + _SPAN_BEGINS + _LONGEST - 1)
-    document_ends = tl.load(policy + _DOCUMENT_BEGINS + _LONGEST - 1)
-    length = tl.where(drawn < tl.where(opens, document_ends, span_ends), length, 0)
-    # Out of every state into a new span; or only from 0 and 1, and from n to n - 1 otherwise.
-    step = tl.where(opens, length * 0x11111111111, length * 0x11 + 0x98765432100)
-    step = tl.where(begins_word, step, 0xA9876543210)  # within a word, every state stays
-    step = tl.where(free, step, 0)
-    return (tl.associative_scan(step, 0, _composed) & 15).to(tl.int32)
-
-
-@triton.jit
-def _within_budget(keys, free, budget, budget_word, KEY_BITS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Units in the order of their keys while they fit; the one that would cross it by chance.
-
-    Args:
-        keys: int64 `[T]`, the same for all tokens of a unit and for no others.
-        budget: int64, tokens with 32 fractional bits.
-
-    Returns:
-        bool `[T]`.
-    """
-    last = budget & 0  # the largest key before which the tokens of all units fit
-    for bit in range(KEY_BITS):
-        higher = last | (tl.full((), 1, tl.int64) << (KEY_BITS - 1 - bit))
-        tokens = tl.sum((free & (keys < higher)).to(tl.int64))
-        last = tl.where((tokens << 32) <= budget, higher, last)
-    room = budget - (tl.sum((free & (keys < last)).to(tl.int64)) << 32)
-    tokens = tl.sum((free & (keys == last)).to(tl.int64))
-    comes_in = budget_word.to(tl.int64) < room // tl.maximum(tokens, 1)
-    return free & ((keys < last) | ((keys == last) & comes_in))
-
-
-@triton.jit
 def _replacements(positions, epoch, low, high, k0, k1, replacement_ids, choices):  # type: ignore[no-untyped-def]
     """A random id for each position, int64 `[T]`."""
-    first, second, _, _ = _philox(
+    first, second, _, _ = philox(
         positions.to(tl.uint32), (epoch | _REPLACE).to(tl.uint32), low, high, k0, k1
     )
     # floor(choices * 64-bit fraction): no vocabulary is large enough to see its bias
@@ -197,25 +91,25 @@ def _hide(  # type: ignore[no-untyped-def]
     known = inside & (tokens >= 0) & (tokens < vocabulary_size)
     free = tl.load(protected + tokens, mask=known, other=1) == 0
 
-    words = _words((epoch | _SELECT).to(tl.uint32), low, high, k0, k1, LENGTH)
+    words = random_words((epoch | _SELECT).to(tl.uint32), low, high, k0, k1, LENGTH)
     origin = positions  # of the token's unit: whose word decides
     if HAS_WORDS:
         starts = tl.load(word_starts + row * length + positions, mask=inside, other=0).to(tl.uint8)
-        opens = (_before(free.to(tl.int32), positions) == 0) | (starts == 2)
+        opens = (one_before(free.to(tl.int32), positions) == 0) | (starts == 2)
         begins_word = opens | (starts != 0)
-        origin = _latest(begins_word, positions)
+        origin = latest(begins_word, positions)
     if IS_SPAN:
-        states = _span_states(words, begins_word, opens, free, policy)
+        states = span_states(words, begins_word, opens, free, policy)
         chosen = states > 0
-        origin = _latest(begins_word & (opens | (_before(states, positions) <= 1)), positions)
+        origin = latest(begins_word & (opens | (one_before(states, positions) <= 1)), positions)
     else:
         unit_words = (tl.gather(words, origin, 0) if HAS_WORDS else words).to(tl.int64)
         select_below = tl.load(policy + 2)
         if IS_EXACT:
-            budget_word, _, _, _ = _philox(
+            budget_word, _, _, _ = philox(
                 tl.full((), 0, tl.uint32), (epoch | _BUDGET).to(tl.uint32), low, high, k0, k1
             )
-            chosen = _within_budget(
+            chosen = within_budget(
                 unit_words * LENGTH + origin,  # of equal words, the first comes first
                 free, tl.sum(free.to(tl.int64)) * select_below, budget_word, KEY_BITS,
             )  # fmt: skip
@@ -223,7 +117,7 @@ def _hide(  # type: ignore[no-untyped-def]
             chosen = free & (unit_words < select_below)
 
     if HAS_WORDS or IS_EXACT:
-        words = _words((epoch | _CORRUPT).to(tl.uint32), low, high, k0, k1, LENGTH)
+        words = random_words((epoch | _CORRUPT).to(tl.uint32), low, high, k0, k1, LENGTH)
         if PER_UNIT:
             words = tl.gather(words, origin, 0)
     masked = words.to(tl.int64) < tl.load(policy)
@@ -255,7 +149,7 @@ def _note(  # type: ignore[no-untyped-def]
     tl.store(row_offsets + rows, total, mask=row == rows - 1)
 
     positions = tl.arange(0, LENGTH)  # [T]
-    inside = positions < length
+    inside = positions < tl.where(row < rows, length, 0)  # no rows: only places to fill
     chosen = tl.load(selected + row * length + positions, mask=inside, other=0).to(tl.int32)
     places = before + tl.cumsum(chosen, 0) - chosen
     fits = (chosen != 0) & (places < capacity)
@@ -264,7 +158,7 @@ def _note(  # type: ignore[no-untyped-def]
     tl.store(labels + places, tokens, mask=fits)
 
     # The places that no token fills: each program takes its turn.
-    for first in range(row * LENGTH, capacity, rows * LENGTH):
+    for first in range(row * LENGTH, capacity, tl.num_programs(0).to(tl.int64) * LENGTH):
         places = first + positions
         empty = (places >= total) & (places < capacity)
         tl.store(noted_positions + places, tl.zeros([LENGTH], tl.int64), mask=empty)
@@ -285,7 +179,10 @@ def default_capacity(size: int, config: MaskingConfig) -> int:
 
 @lru_cache(maxsize=64)
 def _policy_table(config: MaskingConfig, device: torch.device, stream: int) -> torch.Tensor:
-    """int64 `[23]`: the thresholds, then rows 0 and 1 of the span tables."""
+    """int64 `[23]`: the thresholds, then rows 0 and 1 of the span tables.
+
+    Of a stream, because another one would not wait for the upload.
+    """
     table = np.concatenate([config.threshold_array, *config.span_tables[:2]])
     return _upload(table.astype(np.int64), device)
 
@@ -335,47 +232,39 @@ def mask_batch_on_device(
     """
     _check(input_ids, example_ids, epoch, config, word_starts, capacity)
     rows, length = input_ids.shape
-    device, size = input_ids.device, rows * length
-    places = default_capacity(size, config) if capacity is None else capacity
-    if size == 0:
-        return DeviceMaskedBatch(
-            torch.empty((rows, length), dtype=torch.int64, device=device),
-            torch.zeros(places, dtype=torch.int64, device=device),
-            torch.full((places,), IGNORED_LABEL, dtype=torch.int64, device=device),
-            torch.zeros(rows + 1, dtype=torch.int64, device=device),
-            torch.zeros(rows, dtype=torch.int64, device=device),
-        )
+    device = input_ids.device
+    places = default_capacity(rows * length, config) if capacity is None else capacity
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    policy = _policy_table(config, device, stream)
     protected, replacement_ids = _vocabulary_tables(vocabulary, device, stream)
     input_ids = input_ids.contiguous()
-    starts = None if word_starts is None else word_starts.contiguous()
-    if starts is not None and starts.dtype == torch.bool:
-        starts = starts.view(torch.uint8)
-    batch = DeviceMaskedBatch(
-        *(
-            torch.empty(shape, dtype=torch.int64, device=device)
-            for shape in ((rows, length), (places,), (places,), (rows + 1,), (rows,))
+    if word_starts is not None:
+        word_starts = word_starts.contiguous()
+        word_starts = (
+            word_starts.view(torch.uint8) if word_starts.dtype == torch.bool else word_starts
         )
-    )
+    shapes = ((rows, length), (places,), (places,), (rows + 1,), (rows,), (rows,))
+    *fields, counts = (torch.empty(shape, dtype=torch.int64, device=device) for shape in shapes)
+    batch = DeviceMaskedBatch(*fields)
     selected = torch.empty((rows, length), dtype=torch.uint8, device=device)
-    counts = torch.empty(rows, dtype=torch.int64, device=device)
-    width = max(4, triton.next_power_of_2(length))  # one Philox block at least
-    warps = min(16, max(1, width // 256))
+    width = max(4, triton.next_power_of_2(length))
+    warps = min(32, max(1, width // 128))  # a Philox block, so four positions, a thread
     with torch.cuda.device_of(input_ids):
-        _hide[(rows,)](
-            input_ids, starts, example_ids.contiguous(), _policy_table(config, device, stream),
-            protected, replacement_ids, batch.input_ids, selected, counts, batch.ids_outside,
-            _signed(seed), _signed(seed >> 32), epoch, vocabulary.size, len(replacement_ids),
-            vocabulary.mask_id, length,
-            HAS_WORDS=config.unit is not Unit.TOKEN,
-            IS_SPAN=config.unit is Unit.SPAN,
-            IS_EXACT=config.budget is Budget.EXACT,
-            PER_UNIT=config.corrupt is Corrupt.UNIT,
-            LENGTH=width,
-            KEY_BITS=32 + width.bit_length() - 1,
-            num_warps=warps,
-        )  # fmt: skip
-        _note[(rows,)](
+        if rows:
+            _hide[(rows,)](
+                input_ids, word_starts, example_ids.contiguous(), policy, protected,
+                replacement_ids, batch.input_ids, selected, counts, batch.ids_outside,
+                _signed(seed), _signed(seed >> 32), epoch, vocabulary.size, len(replacement_ids),
+                vocabulary.mask_id, length,
+                HAS_WORDS=config.unit is not Unit.TOKEN,
+                IS_SPAN=config.unit is Unit.SPAN,
+                IS_EXACT=config.budget is Budget.EXACT,
+                PER_UNIT=config.corrupt is Corrupt.UNIT,
+                LENGTH=width,
+                KEY_BITS=32 + width.bit_length() - 1,
+                num_warps=warps,
+            )  # fmt: skip
+        _note[(max(1, rows),)](
             input_ids, selected, counts, batch.positions, batch.labels, batch.row_offsets,
             rows, places, length, LENGTH=width, ROWS=1024, num_warps=max(4, warps),
         )  # fmt: skip
@@ -384,7 +273,7 @@ def mask_batch_on_device(
 
 def _signed(word: int) -> int:
     """The low 32 bits as a signed number: Triton compiles once for all of them."""
-    return (word + 0x80000000 & 0xFFFFFFFF) - 0x80000000
+    return ((word + 0x80000000) & 0xFFFFFFFF) - 0x80000000
 
 
 def _check(
