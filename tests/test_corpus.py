@@ -276,7 +276,7 @@ def test_blocks_are_the_shards_tokens_in_order(fresh_cache: Path) -> None:
 
 def test_blocks_are_a_view_of_the_file_and_no_copy(fresh_cache: Path) -> None:
     shard = opened(texts_of([50] * 20)).train
-    assert isinstance(shard.tokens, np.memmap)
+    assert isinstance(shard.tokens.base, np.memmap)
     assert np.shares_memory(PackedBlocks(shard, 16).rows, shard.tokens)
 
 

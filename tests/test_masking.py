@@ -408,6 +408,28 @@ def test_rows_of_protected_ids_have_nothing_to_predict() -> None:
     assert (batch.input_ids == 49).all()
 
 
+@pytest.mark.parametrize("room", [1, 50, 700])
+def test_a_batch_with_more_predictions_than_expected_loses_none(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = random_ids(20, 300)
+    expected = mask(ids)
+    assert len(expected.labels) > 700
+    monkeypatch.setattr("mlmlab.masking.kernel._capacity", lambda *_: room)
+    again = mask(ids)
+    for one, other in zip(expected, again, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_tensor_on_a_device_is_refused_by_name() -> None:
+    tensor = torch.empty((2, 3), dtype=torch.long, device="meta")
+    with pytest.raises(ValueError, match="a tensor on meta; mlmlab"):
+        mask_batch(
+            tensor, example_ids=torch.arange(2), epoch=0, seed=0, config=MaskingConfig(),
+            vocabulary=SMALL,
+        )  # fmt: skip
+
+
 def test_an_empty_row_between_others_has_empty_offsets() -> None:
     ids = np.array([[10, 11], [0, 1], [0, 12]])
     batch = mask(ids, config=MaskingConfig(rate=1.0))

@@ -87,7 +87,7 @@ class PackedBlocks:
             assert len(examples) == 1, "the last, shorter example stands alone"
             ids = self.shard.tokens[None, self.rows.size :]  # [1, rest]
         else:
-            ids = self.rows[examples]  # [B, block_size]
+            ids = self.rows.take(examples, axis=0)  # [B, block_size]
         documents = None
         if self.isolate:
             places = np.arange(ids.shape[1])

@@ -197,15 +197,16 @@ class _Pair:
 
 def _open_shard(folder: Path, name: str, kind: np.dtype[Any]) -> Shard:
     return Shard(
-        tokens=_memory_map(folder / f"{name}.tokens", kind),
-        offsets=_memory_map(folder / f"{name}.offsets", np.dtype(np.int64)),
+        tokens=memory_map(folder / f"{name}.tokens", kind),
+        offsets=memory_map(folder / f"{name}.offsets", np.dtype(np.int64)),
     )
 
 
-def _memory_map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
+def memory_map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
+    """A file's numbers, read when they are looked at."""
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, kind)
-    return np.memmap(path, kind, "r")
+    return np.memmap(path, kind, "r").view(np.ndarray)  # the subclass is slow to index
 
 
 def batches_by_side(

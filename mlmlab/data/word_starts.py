@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmlab.data.corpus import Corpus, Progress, Shard, batches_by_side
+from mlmlab.data.corpus import Corpus, Progress, Shard, batches_by_side, memory_map
 from mlmlab.data.sources import TextSource
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.errors import UserError
@@ -45,8 +45,7 @@ def with_word_starts(
 
 
 def _opened(shard: Shard, file: Path) -> Shard:
-    bits = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
-    return dataclasses.replace(shard, word_starts=bits)
+    return dataclasses.replace(shard, word_starts=memory_map(file, np.dtype(np.uint8)))
 
 
 def _build(

@@ -36,6 +36,7 @@ class MaskedBatch(NamedTuple, Generic[Array]):
     """`[B + 1]`, where each row's positions begin; the last is M."""
 
 
+_INT64 = np.dtype(np.int64)
 _ID_OUTSIDE_VOCABULARY = -1
 _NO_ROOM = -2
 _SHIFT = np.uint64(32)
@@ -225,7 +226,7 @@ def _mask_array(
     _check(input_ids, example_ids, epoch, config, word_starts)
     rows, length = input_ids.shape
     size = rows * length
-    if example_ids.dtype != np.int64:
+    if example_ids.dtype != _INT64:
         example_ids = example_ids.astype(np.uint64).view(np.int64)
     capacity = _capacity(size, length, config)
     while True:
@@ -254,7 +255,7 @@ def _mask_array(
                 f"input_ids: an id outside the vocabulary of {vocabulary.size} "
                 f"(found {input_ids.min()} to {input_ids.max()})"
             )
-        capacity = size + 1  # more than eight standard deviations above the mean: it does happen
+        capacity = size + 1
     labels = size + capacity
     return MaskedBatch(
         out[:size].reshape(rows, length),
@@ -265,14 +266,14 @@ def _mask_array(
 
 
 def _capacity(size: int, length: int, config: MaskingConfig) -> int:
-    """Room for the predicted tokens: a batch that needs more is masked again with room for all.
+    """Room for the predicted tokens, far more than eight standard deviations above their mean: a
+    batch that needs still more is masked again with room for all.
 
     Only what is touched costs memory, and a fresh page costs more than the tokens on it.
     """
     if not config.is_independent:
         return size + 1
-    mean = size * config.rate
-    return min(size, int(mean + 8.0 * mean**0.5) + length) + 1
+    return min(size, int(1.25 * config.rate * size) + length + 256) + 1
 
 
 def _check(
