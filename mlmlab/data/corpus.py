@@ -83,10 +83,8 @@ class TrainingDocuments:
     seed: int
 
     def __iter__(self) -> Iterator[str]:
-        for start, batch in _batches(self.source):
-            indices = np.arange(start, start + len(batch))
-            test = is_test_document(indices, self.test_fraction, self.seed)
-            yield from (text for text, held_out in zip(batch, test, strict=True) if not held_out)
+        for batch in split_batches(self.source, self.test_fraction, self.seed):
+            yield from batch.train
 
 
 def open_corpus(
@@ -146,23 +144,17 @@ def _tokenize(
     with _Pair(folder, "tokens") as token_files, _Pair(folder, "offsets") as offset_files:
         for side in (False, True):
             offset_files.file(side).write(np.zeros(1, np.int64).tobytes())
-        for start, batch in _batches(source, bad_rows):
-            encoded = tokenizer.encode_batch(batch)
-            test = is_test_document(np.arange(start, start + len(batch)), test_fraction, seed)
-            for side in (False, True):
-                chosen = [
-                    ids
-                    for text, ids, is_test in zip(batch, encoded, test, strict=True)
-                    if text.strip() and is_test == side
-                ]
-                ends = np.cumsum([len(ids) for ids in chosen], dtype=np.int64)
-                total = int(ends[-1]) if chosen else 0
-                joined = np.fromiter((i for ids in chosen for i in ids), kind, total)
+        for batch in split_batches(source, test_fraction, seed, bad_rows):
+            for side, texts in ((False, batch.train), (True, batch.test)):
+                encoded = tokenizer.encode_batch(texts)
+                ends = np.cumsum([len(ids) for ids in encoded], dtype=np.int64)
+                total = int(ends[-1]) if encoded else 0
+                joined = np.fromiter((i for ids in encoded for i in ids), kind, total)
                 token_files.file(side).write(joined.tobytes())
                 offset_files.file(side).write((ends + tokens[side]).tobytes())
                 tokens[side] += joined.size
-                documents[side] += len(chosen)
-            empty += sum(not text.strip() for text in batch)
+                documents[side] += len(encoded)
+            empty += batch.empty
             if progress is not None:
                 progress(sum(documents.values()), sum(tokens.values()))
     return {
@@ -209,24 +201,27 @@ def memory_map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
     return np.memmap(path, kind, "r").view(np.ndarray)  # the subclass is slow to index
 
 
-def batches_by_side(
-    source: TextSource, test_fraction: float, seed: int
-) -> Iterator[tuple[list[str], list[str]]]:
-    """The documents that have text, a batch at a time: the training set's and the test set's."""
-    for start, batch in _batches(source):
+@dataclass(frozen=True)
+class SplitBatch:
+    """Some documents in a row, each on its side of the split."""
+
+    train: list[str]
+    test: list[str]
+    empty: int
+    """Those without any text, which are on neither side."""
+
+
+def split_batches(
+    source: TextSource, test_fraction: float, seed: int, bad_rows: BadRows | None = None
+) -> Iterator[SplitBatch]:
+    """All documents, a batch at a time."""
+    documents = source.documents(bad_rows)
+    start = 0
+    while batch := list(islice(documents, _DOCUMENTS_A_BATCH)):
         test = is_test_document(np.arange(start, start + len(batch)), test_fraction, seed)
         sides: tuple[list[str], list[str]] = ([], [])
         for text, is_test in zip(batch, test, strict=True):
             if text.strip():
                 sides[int(is_test)].append(text)
-        yield sides
-
-
-def _batches(
-    source: TextSource, bad_rows: BadRows | None = None
-) -> Iterator[tuple[int, list[str]]]:
-    documents = source.documents(bad_rows)
-    start = 0
-    while batch := list(islice(documents, _DOCUMENTS_A_BATCH)):
-        yield start, batch
+        yield SplitBatch(*sides, len(batch) - len(sides[0]) - len(sides[1]))
         start += len(batch)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmlab.data.corpus import Corpus, Progress, Shard, batches_by_side, memory_map
+from mlmlab.data.corpus import Corpus, Progress, Shard, SplitBatch, memory_map, split_batches
 from mlmlab.data.sources import TextSource
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.errors import UserError
@@ -36,7 +36,7 @@ def with_word_starts(
     """
     files = {side: corpus.folder / f"{side}.word_starts" for side in ("train", "test")}
     if not all(file.is_file() for file in files.values()):
-        _build(corpus, batches_by_side(source, test_fraction, seed), tokenizer, files, progress)
+        _build(corpus, split_batches(source, test_fraction, seed), tokenizer, files, progress)
     return dataclasses.replace(
         corpus,
         train=_opened(corpus.train, files["train"]),
@@ -50,7 +50,7 @@ def _opened(shard: Shard, file: Path) -> Shard:
 
 def _build(
     corpus: Corpus,
-    batches: Iterator[tuple[list[str], list[str]]],
+    batches: Iterator[SplitBatch],
     tokenizer: Tokenizer,
     files: dict[str, Path],
     progress: Progress | None,
@@ -59,11 +59,11 @@ def _build(
     writers = {side: _BitFile(file) for side, file in files.items()}
     documents = 0
     try:
-        for texts in batches:
-            for side, chosen in zip(("train", "test"), texts, strict=True):
-                for starts in tokenizer.word_starts_batch(chosen):
+        for batch in batches:
+            for side, texts in (("train", batch.train), ("test", batch.test)):
+                for starts in tokenizer.word_starts_batch(texts):
                     writers[side].write(starts)
-                documents += len(chosen)
+                documents += len(texts)
             if progress is not None:
                 progress(documents, sum(writer.count for writer in writers.values()))
         for side, shard in (("train", corpus.train), ("test", corpus.test)):
