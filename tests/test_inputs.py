@@ -1,0 +1,112 @@
+"""Which documents a run trains on and scores, and what an evaluation takes from a run."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+import mlmlab
+from mlmlab.inputs import Inputs, gather, gather_evaluation
+from mlmlab.training.config import Split
+
+SMALL = ("data=text", "data.block_size=16", "tokenizer.vocabulary_size=300")
+
+
+def texts(name: str, count: int) -> list[str]:
+    return [f"{name} number {n} of {count} texts that say little" for n in range(count)]
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, count in (("main", 60), ("held", 20), ("other", 7)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(texts(name, count)))
+    return tmp_path
+
+
+def documents(inputs: Inputs, shard: object) -> list[str]:
+    """A shard's documents as text."""
+    offsets, tokens = shard.offsets, shard.tokens  # type: ignore[attr-defined]
+    return [
+        inputs.tokenizer.decode(tokens[start:end].tolist())
+        for start, end in itertools.pairwise(offsets)
+    ]
+
+
+def test_text_of_its_own_for_the_test_leaves_all_other_text_for_training(files: Path) -> None:
+    inputs = gather(mlmlab.compose(*SMALL, "data.path=main.txt", "data.eval_path=held.txt"))
+    assert documents(inputs, inputs.train.shard) == texts("main", 60)
+    assert documents(inputs, inputs.test.shard) == texts("held", 20)
+    assert inputs.text.corpus.test.documents == 0
+    assert inputs.data.test_fraction == 0.2  # as it stands in config.yaml
+
+
+def test_the_limit_is_one_of_the_training_text(files: Path) -> None:
+    inputs = gather(
+        mlmlab.compose(*SMALL, "data.path=main.txt", "data.eval_path='h*.txt'", "data.limit=10")
+    )
+    assert documents(inputs, inputs.train.shard) == texts("main", 60)[:10]
+    assert documents(inputs, inputs.test.shard) == texts("held", 20)
+
+
+def test_without_it_every_document_is_on_one_side(files: Path) -> None:
+    inputs = gather(mlmlab.compose(*SMALL, "data.path=main.txt"))
+    train, test = (documents(inputs, side.shard) for side in (inputs.train, inputs.test))
+    assert sorted(train + test) == sorted(texts("main", 60))
+    assert 0 < len(test) < len(train)
+
+
+@pytest.fixture
+def run(files: Path) -> Path:
+    """A finished run on main.txt."""
+    config = mlmlab.compose(
+        *SMALL, "data.path=main.txt", "data.test_fraction=0.3", "masking.rate=0.25", "eval.seed=5",
+        "eval.mask_draws=2", "model.hidden_size=32", "train.max_steps=1", "run_dir=run",
+        "runtime.threads=1",
+    )  # fmt: skip
+    mlmlab.run(config, quiet=True)
+    return files / "run"
+
+
+def test_an_evaluation_of_a_run_takes_its_data_masking_and_masks(run: Path) -> None:
+    config = mlmlab.compose_evaluation("checkpoint=run")
+    assert (config.data.path, config.data.block_size) == ("main.txt", 16)
+    assert (config.masking.rate, config.eval.seed, config.eval.mask_draws) == (0.25, 5, 2)
+    assert config.eval.split is Split.TEST
+    inputs = gather_evaluation(config)
+    assert inputs.test.shard.documents < 60
+    changed = mlmlab.compose_evaluation("checkpoint=run", "masking=forty_percent", "eval.seed=9")
+    assert (changed.masking.rate, changed.eval.seed, changed.data.path) == (0.4, 9, "main.txt")
+
+
+@pytest.mark.parametrize("named", ["data.path=other.txt", "data.path=main.txt"])
+def test_text_that_the_user_names_is_scored_whole(run: Path, named: str) -> None:
+    config = mlmlab.compose_evaluation("checkpoint=run", named)
+    assert config.eval.split is Split.ALL
+    inputs = gather_evaluation(config)
+    assert inputs.test.shard.documents == (7 if "other" in named else 60)
+    assert inputs.test.dropped_tokens == 0
+
+
+def test_the_split_that_the_user_asks_for_is_the_one_that_is_scored(run: Path) -> None:
+    whole = mlmlab.compose_evaluation("checkpoint=run", "eval.split=all")
+    assert gather_evaluation(whole).test.shard.documents == 60
+    part = mlmlab.compose_evaluation("checkpoint=run", "data.path=main.txt", "eval.split=test")
+    assert 0 < gather_evaluation(part).test.shard.documents < 60
+
+
+def test_a_runs_tokenizer_is_found_by_the_runs_folder(run: Path) -> None:
+    inputs = gather(mlmlab.compose(*SMALL, "data.path=other.txt", f"tokenizer.path={run}"))
+    export = gather_evaluation(mlmlab.compose_evaluation("checkpoint=run")).tokenizer
+    assert inputs.tokenizer.fingerprint() == export.fingerprint()
+
+
+def test_a_report_counts_what_was_scored(run: Path) -> None:
+    config = mlmlab.compose_evaluation("checkpoint=run", "data.path=other.txt", "data.layout=lines",
+                                       "data.block_size=9")  # fmt: skip
+    report = mlmlab.evaluate_checkpoint(config, quiet=True).to_mapping()
+    assert report["documents"] == report["examples"] == 7
+    assert report["dropped_tokens"] > 0
+    assert report["mask_draws"] == 2
+    parts = [report[name]["masked_tokens"] for name in ("masked", "random", "kept")]
+    assert sum(parts) == report["masked_tokens"]
