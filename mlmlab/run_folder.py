@@ -66,10 +66,9 @@ class RunFolder:
         try:
             self.path = _created(config, parent)
             self._lock = _held_config(self.path, config)
-        except FileExistsError:
-            check_run_dir(config)
-            raise
         except OSError as error:
+            if isinstance(error, FileExistsError):
+                check_run_dir(config)  # it knows whose it is
             raise UserError.of(
                 key,
                 found=f"{parent}: {error.strerror}",

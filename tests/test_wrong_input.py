@@ -390,6 +390,16 @@ def test_a_cache_that_cannot_be_written_is_named(
     assert "MLMLAB_CACHE" in message
 
 
+def test_a_file_in_place_of_the_folder_of_runs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "world").touch()
+    with pytest.raises(mlmlab.UserError, match="runs/world: File exists"):
+        RunFolder(mlmlab.compose())
+
+
 def test_a_run_folder_is_free_again_when_its_run_is_over(tmp_path: Path) -> None:
     config = mlmlab.compose(f"run_dir={tmp_path / 'run'}")
     with RunFolder(config), pytest.raises(mlmlab.UserError, match="at work now"):
