@@ -4,6 +4,7 @@ train.word_starts  test.word_starts     bit n % 8 (lowest first) of byte n / 8 i
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,7 +86,8 @@ class _BitFile:
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.building = target.with_name(f".{target.name}.building")
+        # Of this process alone: another run may be building the same bits.
+        self.building = target.with_name(f".{target.name}.{os.getpid()}.building")
         self.file = self.building.open("wb")
         self.count = 0
         self._pending: list[NDArray[np.bool_]] = []
