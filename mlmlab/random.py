@@ -20,8 +20,9 @@ because they are the one decision that is not a word but a place.
 from enum import IntEnum
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from mlmlab.compiled import compiled
 
 EPOCHS = 1 << 24
 """Epochs (or evaluation draws) that the counter can tell apart."""
@@ -59,12 +60,11 @@ _WEYL_1 = np.uint32(0xBB67AE85)
 _SHIFT = np.uint64(32)
 
 
-@njit(inline="always", cache=True)
+@compiled(inline="always")
 def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     """One block of Philox4x32-10; all arguments and the four results are uint32.
 
     Compiled into its caller, so that LLVM runs several blocks side by side in vector registers.
-    Numba's cache on disk watches the caller's file only: after a change here, touch the callers.
     """
     for _ in range(10):
         product_0 = np.uint64(c0) * _MULTIPLIER_0
@@ -78,7 +78,7 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     return c0, c1, c2, c3
 
 
-@njit(inline="always", cache=True)
+@compiled(inline="always")
 def fill_words(out, epoch_and_domain, identity, k0, k1):  # type: ignore[no-untyped-def]
     """Fills `out` (uint32, its length a multiple of 4) with the words of one id."""
     low = np.uint32(identity)
@@ -91,7 +91,7 @@ def fill_words(out, epoch_and_domain, identity, k0, k1):  # type: ignore[no-unty
         out[4 * block + 3] = w3
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _words(out, epoch_and_domain, identities, k0, k1):  # type: ignore[no-untyped-def]
     for row in range(identities.size):
         fill_words(out[row], epoch_and_domain, identities[row], k0, k1)
@@ -143,7 +143,7 @@ def derive_seed(seed: int, domain: Domain, identity: int = 0, epoch: int = 0) ->
 _FEISTEL_ROUNDS = 8
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _permute(places, count, half_bits, epoch_domain, k0, k1):  # type: ignore[no-untyped-def]
     half_mask = np.uint64((1 << half_bits) - 1)
     shift = np.uint64(half_bits)

@@ -14,6 +14,7 @@ STAGES = (
     "errors",
     "schema",
     "style",
+    "compiled",
     # From random numbers and text ...
     "random",
     "fetch",

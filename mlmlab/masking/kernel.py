@@ -13,9 +13,9 @@ from typing import Generic, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 
+from mlmlab.compiled import compiled
 from mlmlab.masking.config import Budget, Corrupt, MaskingConfig, Unit, VocabularyInfo
 from mlmlab.masking.units import select_budget, select_spans, select_words, split_into_words
 from mlmlab.random import EPOCHS, Domain, fill_words, philox
@@ -44,7 +44,7 @@ _SELECT, _REPLACE = int(Domain.SELECT) << 24, int(Domain.REPLACE) << 24
 _CORRUPT, _BUDGET = int(Domain.CORRUPT) << 24, int(Domain.BUDGET) << 24
 
 
-@njit(inline="always", cache=True)
+@compiled(inline="always")
 def _copy_row(tokens, out, vocabulary_size):  # type: ignore[no-untyped-def]
     """Copies to int64; says whether all ids are of the vocabulary."""
     largest = np.uint64(0)
@@ -55,7 +55,7 @@ def _copy_row(tokens, out, vocabulary_size):  # type: ignore[no-untyped-def]
     return largest < np.uint64(vocabulary_size)
 
 
-@njit(inline="always", cache=True)
+@compiled(inline="always")
 def _hide(  # type: ignore[no-untyped-def]
     ids, base, identity, candidates, deciding, words, found, thresholds, mask_id, protected,
     positions, labels, count, replaced, replaced_identity, replacements,
@@ -83,7 +83,7 @@ def _hide(  # type: ignore[no-untyped-def]
     return count, replacements
 
 
-@njit(inline="always", cache=True)
+@compiled(inline="always")
 def _replace(  # type: ignore[no-untyped-def]
     ids, replaced, replaced_identity, replacements, replacement_ids, domain_word, k0, k1
 ):
@@ -104,7 +104,7 @@ def _replace(  # type: ignore[no-untyped-def]
         ids[replaced[n, 0]] = replacement_ids[drawn]
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _mask_tokens(  # type: ignore[no-untyped-def]
     input_ids, example_ids, out, capacity, thresholds, mask_id, protected, replacement_ids,
     epoch, seed_low, seed_high,
@@ -146,7 +146,7 @@ def _mask_tokens(  # type: ignore[no-untyped-def]
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def _mask_units(  # type: ignore[no-untyped-def]
     input_ids, example_ids, out, capacity, thresholds, mask_id, protected, replacement_ids,
     epoch, seed_low, seed_high, word_starts, is_span, is_exact, per_unit, tables,

@@ -9,8 +9,8 @@ and `origin` (the position whose random word decides for the word's unit).
 """
 
 import numpy as np
-from numba import njit
 
+from mlmlab.compiled import compiled
 from mlmlab.masking.config import SPAN_LONGEST
 from mlmlab.random import philox
 
@@ -21,7 +21,7 @@ _EVERY_WORD = np.uint64(1 << 32)
 _NOT_TAKEN = -1
 
 
-@njit(inline="always", cache=True)
+@compiled(inline="always")
 def split_into_words(tokens, starts, protected, first, kind):  # type: ignore[no-untyped-def]
     """Lists the words of a row.
 
@@ -47,7 +47,7 @@ def split_into_words(tokens, starts, protected, first, kind):  # type: ignore[no
     return count, tokens.size - shut_tokens
 
 
-@njit(inline="always", cache=True)
+@compiled(inline="always")
 def select_words(words, count, first, kind, select_below, chosen, origin):  # type: ignore[no-untyped-def]
     """Every word by itself: its first token's random word decides."""
     found = 0
@@ -59,7 +59,7 @@ def select_words(words, count, first, kind, select_below, chosen, origin):  # ty
     return found
 
 
-@njit(inline="always", cache=True)
+@compiled(inline="always")
 def select_spans(words, count, first, kind, tables, chosen, origin):  # type: ignore[no-untyped-def]
     """Spans and gaps in turn (`MaskingConfig.span_tables`)."""
     found = left = begin = 0
@@ -80,7 +80,7 @@ def select_spans(words, count, first, kind, tables, chosen, origin):  # type: ig
     return found
 
 
-@njit(inline="always", cache=True)
+@compiled(inline="always")
 def span_length(drawn, table):  # type: ignore[no-untyped-def]
     """How many words: one, and one more for each entry but the last that `drawn` reaches."""
     length = 1
@@ -89,7 +89,7 @@ def span_length(drawn, table):  # type: ignore[no-untyped-def]
     return length
 
 
-@njit(inline="always", cache=True)
+@compiled(inline="always")
 def select_budget(  # type: ignore[no-untyped-def]
     words, count, first, kind, eligible, select_below, tables, is_span,
     budget_word, replace_word, identity, k0, k1, order, unit_of, chosen, origin,
@@ -123,7 +123,7 @@ def select_budget(  # type: ignore[no-untyped-def]
     return found
 
 
-@njit(cache=True)
+@compiled()
 def _spend(  # type: ignore[no-untyped-def]
     order, candidates, count, first, kind, budget, tables, is_span,
     budget_word, replace_word, identity, k0, k1, unit_of,
