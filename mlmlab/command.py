@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from mlmlab.composition import composition_error
-from mlmlab.errors import RunFailed, UserError
+from mlmlab.errors import FailedElsewhere, Interrupted, RunFailed, UserError
 from mlmlab.style import Style, styled
 
 
@@ -57,8 +57,12 @@ def exit_status() -> Iterator[None]:
         _end(str(error), 2)
     except RunFailed as error:
         _end(str(error), 1)
+    except Interrupted as error:
+        _end(str(error), error.status)
     except KeyboardInterrupt:
         _end("interrupted", 130)
+    except FailedElsewhere:
+        _end("", 1)
     except Exception as error:
         explained = composition_error(error, sys.argv[1:])
         if explained is None:
@@ -68,5 +72,19 @@ def exit_status() -> Iterator[None]:
 
 def _end(message: str, status: int) -> NoReturn:
     sys.stdout.flush()
-    print(f"{styled('mlmlab:', Style.ERROR, sys.stderr)} {message}", file=sys.stderr)
+    if "RANK" in os.environ:  # one of torchrun's processes, of which one speaks
+        from mlmlab import processes
+
+        if not message:
+            processes.wait_until_told()
+        elif processes.is_first_to_tell():
+            _print(message)
+            processes.has_told()
+    else:
+        _print(message)
     sys.exit(status)
+
+
+def _print(message: str) -> None:
+    print(f"{styled('mlmlab:', Style.ERROR, sys.stderr)} {message}", file=sys.stderr)
+    sys.stderr.flush()

@@ -55,7 +55,83 @@ def compose(*overrides: str) -> RunConfig:
     Raises:
         UserError: whatever is wrong with them.
     """
-    return build(_composed(TRAIN, overrides))
+    return build(run_mapping(_composed(TRAIN, overrides), overrides))
+
+
+def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """What `config.build` makes a run's config of.
+
+    With `resume=RUN_DIR` that is the run's own config.yaml and the overrides, nothing else;
+    `resume=auto` is that if there is a run in `run_dir`, else a new run there.
+
+    Args:
+        composed: what Hydra made of the defaults and the overrides.
+
+    Raises:
+        UserError: there is no run to go on with, or an override that is no single key.
+    """
+    mapping = {key: value for key, value in composed.items() if key != "sweep_dir"}
+    if mapping["resume"] is None:
+        return mapping
+    given = _parsed(overrides)
+    skipped = {"resume", "sweep_dir"}
+    if mapping["resume"] == "auto":
+        if mapping["run_dir"] is None:
+            raise UserError.of(
+                "resume",
+                found="auto, with run_dir=null",
+                expected="a folder that says which run",
+                remedy="run_dir=RUN_DIR resume=auto; or resume=RUN_DIR",
+            )
+        mapping["resume"] = mapping["run_dir"]
+        skipped.add("run_dir")
+        if not (Path(mapping["run_dir"]) / "config.yaml").is_file():
+            return mapping | {"resume": None}
+    run_dir = Path(str(mapping["resume"]))
+    resumed = _snapshot(run_dir) | {"resume": str(run_dir)}
+    for key in given:
+        if key == "debug":
+            resumed["debug"] = mapping["debug"]
+        elif key not in skipped and not key.startswith("hydra."):
+            _put(resumed, mapping, key)
+    return resumed
+
+
+def _snapshot(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError.of(
+            "resume",
+            found=f"{run_dir}, where there is no config.yaml",
+            expected="the folder of a run",
+            remedy="resume=RUN_DIR, one of those under runs/",
+        )
+    content = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(content, dict):
+        raise UserError.of(
+            "resume",
+            found=f"{path}, which holds no keys",
+            expected="the config.yaml that a run has written",
+            remedy="resume=ANOTHER_RUN_DIR",
+        )
+    return {str(key): value for key, value in content.items()}
+
+
+def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:
+    """Sets a dotted key to what was composed for it."""
+    if (config_folder() / key).is_dir():
+        raise UserError.of(
+            key,
+            found=f"the whole group {key}, with resume",
+            expected="single keys: a resumed run has the config that it began with",
+            remedy=f"{key}.KEY=VALUE; or python -m mlmlab.train without resume for a new run",
+        )
+    *groups, name = key.split(".")
+    source: Any = mapping
+    target: Any = resumed
+    for group in groups:
+        source, target = source[group], target.setdefault(group, {})
+    target[name] = source[name]
 
 
 def compose_evaluation(*overrides: str) -> EvaluateConfig:

@@ -28,6 +28,7 @@ class DebugMode(Enum):
     NONE = "none"
     ONE_STEP = "one_step"
     OVERFIT = "overfit"
+    REPLAY = "replay"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,29 @@ class DebugConfig:
     """Applied after everything else, so that it does what it says whatever the experiment."""
 
     mode: DebugMode
-    """one_step: does every stage run? overfit: can the model learn one batch by heart?"""
+    """one_step: does every stage run? overfit: can the model learn one batch by heart? replay: what
+    happened in update `step` of the run that `resume` names?"""
+    step: int | None
+    """For replay: the update, counted from 1."""
+    profile_steps: int
+    """Updates that PyTorch's profiler watches, after a few to warm up; its trace is in profile/ of
+    the run's folder. 0: none."""
+
+    def problems(self) -> Iterator[Problem]:
+        """An update to replay, and how many to profile."""
+        if (self.mode is DebugMode.REPLAY) != (self.step is not None):
+            yield Problem(
+                "debug.step",
+                f"{'null' if self.step is None else self.step}, with debug.mode={self.mode.value}",
+                "the update to replay, for debug=replay alone",
+                "python -m mlmlab.train resume=RUN_DIR debug=replay debug.step=1",
+            )
+        for name, least in (("step", 1), ("profile_steps", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                yield Problem(
+                    f"debug.{name}", str(value), f"{least} or more", f"debug.{name}={max(1, least)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +71,8 @@ class RunConfig:
     """Names the run's folder."""
     run_dir: str | None
     """The run's folder. null: runs/<name>/<time>."""
+    resume: str | None
+    """The folder of a run to go on with, from its newest whole checkpoint. null: a new run."""
     checkpoint: str | None
     """A folder, or owner/name[@revision] on the Hub. null: from scratch with `model`."""
     checkpoint_head: CheckpointHead
@@ -104,6 +129,13 @@ class RunConfig:
                 self.name or "an empty text",
                 "letters, digits, . _ and -: it becomes a folder's name",
                 "name=my-run",
+            )
+        if self.debug.mode is DebugMode.REPLAY and self.resume is None:
+            yield Problem(
+                "resume",
+                "null, with debug=replay",
+                "the folder of the run whose update is replayed",
+                "resume=RUN_DIR",
             )
         if self.run_dir is not None and not self.run_dir.strip():
             yield Problem("run_dir", "an empty text", "a folder, or null", "run_dir=runs/my-run")
@@ -171,7 +203,7 @@ _OVERFIT_STEPS = 200
 
 def _with_debug(config: RunConfig) -> RunConfig:
     match config.debug.mode:
-        case DebugMode.NONE:
+        case DebugMode.NONE | DebugMode.REPLAY:
             return config
         case DebugMode.ONE_STEP:
             train = dataclasses.replace(

@@ -56,3 +56,16 @@ class UserError(Exception):
 
 class RunFailed(Exception):  # noqa: N818 (an outcome, as KeyboardInterrupt is one)
     """The run itself failed (a non-finite loss, say). Commands print it and exit with status 1."""
+
+
+class FailedElsewhere(Exception):  # noqa: N818
+    """Another process of the run failed, and says why itself."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop by a signal, and has written a checkpoint. Commands print it and
+    exit with the status that shells give to the signal: 128 and its number."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.status = 128 + signal_number

@@ -8,6 +8,7 @@ from mlmlab import terminal
 from mlmlab.config import EvaluateConfig
 from mlmlab.inputs import gather_evaluation
 from mlmlab.loader import EvalLoader
+from mlmlab.micro_batch import Masker
 from mlmlab.optimum import floor_perplexity
 from mlmlab.tracking.progress import Progress, tokenization_bar
 from mlmlab.training.config import Split
@@ -87,12 +88,10 @@ def evaluate_checkpoint(config: EvaluateConfig, *, quiet: bool = False) -> Evalu
     progress.line(terminal.evaluation_plan(config, inputs, compute))
     loader = EvalLoader(
         blocks=inputs.test,
-        masking=config.masking,
-        vocabulary=inputs.tokenizer.vocabulary(),
+        masker=Masker(config.masking, inputs.tokenizer.vocabulary(), compute.is_cuda),
         seed=config.eval.seed,
         batch_size=config.eval.batch_size,
         draws=config.eval.mask_draws,
-        pin_memory=compute.device.type == "cuda",
     )
     evaluation = evaluate(inputs.model.to(compute.device), loader, compute, progress)
     floor = floor_perplexity(inputs, loader)

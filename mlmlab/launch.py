@@ -1,28 +1,39 @@
 """run(config) -> Summary: what `python -m mlmlab.train` does, for notebooks and tests."""
 
 import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from mlmlab import schema, terminal
 from mlmlab.checkpoints import save_pretrained
 from mlmlab.config import DebugMode, RunConfig
 from mlmlab.data.order import Order
+from mlmlab.errors import RunFailed
 from mlmlab.filling import FillMask
 from mlmlab.inputs import Inputs, gather
 from mlmlab.loader import EvalLoader, TrainLoader
+from mlmlab.micro_batch import Masker
 from mlmlab.model_card import model_card
 from mlmlab.optimum import SENTENCES, exact_answers, floor_perplexity
+from mlmlab.processes import LOST, World, is_lost, joined
+from mlmlab.resuming import Resumption, find_resumption, fingerprint
 from mlmlab.run_folder import RunFolder, check_run_dir
 from mlmlab.tracking.progress import Progress, tokenization_bar
 from mlmlab.tracking.summary import Summary, git_commit, peak_memory_bytes, versions
 from mlmlab.tracking.tracker import Tracker
+from mlmlab.training.config import MaskOn
 from mlmlab.training.evaluation import perplexity
-from mlmlab.training.loop import Horizon, Loop, Training
-from mlmlab.training.precision import Compute, resolve
+from mlmlab.training.interruption import Interruptions
+from mlmlab.training.loop import Horizon, Loop, Outputs, Training
+from mlmlab.training.precision import Compute, resolve, uses_cuda
+from mlmlab.training.replica import Replica
 
 
 def run(config: RunConfig, *, quiet: bool = False) -> Summary:
     """Trains, evaluates and exports, in a folder of its own.
+
+    Under torchrun every process calls it, and each gets the same summary.
 
     Args:
         config: from `mlmlab.compose`.
@@ -33,60 +44,135 @@ def run(config: RunConfig, *, quiet: bool = False) -> Summary:
 
     Raises:
         UserError: the config or what it names is wrong; nothing was written.
-        RunFailed: the loss or a gradient became non-finite.
+        RunFailed: the loss or a gradient became non-finite, or another process ended.
+        Interrupted: a signal asked the run to stop; there is a checkpoint.
     """
-    compute = resolve(config.runtime)
-    check_run_dir(config)  # now, not after an hour of tokenizing
-    with tokenization_bar(quiet=quiet) as show:
-        inputs = gather(config, show)
-    config = _pinned(config, inputs)
-    train_loader, eval_loader = _loaders(config, inputs, pin_memory=compute.device.type == "cuda")
+    with joined(use_cuda=uses_cuda(config.runtime)) as world:
+        try:
+            return _run(config, world, quiet=quiet or not world.is_first)
+        except RuntimeError as error:
+            if world.is_distributed and is_lost(error):
+                raise RunFailed(LOST) from error
+            raise
+
+
+def _run(config: RunConfig, world: World, *, quiet: bool) -> Summary:
+    compute = resolve(config.runtime, world.local_rank)
+    resumption = None
+    if config.resume is not None:
+        resumption = world.from_first(lambda: find_resumption(config, print_unless(quiet)))
+    else:
+        world.from_first(lambda: check_run_dir(config))  # now, not after an hour of tokenizing
+    config, inputs = gather_in_turn(config, world, quiet=quiet)
     fill_mask = FillMask(inputs.model, inputs.tokenizer)
     for text in _sentences(config, inputs):
         fill_mask.encode(text)  # refuses a text without a mask now, not after the training
-    with RunFolder(config) as run_dir:
-        return _run(config, inputs, (train_loader, eval_loader), fill_mask, compute, run_dir, quiet)
+    with ExitStack() as stack:
+        run_dir = world.from_first(lambda: stack.enter_context(RunFolder(config)))
+        progress = _announced(config, inputs, compute, world, run_dir, resumption, quiet=quiet)
+        stack.callback(progress.close)
+        tracker = None
+        if world.is_first:
+            tracker = Tracker(run_dir, 0 if resumption is None else resumption.record.log_events)
+            stack.callback(tracker.close)
+        interruptions = stack.enter_context(Interruptions())
+        outputs = Outputs(
+            run_dir=run_dir,
+            progress=progress,
+            tracker=tracker,
+            fingerprint=fingerprint(config),
+            interruptions=interruptions,
+        )
+        loop = build_loop(config, inputs, world, compute, outputs, resumption)
+        training = loop.train()
+        return world.from_first(
+            lambda: _written(config, inputs, loop, training, outputs, fill_mask)
+        )
 
 
-def _run(
+def gather_in_turn(config: RunConfig, world: World, *, quiet: bool) -> tuple[RunConfig, Inputs]:
+    """The first process downloads and tokenizes; the others find all of it there.
+
+    Returns:
+        The config, with commits in place of the branches of checkpoint and data set; and what it
+        names.
+    """
+    gathered: list[Inputs] = []
+
+    def first() -> RunConfig:
+        with tokenization_bar(quiet=quiet) as show:
+            inputs = gather(config, show)
+        gathered.append(inputs)
+        return _pinned(config, inputs)
+
+    pinned = world.from_first(first)
+    return pinned, gathered[0] if gathered else gather(pinned)
+
+
+def _announced(
     config: RunConfig,
     inputs: Inputs,
-    loaders: tuple[TrainLoader, EvalLoader],
-    fill_mask: FillMask,
     compute: Compute,
+    world: World,
     run_dir: Path,
+    resumption: Resumption | None,
+    *,
     quiet: bool,
-) -> Summary:
-    train_loader, eval_loader = loaders
-    horizon = Horizon.of(config.train, train_loader.order.batches_per_epoch)
-    progress = Progress(horizon.updates, quiet=quiet)
-    progress.line(terminal.plan(config, inputs, compute, horizon, run_dir))
+) -> Progress:
+    """Says what is about to happen."""
+    horizon = Horizon.of(config.train, batches_per_epoch(config, inputs))
+    first_update = 0 if resumption is None else resumption.record.updates
+    progress = Progress(horizon.updates, first_update, quiet=quiet)
+    progress.line(terminal.plan(config, inputs, compute, world, horizon, run_dir))
     if inputs.loaded is not None:
         progress.line(f"{inputs.loaded.report}\n")
-    tracker = Tracker(run_dir)
-    try:
-        training = Loop(
-            inputs.model,
-            train_loader,
-            eval_loader,
-            config=config.train,
-            eval_every_steps=config.eval.every_steps,
-            seed=config.seed,
-            compute=compute,
-            run_dir=run_dir,
-            tracker=tracker,
-            progress=progress,
-        ).train()
-        floor = floor_perplexity(inputs, eval_loader)
-        summary = _summary(config, training, compute, floor, run_dir)
-        final = {
-            "final/eval_loss": summary.eval_loss,
-            "final/eval_perplexity": summary.eval_perplexity,
-        }
-        tracker.log_hyperparameters(schema.to_mapping(config), final)
-    finally:
-        progress.close()
-        tracker.close()
+    if resumption is not None:
+        progress.line(terminal.resumption(resumption))
+        if world.is_first:
+            resumption.note(run_dir)
+    return progress
+
+
+def build_loop(
+    config: RunConfig,
+    inputs: Inputs,
+    world: World,
+    compute: Compute,
+    outputs: Outputs,
+    resumption: Resumption | None,
+) -> Loop:
+    """The loop of a run, at its beginning or where it goes on."""
+    train_loader, eval_loader = _loaders(config, inputs, world, compute, outputs.interruptions)
+    return Loop(
+        Replica(inputs.model, world, compute),
+        train_loader,
+        eval_loader,
+        config=config.train,
+        eval_every_steps=config.eval.every_steps,
+        seed=config.seed,
+        outputs=outputs,
+        resumed_from=None if resumption is None else resumption.state,
+    )
+
+
+def _written(
+    config: RunConfig,
+    inputs: Inputs,
+    loop: Loop,
+    training: Training,
+    outputs: Outputs,
+    fill_mask: FillMask,
+) -> Summary:
+    """What the first process leaves behind."""
+    progress, tracker, run_dir = outputs.progress, outputs.tracker, outputs.run_dir
+    assert tracker is not None
+    floor = floor_perplexity(inputs, loop.eval_loader)
+    summary = _summary(config, training, loop.replica.compute, floor, run_dir)
+    final = {
+        "final/eval_loss": summary.eval_loss,
+        "final/eval_perplexity": summary.eval_perplexity,
+    }
+    tracker.log_hyperparameters(schema.to_mapping(config), final)
     _export(config, inputs, summary, run_dir)
     progress.line(terminal.closing(summary, training))
     if _sentences(config, inputs):
@@ -95,36 +181,55 @@ def _run(
     return summary
 
 
+def batches_per_epoch(config: RunConfig, inputs: Inputs) -> int:
+    """Of the training examples; the last one may be short."""
+    return _order(config, inputs).batches_per_epoch
+
+
+def print_unless(quiet: bool) -> Callable[[str], None]:
+    """`print`, or nothing."""
+    return (lambda text: None) if quiet else print
+
+
 def _pinned(config: RunConfig, inputs: Inputs) -> RunConfig:
     """The config with commits in place of the branches of checkpoint and data set."""
     checkpoint = None if inputs.loaded is None else inputs.loaded.resolved
     return dataclasses.replace(config, checkpoint=checkpoint, data=inputs.data)
 
 
-def _loaders(config: RunConfig, inputs: Inputs, pin_memory: bool) -> tuple[TrainLoader, EvalLoader]:
-    vocabulary = inputs.tokenizer.vocabulary()
+def _order(config: RunConfig, inputs: Inputs) -> Order:
     examples = len(inputs.train)
     if config.debug.mode is DebugMode.OVERFIT:
         examples = min(examples, config.train.batch_size)
-    order = Order(examples, config.train.batch_size, config.seed)
+    return Order(examples, config.train.batch_size, config.seed)
+
+
+def _loaders(
+    config: RunConfig,
+    inputs: Inputs,
+    world: World,
+    compute: Compute,
+    interruptions: Interruptions,
+) -> tuple[TrainLoader, EvalLoader]:
+    vocabulary = inputs.tokenizer.vocabulary()
+    order = _order(config, inputs)
+    on_device = compute.device if config.runtime.mask_on is MaskOn.DEVICE else None
     train_loader = TrainLoader(
         blocks=inputs.train,
         order=order,
-        updates=Horizon.of(config.train, order.batches_per_epoch).updates,
         micro_batch_size=config.train.micro_batch_size or config.train.batch_size,
-        masking=config.masking,
-        vocabulary=vocabulary,
+        masker=Masker(config.masking, vocabulary, compute.is_cuda, on_device),
         seed=config.seed,
-        pin_memory=pin_memory,
+        updates=Horizon.of(config.train, order.batches_per_epoch).updates,
+        world=world,
+        requested=interruptions.take,
     )
     eval_loader = EvalLoader(
         blocks=inputs.test,
-        masking=config.masking,
-        vocabulary=vocabulary,
+        masker=Masker(config.masking, vocabulary, compute.is_cuda),
         seed=config.eval.seed,
         batch_size=config.eval.batch_size,
         draws=config.eval.mask_draws,
-        pin_memory=pin_memory,
     )
     return train_loader, eval_loader
 
@@ -147,8 +252,8 @@ def _summary(
         floor_perplexity=floor,
         steps=record.updates,
         tokens=record.tokens,
-        seconds=training.seconds,
-        tokens_per_second=record.tokens / max(training.step_seconds, 1e-9),
+        seconds=record.seconds,
+        tokens_per_second=record.tokens / max(record.step_seconds, 1e-9),
         peak_memory_bytes=peak_memory_bytes(compute.device),
         seed=config.seed,
         git_commit=git_commit(),

@@ -3,19 +3,21 @@
 B sequences   T positions   M predicted tokens
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import IntFlag
 from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mlmlab.data.blocks import Blocks, Rows
+from mlmlab.data.blocks import Blocks
 from mlmlab.data.order import Order
-from mlmlab.masking import MaskingConfig, MaskingMode, Unit, VocabularyInfo, mask_batch
+from mlmlab.masking import MaskingMode
+from mlmlab.micro_batch import Masker, MicroBatch
+from mlmlab.processes import ALONE, World
 from mlmlab.random import Domain, derive_seed
 
 Item = TypeVar("Item")
@@ -23,48 +25,6 @@ Item = TypeVar("Item")
 CHUNK_TOKENS = 8192
 """Tokens in a canonical evaluation chunk. Kernels give other last bits for other shapes, so the
 shape belongs to the data set and not to the user's batch size."""
-
-
-@dataclass(frozen=True, eq=False)
-class MicroBatch:
-    """What one forward pass needs, on the host."""
-
-    input_ids: torch.Tensor
-    """int64 `[B, T]`, corrupted."""
-    positions: torch.Tensor
-    """int64 `[M]`, flat indices into B*T."""
-    labels: torch.Tensor
-    """int64 `[M]`, the original ids there."""
-    row_offsets: torch.Tensor
-    """int64 `[B + 1]`, where each row's positions begin."""
-    attention_mask: torch.Tensor | None = None
-    """bool `[B, T]`, True where a real token stands; None: no padding."""
-    documents: torch.Tensor | None = None
-    """int64 `[B, T]`, each token's document where documents are hidden from each other."""
-
-    @property
-    def masked_count(self) -> int:
-        """Predicted tokens; known without asking the device."""
-        return len(self.labels)
-
-    @property
-    def token_count(self) -> int:
-        """Real tokens, padding not counted."""
-        mask = self.attention_mask
-        return self.input_ids.numel() if mask is None else int(mask.sum())
-
-    def model_inputs(self, device: torch.device) -> dict[str, torch.Tensor | None]:
-        """The arguments of the model's forward pass, on their way to the device."""
-        tensors = {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "positions": self.positions,
-            "documents": self.documents,
-        }
-        return {
-            name: None if tensor is None else tensor.to(device, non_blocking=True)
-            for name, tensor in tensors.items()
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,58 +36,30 @@ class EvalChunk:
     """int64 `[M]`, the document of each predicted token."""
 
 
+class Request(IntFlag):
+    """What someone asks of the run between two updates; the same for all its processes."""
+
+    NONE = 0
+    STOP = 1
+    SAVE = 2
+
+
 @dataclass(frozen=True, eq=False)
 class UpdateBatch:
-    """The micro-batches of one update."""
+    """This process's micro-batches of one update, as many as those of every other process."""
 
     number: int
     """Batches consumed before this one."""
     epoch: int
     micro_batches: tuple[MicroBatch, ...]
     masked_count: int
-    """Predicted tokens of the whole update: what the loss is divided by."""
+    """Predicted tokens of the whole update, over all processes: what the loss is divided by."""
     token_count: int
     """Real tokens of the whole update, predicted or not."""
     masking_rate: float
     """The share of them that was to be predicted."""
-
-
-def _micro_batch(
-    blocks: Blocks,
-    examples: NDArray[np.int64],
-    epoch: int,
-    seed: int,
-    masking: MaskingConfig,
-    vocabulary: VocabularyInfo,
-    pin_memory: bool,
-) -> MicroBatch:
-    rows = blocks.take(examples)
-    batch = mask_batch(
-        rows.input_ids,
-        example_ids=examples,
-        epoch=epoch,
-        seed=seed,
-        config=masking,
-        vocabulary=vocabulary,
-        word_starts=None if masking.unit is Unit.TOKEN else rows.word_starts,
-    )
-    tensors: list[torch.Tensor | None] = [
-        torch.from_numpy(array)
-        for array in (batch.input_ids, batch.positions, batch.labels, batch.row_offsets)
-    ]
-    for array in (_attention_mask(rows), rows.documents):
-        tensors.append(None if array is None else torch.from_numpy(array))
-    if pin_memory:
-        tensors = [None if tensor is None else tensor.pin_memory() for tensor in tensors]
-    return MicroBatch(*tensors)  # type: ignore[arg-type]  # the first four are never None
-
-
-def _attention_mask(rows: Rows) -> NDArray[np.bool_] | None:
-    width = rows.input_ids.shape[1]
-    if rows.lengths is None or rows.lengths.min() == width:
-        return None
-    mask: NDArray[np.bool_] = np.arange(width) < rows.lengths[:, None]
-    return mask
+    requests: Request = Request.NONE
+    """What any process was asked for when this batch was prepared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,47 +69,64 @@ class TrainLoader:
     blocks: Blocks
     order: Order
     micro_batch_size: int
-    masking: MaskingConfig
-    vocabulary: VocabularyInfo
+    """Rows a forward pass, in each process."""
+    masker: Masker
     seed: int
     updates: int = 1
     """Updates of the whole run, for a masking rate that moves."""
-    pin_memory: bool = False
-    """Whether tensors lie in page-locked memory, from where they reach CUDA without a stop."""
+    world: World = ALONE
+    """Of a batch's rows, this process takes every `size`-th, from its rank on."""
+    requested: Callable[[], Request] = lambda: Request.NONE
+    """Asked once for each batch."""
 
     def batch(self, number: int, update: int = 0) -> UpdateBatch:
-        """A batch.
+        """A batch; every process asks for the same ones in the same order.
 
         Args:
             number: counted from 0 over the whole run: decides examples and masks.
             update: updates applied before it: decides the masking rate.
         """
         epoch, examples = self.order.batch(number)
-        rate = self.masking.rate_at(update, self.updates)
-        masking = dataclasses.replace(self.masking, rate=rate)
-        mask_epoch = 0 if self.masking.mode is MaskingMode.STATIC else epoch
-        micro_batches = tuple(
-            _micro_batch(
-                self.blocks,
-                examples[start : start + self.micro_batch_size],
-                mask_epoch,
-                self.seed,
-                masking,
-                self.vocabulary,
-                self.pin_memory,
-            )
-            for start in range(0, len(examples), self.micro_batch_size)
+        rate = self.masker.config.rate_at(update, self.updates)
+        micro_batches = tuple(self._micro_batches(examples, epoch, rate))
+        requests = self.requested()
+        masked, tokens, *asked = self.world.sum_ahead(
+            [
+                sum(micro.masked_count for micro in micro_batches),
+                sum(micro.token_count for micro in micro_batches),
+                *(int(request in requests) for request in Request),
+            ]
         )
         return UpdateBatch(
             number=number,
             epoch=epoch,
             micro_batches=micro_batches,
-            masked_count=sum(micro.masked_count for micro in micro_batches),
-            token_count=sum(micro.token_count for micro in micro_batches),
+            masked_count=masked,
+            token_count=tokens,
             masking_rate=rate,
+            requests=Request(
+                sum(request for request, count in zip(Request, asked, strict=True) if count)
+            ),
         )
 
-    def batches(self, first: int, update: int) -> Iterator[UpdateBatch]:
+    def _micro_batches(
+        self, examples: NDArray[np.int64], epoch: int, rate: float
+    ) -> Iterator[MicroBatch]:
+        mine = examples[self.world.rank :: self.world.size]
+        most = -(-len(examples) // self.world.size)  # the rows of the first process
+        is_static = self.masker.config.mode is MaskingMode.STATIC
+        for start in range(0, most, self.micro_batch_size):
+            rows = mine[start : start + self.micro_batch_size]
+            micro = self.masker.micro_batch(
+                self.blocks,
+                rows if len(rows) else examples[:1],
+                epoch=0 if is_static else epoch,
+                seed=self.seed,
+                rate=rate,
+            )
+            yield micro if len(rows) else micro.without_predictions()
+
+    def batches(self, first: int, update: int) -> Generator[UpdateBatch, None, None]:
         """All batches from `first` on, endlessly, each prepared while the one before it runs.
 
         Args:
@@ -199,31 +148,45 @@ class EvalLoader:
     """The test examples in canonical chunks, with masks that never change."""
 
     blocks: Blocks
-    masking: MaskingConfig
-    vocabulary: VocabularyInfo
+    masker: Masker
     seed: int
     batch_size: int
     draws: int = 1
     """How often each example is scored, each time with other masks."""
-    pin_memory: bool = False
-    """As for `TrainLoader`."""
 
     @property
     def example_count(self) -> int:
         """Examples to score, over all draws."""
         return len(self.blocks) * self.draws
 
-    def chunks(self) -> Iterator[EvalChunk]:
-        """Every example once a draw, in order. `batch_size` decides only how many are prepared at
-        a time: whole chunks, each of which meets the model alone."""
-        size = max(1, CHUNK_TOKENS // self.blocks.block_size)
-        bounds = [
+    @property
+    def chunk_count(self) -> int:
+        """Chunks of the whole evaluation."""
+        return len(self._bounds())
+
+    def _bounds(self) -> list[tuple[int, int, int]]:
+        """Draw, first example and last of each chunk, in order."""
+        size = self._chunk_size
+        return [
             (draw, first, min(first + size, end))
             for draw in range(self.draws)
             for start, end in ((0, self.blocks.even), (self.blocks.even, len(self.blocks)))
             for first in range(start, end, size)
         ]
-        group = max(1, self.batch_size // size)
+
+    @property
+    def _chunk_size(self) -> int:
+        return max(1, CHUNK_TOKENS // self.blocks.block_size)
+
+    def chunks(self, world: World = ALONE) -> Iterator[EvalChunk]:
+        """Every example once a draw, in order. `batch_size` decides only how many are prepared at
+        a time: whole chunks, each of which meets the model alone.
+
+        Args:
+            world: of the chunks, a process gets every `size`-th from its rank on.
+        """
+        bounds = self._bounds()[world.rank :: world.size]
+        group = max(1, self.batch_size // self._chunk_size)
 
         def prepared(number: int) -> list[EvalChunk]:
             return [self._chunk(*bound) for bound in bounds[number * group : (number + 1) * group]]
@@ -233,20 +196,20 @@ class EvalLoader:
 
     def _chunk(self, draw: int, first: int, end: int) -> EvalChunk:
         examples = np.arange(first, end)
-        batch = _micro_batch(
+        batch = self.masker.micro_batch(
             self.blocks,
             examples,
-            draw,
-            derive_seed(self.seed, Domain.EVALUATE),
-            self.masking,
-            self.vocabulary,
-            self.pin_memory,
+            epoch=draw,
+            seed=derive_seed(self.seed, Domain.EVALUATE),
+            rate=self.masker.config.rate,
         )
         rows, places = np.divmod(batch.positions.numpy(), batch.input_ids.shape[1])
         return EvalChunk(batch, torch.from_numpy(self.blocks.owners(examples[rows], places)))
 
 
-def _ahead(prepare: Callable[[int], Item], first: int, end: int | None = None) -> Iterator[Item]:
+def _ahead(
+    prepare: Callable[[int], Item], first: int, end: int | None = None
+) -> Generator[Item, None, None]:
     """`prepare(first)`, `prepare(first + 1)`, ... below `end`; a thread works one item ahead. The
     masking kernel releases the interpreter's lock, so that it runs beside the step."""
     if end is not None and first >= end:

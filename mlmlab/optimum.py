@@ -31,8 +31,8 @@ def floor_perplexity(inputs: EvaluationInputs, loader: EvalLoader) -> float | No
             chunk.batch.input_ids.numpy(),
             chunk.batch.positions.numpy(),
             chunk.batch.labels.numpy(),
-            loader.masking,
-            loader.vocabulary,
+            loader.masker.config,
+            loader.masker.vocabulary,
         )
         loss_sum, count = loss_sum + chunk_sum, count + chunk_count
     return perplexity(loss_sum / count) if count else None

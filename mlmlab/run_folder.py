@@ -26,12 +26,7 @@ def check_run_dir(config: RunConfig) -> None:
         return
     folder = Path(config.run_dir)
     if (folder / _CONFIG).is_file() and _is_held(folder / _CONFIG):
-        raise UserError.of(
-            "run_dir",
-            found=f"{folder}, where another run is at work now",
-            expected="a folder of its own for each run",
-            remedy="run_dir=ANOTHER_FOLDER, or run_dir=null for one named by the time",
-        )
+        raise _held_by_another("run_dir", folder)
     ancestor = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
         raise UserError.of(
@@ -56,11 +51,16 @@ class RunFolder:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        """Creates it: `run_dir`, or a time that no other run has taken.
+        """Opens the folder of the run that `resume` names; or creates `run_dir`, or one named by a
+        time that no other run has taken.
 
         Raises:
-            UserError: it cannot be created, or another run was faster.
+            UserError: it cannot be created, or another run was faster, or is still at work.
         """
+        if config.resume is not None:
+            self.path = Path(config.resume)
+            self._lock = _reopened_config(self.path)
+            return
         key = "run_dir" if config.run_dir is not None else "name"
         parent = Path(config.run_dir or Path("runs") / config.name)
         try:
@@ -103,6 +103,26 @@ def _held_config(folder: Path, config: RunConfig) -> IO[str]:
     file.write(OmegaConf.to_yaml(OmegaConf.create(schema.to_mapping(config))))
     file.flush()
     return file
+
+
+def _reopened_config(folder: Path) -> IO[str]:
+    """Locks the config.yaml that is there, and leaves it as it is."""
+    file = (folder / _CONFIG).open(encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise _held_by_another("resume", folder) from None
+    return file
+
+
+def _held_by_another(key: str, folder: Path) -> UserError:
+    return UserError.of(
+        key,
+        found=f"{folder}, where another run is at work now",
+        expected="a folder of its own for each run",
+        remedy=f"{key}=ANOTHER_FOLDER, or wait for that run to end",
+    )
 
 
 def _is_held(file: Path) -> bool:

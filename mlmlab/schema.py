@@ -47,9 +47,7 @@ def read(kind: type[Config], mapping: Any, path: str, problems: list[Problem]) -
     """
     if not isinstance(mapping, Mapping):
         what = f"a group of keys: {', '.join(f.name for f in dataclasses.fields(kind))}"  # type: ignore[arg-type]
-        problems.append(
-            Problem(path, _shown(mapping), what, f"set keys below it: {path}.KEY=VALUE")
-        )
+        problems.append(Problem(path, shown(mapping), what, f"set keys below it: {path}.KEY=VALUE"))
         return None
     hints = get_type_hints(kind)
     for name, value in mapping.items():
@@ -99,10 +97,10 @@ def unknown_key(kind: type, key: str, value: Any, path: str = "") -> Problem:
         if not isinstance(hint, type) or not dataclasses.is_dataclass(hint):
             break
         owner, place = hint, f"{place}{part}."
-    suggestions = " or ".join(f"{prefix}{leaf}={_shown(value)}" for leaf in meant)
+    suggestions = " or ".join(f"{prefix}{leaf}={shown(value)}" for leaf in meant)
     return Problem(
         f"{prefix}{key}: there is no such key",
-        f"{prefix}{key}={_shown(value)}",
+        f"{prefix}{key}={shown(value)}",
         f"one of {', '.join(place + sibling for sibling in get_type_hints(owner))}",
         f"perhaps {suggestions}" if meant else f"remove {prefix}{key}",
     )
@@ -131,7 +129,7 @@ def _convert(hint: Any, value: Any, key: str, problems: list[Problem]) -> Any:
         if converted is not _ABSENT:
             return converted
     remedy = f"for instance {key}={_example(hint, value)}"
-    problems.append(Problem(key, _shown(value), _expected(hint), remedy))
+    problems.append(Problem(key, shown(value), _expected(hint), remedy))
     return _ABSENT
 
 
@@ -152,7 +150,8 @@ def _scalar_or_list(kind: Any, value: Any) -> Any:
     return _ABSENT
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as one writes it in a command."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -186,7 +185,7 @@ def _example(hint: Any, value: Any = None) -> str:
     if issubclass(kind, Enum):
         return str(next(iter(kind)).value)
     if kind is str and isinstance(value, int | float):  # a number that is meant as a text
-        return f"\"'{_shown(value)}'\""
+        return f"\"'{shown(value)}'\""
     return {int: "1", float: "0.1", str: "TEXT", bool: "true"}.get(kind, "{...}")
 
 
@@ -200,3 +199,14 @@ def to_mapping(config: Any) -> Any:
     if isinstance(config, tuple):
         return [to_mapping(item) for item in config]
     return config
+
+
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    result: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result

@@ -9,8 +9,11 @@ from typing import Any
 from mlmlab.config import EvaluateConfig, RunConfig
 from mlmlab.data.blocks import Blocks
 from mlmlab.inputs import EvaluationInputs, Inputs, Text
+from mlmlab.loader import UpdateBatch
 from mlmlab.masking import Budget, MaskingConfig, RateSchedule, Unit
 from mlmlab.model import MaskedLanguageModel
+from mlmlab.processes import World
+from mlmlab.resuming import Resumption
 from mlmlab.style import Style, styled
 from mlmlab.tracking.progress import shown
 from mlmlab.tracking.summary import Summary
@@ -39,7 +42,12 @@ def _verbatim(label: str, *lines: str) -> str:
 
 
 def plan(
-    config: RunConfig, inputs: Inputs, compute: Compute, horizon: Horizon, run_dir: Path
+    config: RunConfig,
+    inputs: Inputs,
+    compute: Compute,
+    world: World,
+    horizon: Horizon,
+    run_dir: Path,
 ) -> str:
     """What is about to happen: text, examples, model, updates, device, memory, folder."""
     train = config.train
@@ -60,11 +68,52 @@ def plan(
         _row("masking", f"{_masking(config.masking)}, {config.masking.mode.value}"),
         _row("updates", f"{horizon.updates:,} of {train.batch_size} sequences{accumulation}, "
              f"learning rate {train.learning_rate:g} {train.schedule.value}{warmup}"),
-        _row("compute", str(compute)),
+        _row("compute", str(compute) + (f", {world.size} processes" if world.size > 1 else "")),
         _row("memory", _memory(config, inputs.model, compute)),
         _row("folder", str(run_dir)),
     ]  # fmt: skip
     return "\n".join(rows) + "\n"
+
+
+def resumption(found: Resumption) -> str:
+    """Where a run goes on, and what is not as it was."""
+    if found.state is None:
+        text = "no whole checkpoint yet: the run starts anew"
+    else:
+        text = f"from update {found.record.updates:,} ({found.state})"
+    rows = [_row("resume", text)]
+    if found.changes:
+        rows.append(
+            _row(
+                "changed",
+                f"{', '.join(found.changes)}: the result is not that of the run without a stop",
+            )
+        )
+    return "\n".join(rows) + "\n"
+
+
+def replay(
+    batch: UpdateBatch,
+    loss: float,
+    grad_norm: float,
+    examples: Sequence[int],
+    first_module: Sequence[str],
+    broken: Sequence[str],
+) -> str:
+    """What an update came to, and where it first went wrong."""
+    shown_examples = " ".join(map(str, examples[:16])) + (" ..." if len(examples) > 16 else "")
+    rows = [
+        _row("batch", f"{batch.number:,} of epoch {batch.epoch}: {len(examples)} examples, "
+             f"{batch.masked_count:,} predicted tokens"),
+        _row("examples", shown_examples),
+        _row("loss", f"{loss:g}"),
+        _row("gradient", f"norm {grad_norm:g}"),
+        _row("forward", f"{first_module[0]} is the first module whose output is not finite"
+             if first_module else "every module's output is finite"),
+        _row("backward", f"not finite in {len(broken)} parameters, {broken[0]} the first of them"
+             if broken else "every parameter's gradient is finite"),
+    ]  # fmt: skip
+    return "\n".join(rows)
 
 
 def evaluation_plan(config: EvaluateConfig, inputs: EvaluationInputs, compute: Compute) -> str:
@@ -151,10 +200,11 @@ def _memory(config: RunConfig, model: MaskedLanguageModel, compute: Compute) -> 
 def closing(summary: Summary, training: Training) -> str:
     """The result, and how far it is from the best possible one."""
     error = training.final.perplexity_standard_error
-    last = perplexity(training.train_loss)
+    last = math.nan if training.progress.train_loss is None else training.progress.train_loss
     rows = [
         "",
-        _row("training", f"perplexity {shown(last)} on the last training batches"),
+        *([_row("stopped", "early: the evaluations got no better")] if training.early else []),
+        _row("training", f"perplexity {shown(perplexity(last))} on the last training batches"),
         _row(
             "result",
             f"perplexity {_with_error(summary.eval_perplexity, error)} "

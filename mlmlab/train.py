@@ -1,6 +1,9 @@
 """python -m mlmlab.train: Hydra composes a config, `run` does what it says."""
 
 import hashlib
+import json
+import os
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -9,8 +12,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mlmlab.command import as_command, exit_status
-from mlmlab.composition import config_folder, plain
-from mlmlab.config import build
+from mlmlab.composition import config_folder, plain, run_mapping
+from mlmlab.config import DebugMode, build
 from mlmlab.errors import UserError
 
 
@@ -25,26 +28,50 @@ OmegaConf.register_new_resolver("mlmlab.job", _job_folder, replace=True)
 @hydra.main(config_path=str(config_folder()), config_name="train", version_base="1.3")
 def train(composed: DictConfig) -> float:
     """One job: the whole command, or one point of a sweep. Returns the final eval loss."""
+    overrides = list(HydraConfig.get().overrides.task)
     if HydraConfig.get().mode is RunMode.MULTIRUN:
         # A job raises. Hydra names it, runs the others, and passes the first error on at the end.
-        return _run(_with_job_folder(plain(composed)))
+        return _run(_with_job_folder(plain(composed)), overrides)
     with exit_status():  # here already, because Hydra adds a line to whatever passes through it
-        return _run(plain(composed))
+        return _run(plain(composed), overrides)
 
 
 def _with_job_folder(mapping: dict[str, Any]) -> dict[str, Any]:
+    if "RANK" in os.environ:
+        raise UserError.of(
+            "-m under torchrun",
+            found="a sweep in each of torchrun's processes",
+            expected="processes for each job of the sweep, not a sweep for each process",
+            remedy="python -m mlmlab.train -m runtime.processes=N ...: each job starts its own",
+        )
     if mapping["run_dir"] is not None:
         raise UserError.of(
             "run_dir",
             found=f"{mapping['run_dir']}, for every job of a sweep",
             expected="run_dir=null: each job gets a folder of its own",
-            remedy="hydra.sweep.dir=FOLDER chooses the folder that holds them",
+            remedy="sweep_dir=FOLDER chooses the folder that holds them",
+        )
+    if mapping["resume"] not in (None, "auto"):
+        raise UserError.of(
+            "resume",
+            found=f"{mapping['resume']}, for every job of a sweep",
+            expected="resume=auto: each job goes on in its own folder",
+            remedy="-m resume=auto sweep_dir=FOLDER, with the sweep's other overrides as before",
         )
     return mapping | {"run_dir": HydraConfig.get().runtime.output_dir}
 
 
-def _run(mapping: dict[str, Any]) -> float:
-    config = build(mapping)
+def _run(mapping: dict[str, Any], overrides: list[str]) -> float:
+    if mapping["resume"] == "auto" and mapping["run_dir"] is not None:
+        finished = Path(mapping["run_dir"]) / "summary.json"
+        if finished.is_file():
+            print(f"finished before: {finished}")
+            return float(json.loads(finished.read_text(encoding="utf-8"))["eval_loss"])
+    config = build(run_mapping(mapping, overrides))
+    if config.debug.mode is DebugMode.REPLAY:
+        from mlmlab.replaying import replay
+
+        return replay(config)
     from mlmlab.launch import run  # a wrong option need not wait for PyTorch
 
     return run(config).eval_loss

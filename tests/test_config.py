@@ -396,7 +396,8 @@ def test_overfit_switches_off_whatever_regularizes() -> None:
 
 def test_a_debug_mode_sets_only_its_own_key() -> None:
     for file in (config_folder() / "debug").glob("*.yaml"):
-        assert list(OmegaConf.load(file)) == ["mode"]  # the rest is `build`'s, applied last
+        if file.stem != "none":  # which has them all; what a mode means is `build`'s, applied last
+            assert list(OmegaConf.load(file)) == ["defaults", "mode"]
 
 
 # conf/
@@ -406,6 +407,8 @@ def options() -> Iterator[str]:
     """Every option of every group, as an override."""
     for file in sorted(config_folder().glob("*/*.yaml")):
         group = file.parent.name
+        if file.stem == "replay":  # needs a run: tests/test_resume.py
+            continue
         yield f"{'+' if group == 'experiment' else ''}{group}={file.stem}"
 
 
@@ -431,6 +434,7 @@ def test_the_default_run_needs_nothing() -> None:
 FINE_TUNING = {
     "seed": 0,
     "run_dir": None,
+    "resume": None,
     "checkpoint": "distilbert/distilroberta-base",
     "checkpoint_head": "require",
     "tokenizer": {"path": None, "kind": "bpe", "vocabulary_size": 8192},
@@ -463,9 +467,18 @@ FINE_TUNING = {
         "save_every_steps": None,
         "keep_checkpoints": 2,
         "log_every_steps": 10,
+        "early_stopping_patience": None,
     },
-    "runtime": {"device": "auto", "precision": "auto", "threads": None},
-    "debug": {"mode": "none"},
+    "runtime": {
+        "device": "auto",
+        "precision": "auto",
+        "tf32": False,
+        "mask_on": "cpu",
+        "parallel": "ddp",
+        "deterministic": False,
+        "threads": None,
+    },
+    "debug": {"mode": "none", "step": None, "profile_steps": 0},
 }
 """The published recipe: the Hub guide's arguments, and the defaults of its trainer."""
 EVALUATION: dict[str, Any] = {
@@ -567,4 +580,4 @@ def test_composing_inside_another_hydra_leaves_it_as_it_was() -> None:
         assert mlmlab.compose("seed=5").seed == 5
         with pytest.raises(UserError):
             mlmlab.compose("foo=1")
-        assert hydra_compose("one_step") == {"mode": "one_step"}
+        assert hydra_compose("one_step").mode == "one_step"

@@ -14,6 +14,7 @@ from mlmlab.data.blocks import PackedBlocks
 from mlmlab.data.corpus import Shard
 from mlmlab.loader import CHUNK_TOKENS, EvalLoader
 from mlmlab.masking import MaskingConfig, VocabularyInfo
+from mlmlab.micro_batch import Masker
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
 from mlmlab.tracking.progress import Progress
 from mlmlab.training.config import Precision
@@ -58,8 +59,7 @@ def _loader(batch_size: int, examples: int = 2 * CHUNK_TOKENS // BLOCK + 37) -> 
     tokens = np.random.default_rng(0).integers(5, 300, count).astype(np.uint16)
     return EvalLoader(
         blocks=PackedBlocks(_shard(tokens), BLOCK, keep_rest=True),
-        masking=MaskingConfig(),
-        vocabulary=VocabularyInfo(300, 4, (0, 1, 2, 3, 4)),
+        masker=Masker(MaskingConfig(), VocabularyInfo(300, 4, (0, 1, 2, 3, 4))),
         seed=0,
         batch_size=batch_size,
     )
@@ -119,8 +119,7 @@ def test_evaluation_masks_are_not_the_training_masks() -> None:
         evaluation.blocks,
         Order(len(evaluation.blocks), 64, 0),
         64,
-        evaluation.masking,
-        evaluation.vocabulary,
+        evaluation.masker,
         0,
     )
     _, examples = train.order.batch(0)

@@ -20,6 +20,8 @@ STAGES = (
     "fetch",
     "data",
     "masking",
+    "processes",
+    "micro_batch",
     "loader",
     # ... through the model ...
     "model",
@@ -32,10 +34,12 @@ STAGES = (
     "config",
     "inputs",
     "run_folder",
+    "resuming",
     "model_card",
     "optimum",
     "terminal",
     "launch",
+    "replaying",
     "evaluating",
     # What entry points share.
     "composition",

@@ -12,12 +12,15 @@ from mlmlab.checkpoints import load_model
 from mlmlab.checkpoints.key_maps import hub_names
 from mlmlab.checkpoints.save import hub_tensors
 from mlmlab.data.tokenizer import word_tokenizer
-from mlmlab.loader import MicroBatch, UpdateBatch
+from mlmlab.loader import UpdateBatch
 from mlmlab.masking import MaskingConfig, VocabularyInfo, mask_batch
+from mlmlab.micro_batch import MicroBatch
 from mlmlab.model import MaskedLanguageModel, token_losses
+from mlmlab.processes import ALONE
 from mlmlab.training.config import Precision, Schedule, TrainConfig
 from mlmlab.training.optimizer import build_optimizer
 from mlmlab.training.precision import Compute
+from mlmlab.training.replica import Replica
 from mlmlab.training.schedule import learning_rate_factor
 from mlmlab.training.step import apply_update
 
@@ -181,6 +184,7 @@ TRAIN = TrainConfig(
     save_every_steps=None,
     keep_checkpoints=0,
     log_every_steps=1,
+    early_stopping_patience=None,
 )
 
 
@@ -219,13 +223,13 @@ def test_twenty_adamw_updates_follow_transformers(
     for number, (micro, loss) in enumerate(zip(batches, expected, strict=True)):
         update = UpdateBatch(number, 0, (micro,), micro.masked_count, micro.input_ids.numel(), 0.15)
         result = apply_update(
-            ours,
+            Replica(ours, ALONE, compute),
             optimizer,
             update,
             learning_rate=1e-3 * learning_rate_factor(number, 20, 0, Schedule.LINEAR),
             max_grad_norm=1.0,
             seed=0,
-            compute=compute,
+            suppressed=torch.zeros(()),
         )
         assert result.loss_sum.item() / micro.masked_count == pytest.approx(loss, abs=1e-4)
     untrained = _loss_and_gradients(load_model(str(reference.folder)).model, batches[-1])[0]

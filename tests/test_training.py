@@ -18,11 +18,14 @@ from mlmlab.data.order import Order
 from mlmlab.errors import RunFailed
 from mlmlab.loader import TrainLoader, UpdateBatch
 from mlmlab.masking import MaskingConfig, MaskingMode, VocabularyInfo
+from mlmlab.micro_batch import Masker
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
+from mlmlab.processes import ALONE
 from mlmlab.training.config import Precision, Schedule
 from mlmlab.training.memory import expected_memory_bytes
 from mlmlab.training.optimizer import build_optimizer
 from mlmlab.training.precision import Compute
+from mlmlab.training.replica import Replica
 from mlmlab.training.schedule import learning_rate_factor
 from mlmlab.training.state import (
     ProgressRecord,
@@ -67,8 +70,7 @@ def _loader(micro_batch_size: int, *, rate: float = 0.15, batch_size: int = 16) 
         blocks=blocks,
         order=Order(len(blocks), batch_size, 0),
         micro_batch_size=micro_batch_size,
-        masking=MaskingConfig(rate=rate),
-        vocabulary=VOCABULARY,
+        masker=Masker(MaskingConfig(rate=rate), VOCABULARY),
         seed=0,
     )
 
@@ -83,13 +85,13 @@ def _update(
     compute: Compute = CPU,
 ) -> UpdateResult:
     return apply_update(
-        model,
+        Replica(model, ALONE, compute),
         optimizer,
         batch,
         learning_rate=learning_rate,
         max_grad_norm=max_grad_norm,
         seed=0,
-        compute=compute,
+        suppressed=torch.zeros(()),
     )
 
 
@@ -158,8 +160,10 @@ def test_batches_prepared_ahead_are_those_asked_for_one_by_one() -> None:
 def test_static_masking_repeats_the_masks_and_dynamic_masking_does_not() -> None:
     for mode, same in ((MaskingMode.STATIC, True), (MaskingMode.DYNAMIC, False)):
         loader = _loader(50, batch_size=50)
-        masking = dataclasses.replace(loader.masking, mode=mode)
-        loader = dataclasses.replace(loader, masking=masking)
+        masking = dataclasses.replace(loader.masker.config, mode=mode)
+        loader = dataclasses.replace(
+            loader, masker=dataclasses.replace(loader.masker, config=masking)
+        )
         epochs = []
         for number in (0, 1):
             _, examples = loader.order.batch(number)
@@ -283,7 +287,7 @@ def test_a_saved_state_continues_with_the_same_bits(tmp_path: Path) -> None:
     straight_optimizer = _optimizer(straight)
     train(straight, straight_optimizer, range(3))
     record = ProgressRecord(batches=3, updates=3, tokens=99, initial_eval_loss=4.5)
-    save_state(tmp_path / "checkpoints" / "step_3", straight, straight_optimizer, record)
+    save_state(tmp_path / "checkpoints" / "step_3", straight, straight_optimizer, record, "")
     train(straight, straight_optimizer, range(3, 6))
 
     resumed = _model(dropout=0.1, seed=1)
@@ -300,9 +304,13 @@ def test_old_checkpoints_are_removed_by_number_not_by_name(tmp_path: Path) -> No
     optimizer = _optimizer(model)
     for step in (2, 9, 10, 100):
         folder = tmp_path / "checkpoints" / f"step_{step}"
-        save_state(folder, model, optimizer, ProgressRecord(updates=step))
-    remove_old(tmp_path, 2)
-    assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["step_10", "step_100"]
+        save_state(folder, model, optimizer, ProgressRecord(updates=step), "")
+    remove_old(tmp_path, 2, best_step=2)
+    assert [folder.name for folder in checkpoint_folders(tmp_path)] == [
+        "step_2",
+        "step_10",
+        "step_100",
+    ]
 
 
 def test_a_checkpoint_that_could_not_be_finished_is_not_there(
@@ -314,7 +322,9 @@ def test_a_checkpoint_that_could_not_be_finished_is_not_there(
     model = _model()
     monkeypatch.setattr("mlmlab.training.state.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
-        save_state(tmp_path / "checkpoints" / "step_1", model, _optimizer(model), ProgressRecord())
+        save_state(
+            tmp_path / "checkpoints" / "step_1", model, _optimizer(model), ProgressRecord(), ""
+        )
     assert checkpoint_folders(tmp_path) == []
 
 
@@ -395,9 +405,9 @@ def test_the_reported_speed_leaves_the_evaluations_out(
 ) -> None:
     from mlmlab.training import loop
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **options: Any) -> Any:
         time.sleep(0.5)
-        return evaluate(*arguments)
+        return evaluate(*arguments, **options)
 
     evaluate = loop.evaluate
     monkeypatch.chdir(tmp_path)

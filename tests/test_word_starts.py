@@ -18,6 +18,7 @@ from mlmlab.data.word_starts import with_word_starts
 from mlmlab.inputs import gather
 from mlmlab.loader import EvalLoader, TrainLoader
 from mlmlab.masking import MaskingConfig, RateSchedule
+from mlmlab.micro_batch import Masker
 
 TEXTS = tuple(
     f"{first} {second}, don't stop: {first}s and {second}ing (unbelievably {second})."
@@ -162,7 +163,7 @@ def test_a_run_that_masks_words_masks_them_whole(
     )  # fmt: skip
     inputs = gather(config)
     loader = EvalLoader(
-        inputs.test, config.masking, inputs.tokenizer.vocabulary(), seed=0, batch_size=64
+        inputs.test, Masker(config.masking, inputs.tokenizer.vocabulary()), seed=0, batch_size=64
     )
     pieces = 0
     for chunk in loader.chunks():
@@ -230,8 +231,8 @@ def test_the_rate_follows_the_updates_and_the_masks_the_batches(fresh_cache: Pat
     blocks = PackedBlocks(shard, 32)
     vocabulary = TOKENIZERS["byte-level BPE"]().vocabulary()
     loader = TrainLoader(
-        blocks, Order(len(blocks), 16, 0), 16, moving(RateSchedule.LINEAR, start_rate=0.9),
-        vocabulary, 0, updates=5,
+        blocks, Order(len(blocks), 16, 0), 16,
+        Masker(moving(RateSchedule.LINEAR, start_rate=0.9), vocabulary), 0, updates=5,
     )  # fmt: skip
     batches = loader.batches(first=3, update=0)
     rates = [next(batches).masking_rate for _ in range(5)]

@@ -92,14 +92,21 @@ class Progress:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
 
-    def during_evaluation(self, chunks: Iterable[EvalChunk], examples: int) -> Iterator[EvalChunk]:
-        """The chunks, with a bar of their own on a terminal."""
+    def during_evaluation(
+        self, chunks: Iterable[EvalChunk], examples: int, processes: int = 1
+    ) -> Iterator[EvalChunk]:
+        """The chunks, with a bar of their own on a terminal.
+
+        Args:
+            examples: of all chunks in all processes.
+            processes: each of which scores about as many chunks.
+        """
         with tqdm(
             total=examples, desc="eval ", ncols=_WIDTH, leave=False, disable=not self.terminal
         ) as bar:
             for chunk in chunks:
                 yield chunk
-                bar.update(len(chunk.batch.input_ids))
+                bar.update(len(chunk.batch.input_ids) * processes)
 
     def close(self) -> None:
         """Removes the bar."""

@@ -2,20 +2,42 @@
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from mlmlab import schema
+
 
 class Tracker:
     """The two files of a run."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+    def __init__(self, run_dir: Path, events: int = 0) -> None:
+        """Opens both.
+
+        Args:
+            events: lines of metrics.jsonl to go on after; what a run wrote behind its checkpoint is
+                cut off, and TensorBoard's file is made anew from the lines that stay.
+        """
+        path = run_dir / "metrics.jsonl"
+        lines = _first_lines(path, events)
+        shortened = path.with_suffix(".shortened")
+        shortened.write_text("".join(lines), encoding="utf-8")
+        shortened.replace(path)  # at no moment is there less than the checkpoint knows of
+        self.metrics = path.open("a", encoding="utf-8")
+        shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
         self.writer = SummaryWriter(str(run_dir / "tensorboard"))
+        for line in lines:
+            event = json.loads(line)
+            for tag in event.keys() - {"step", "epoch"}:
+                value = event[tag]
+                self.writer.add_scalar(tag, math.nan if value is None else value, event["step"])
 
     def log(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         """One event.
@@ -37,12 +59,17 @@ class Tracker:
         `add_hparams` would start a second run for them."""
         scalars = {
             key: value if isinstance(value, bool | int | float | str) else str(value)
-            for key, value in flat(config).items()
+            for key, value in schema.flat(config).items()
         }
         for summary in hparams(scalars, dict(final)):  # type: ignore[no-untyped-call]
             self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
         for tag, value in final.items():
             self.writer.add_scalar(tag, value)
+
+    def flush(self) -> None:
+        """Waits until all lines so far are on the disk."""
+        self.metrics.flush()
+        os.fsync(self.metrics.fileno())
 
     def close(self) -> None:
         """Flushes both files."""
@@ -50,12 +77,8 @@ class Tracker:
         self.writer.close()
 
 
-def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
-    result: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[prefix + key] = value
-    return result
+def _first_lines(path: Path, count: int) -> list[str]:
+    if not count:
+        return []
+    with path.open(encoding="utf-8") as file:
+        return list(islice(file, count))

@@ -29,6 +29,20 @@ class Precision(Enum):
     AUTO = "auto"
     FP32 = "fp32"
     BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class MaskOn(Enum):
+    """Where training batches are masked."""
+
+    CPU = "cpu"
+    DEVICE = "device"
+
+
+class Parallel(Enum):
+    """How several processes share a run."""
+
+    DDP = "ddp"
 
 
 class Split(Enum):
@@ -73,11 +87,14 @@ class TrainConfig:
     """Older checkpoints are removed; 0: none are written."""
     log_every_steps: int
     """Updates between log lines."""
+    early_stopping_patience: int | None
+    """The run ends after so many evaluations in a row that are no better than the best before
+    them; null: never before its horizon."""
 
     def problems(self) -> Iterator[Problem]:
         """Values out of range."""
         positive = ("epochs", "batch_size", "log_every_steps", "learning_rate", "adam_eps")
-        optional = ("max_steps", "micro_batch_size", "save_every_steps")
+        optional = ("max_steps", "micro_batch_size", "save_every_steps", "early_stopping_patience")
         not_negative = ("weight_decay", "max_grad_norm", "warmup_steps", "keep_checkpoints")
         for name in positive + optional + not_negative:
             value = getattr(self, name)
@@ -160,7 +177,17 @@ class RuntimeConfig:
     device: Device
     """auto: cuda where there is one, else cpu."""
     precision: Precision
-    """auto: bf16 where the device computes in it natively, else fp32."""
+    """auto: bf16 where the device computes in it natively, else fp32. fp16 scales its losses, and
+    leaves out updates whose gradient overflows."""
+    tf32: bool
+    """Whether fp32 matrix products on CUDA may round their factors to 10 bits: faster."""
+    mask_on: MaskOn
+    """cpu: a thread beside the step. device: the Triton kernel on CUDA. The masks are the same."""
+    parallel: Parallel
+    """How the processes that torchrun starts share a run: each has the model and a part of every
+    batch (ddp)."""
+    deterministic: bool
+    """Only algorithms with the same bits every time; on CUDA slower. CPU runs have them anyway."""
     threads: int | None
     """CPU threads of PyTorch; null: as many as it likes."""
 

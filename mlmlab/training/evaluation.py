@@ -4,12 +4,14 @@ M predicted tokens   V vocabulary
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from mlmlab.loader import EvalChunk, EvalLoader
 from mlmlab.model import MaskedLanguageModel, token_losses
+from mlmlab.processes import ALONE, World
 from mlmlab.tracking.progress import Progress
 from mlmlab.training.precision import Compute
 
@@ -78,50 +80,119 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if not loss > 700.0 else math.inf
 
 
+@dataclass(frozen=True, eq=False)
+class _ChunkScore:
+    """What a chunk's forward pass tells, on the host."""
+
+    losses: torch.Tensor
+    """float64 `[M]`."""
+    ranks: torch.Tensor
+    """int64 `[M]`, how many ids the model prefers to the true one."""
+    row_counts: torch.Tensor
+    """int64 `[B]`, predictions in each row."""
+    owners: torch.Tensor
+    """int64 `[M]`, the document of each prediction."""
+    parts: torch.Tensor
+    """int64 `[M]`, its index in `PARTS`."""
+
+
+class EvaluationInterrupted(Exception):  # noqa: N818 (no error: someone asked for it)
+    """The evaluation was asked to stop before its end."""
+
+
 @torch.no_grad()
 def evaluate(
-    model: MaskedLanguageModel, loader: EvalLoader, compute: Compute, progress: Progress
+    model: MaskedLanguageModel,
+    loader: EvalLoader,
+    compute: Compute,
+    progress: Progress,
+    *,
+    world: World = ALONE,
+    is_interrupted: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Scores every example once a draw.
 
     Each canonical chunk meets the model alone, and the sums are reduced in float64 in the order
-    of the examples, so that the result has the same bits whatever `eval.batch_size`.
+    of the examples, so that the result has the same bits whatever `eval.batch_size` and, on like
+    devices, however many processes share the chunks.
+
+    Args:
+        world: each process scores its share, and all of them have the whole result.
+        is_interrupted: asked after every chunk.
+
+    Raises:
+        EvaluationInterrupted: in all processes, if it is true in one of them.
     """
     model.eval()
-    row_sums: list[torch.Tensor] = []  # float64 [B] each
-    sums = torch.zeros(loader.blocks.shard.documents, dtype=torch.float64)  # of each document
-    counts = torch.zeros(loader.blocks.shard.documents, dtype=torch.int64)
-    tallies = torch.zeros(len(PARTS), 3, dtype=torch.int64)  # predicted, top 1, top 5
-    part_sums = torch.zeros(len(PARTS), dtype=torch.float64)
-    for chunk in progress.during_evaluation(loader.chunks(), loader.example_count):
-        batch = chunk.batch
-        labels = batch.labels.to(compute.device)
-        with compute.autocast():
-            logits = model(**batch.model_inputs(compute.device))
-        losses = token_losses(logits, labels).double().cpu()  # [M]
-        ranks = _ranks(logits, labels).cpu()  # [M]
-        row_counts = batch.row_offsets.diff()
-        rows = torch.repeat_interleave(row_counts)  # [M], each prediction's row
-        row_sums.append(
-            torch.zeros(len(row_counts), dtype=torch.float64).index_add(0, rows, losses)
-        )
-        sums.index_add_(0, chunk.owners, losses)
-        counts.index_add_(0, chunk.owners, torch.ones_like(chunk.owners))
-        parts = _parts(chunk, loader.vocabulary.mask_id)  # [M]
-        part_sums.index_add_(0, parts, losses)
-        hits = torch.stack([torch.ones_like(ranks), ranks < 1, ranks < 5], dim=1).long()
-        tallies.index_add_(0, parts, hits)
-    total = float(torch.cat(row_sums).sum()) if row_sums else 0.0
-    whole = _score(total, tallies.sum(0))
-    return Evaluation(
-        loss_sum=whole.loss_sum,
-        masked_count=whole.masked_count,
-        top1_count=whole.top1_count,
-        top5_count=whole.top5_count,
-        loss_standard_error=_standard_error(sums, counts),
-        documents=int(counts.count_nonzero()),
-        parts={name: _score(float(part_sums[n]), tallies[n]) for n, name in enumerate(PARTS)},
+    sums = _Sums(loader)
+    mine = progress.during_evaluation(loader.chunks(world), loader.example_count, world.size)
+    for _ in range(-(-loader.chunk_count // world.size)):
+        chunk = next(mine, None)  # in the last round, not every process has one
+        score = None if chunk is None else _score_chunk(model, chunk, loader, compute)
+        gathered = world.gather((score, is_interrupted()))
+        if any(interrupted for _, interrupted in gathered):
+            raise EvaluationInterrupted
+        for one, _ in gathered:  # in the order of the examples
+            if one is not None:
+                sums.add(one)
+    return sums.evaluation()
+
+
+def _score_chunk(
+    model: MaskedLanguageModel, chunk: EvalChunk, loader: EvalLoader, compute: Compute
+) -> _ChunkScore:
+    batch = chunk.batch
+    labels = batch.labels.to(compute.device)
+    with compute.autocast():
+        logits = model(**batch.model_inputs(compute.device))
+    return _ChunkScore(
+        losses=token_losses(logits, labels).double().cpu(),
+        ranks=_ranks(logits, labels).cpu(),
+        row_counts=batch.row_offsets.diff(),
+        owners=chunk.owners,
+        parts=_parts(chunk, loader.masker.vocabulary.mask_id),
     )
+
+
+class _Sums:
+    """The chunks' scores so far: memory for each document, not for each token."""
+
+    def __init__(self, loader: EvalLoader) -> None:
+        documents = loader.blocks.shard.documents
+        self.row_sums: list[torch.Tensor] = []  # float64 [B] each
+        self.sums = torch.zeros(documents, dtype=torch.float64)  # of each document
+        self.counts = torch.zeros(documents, dtype=torch.int64)
+        self.tallies = torch.zeros(len(PARTS), 3, dtype=torch.int64)  # predicted, top 1, top 5
+        self.part_sums = torch.zeros(len(PARTS), dtype=torch.float64)
+
+    def add(self, score: _ChunkScore) -> None:
+        """The next chunk."""
+        losses, ranks, owners, parts = score.losses, score.ranks, score.owners, score.parts
+        rows = torch.repeat_interleave(score.row_counts)  # [M], each prediction's row
+        row_sums = torch.zeros(len(score.row_counts), dtype=torch.float64)
+        self.row_sums.append(row_sums.index_add(0, rows, losses))
+        self.sums.index_add_(0, owners, losses)
+        self.counts.index_add_(0, owners, torch.ones_like(owners))
+        self.part_sums.index_add_(0, parts, losses)
+        hits = torch.stack([torch.ones_like(ranks), ranks < 1, ranks < 5], dim=1).long()
+        self.tallies.index_add_(0, parts, hits)
+
+    def evaluation(self) -> Evaluation:
+        """Of all chunks together."""
+        total = float(torch.cat(self.row_sums).sum()) if self.row_sums else 0.0
+        whole = _score(total, self.tallies.sum(0))
+        return Evaluation(
+            loss_sum=whole.loss_sum,
+            masked_count=whole.masked_count,
+            top1_count=whole.top1_count,
+            top5_count=whole.top5_count,
+            loss_standard_error=_standard_error(self.sums, self.counts),
+            documents=int(self.counts.count_nonzero()),
+            parts={
+                name: _score(float(self.part_sums[n]), self.tallies[n])
+                for n, name in enumerate(PARTS)
+            },
+        )
 
 
 def _score(loss_sum: float, tally: torch.Tensor) -> Score:

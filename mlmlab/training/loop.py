@@ -1,24 +1,29 @@
 """The training loop: batches in, updates out, with evaluations and checkpoints between."""
 
 import math
+import signal
 import time
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
-from mlmlab.errors import RunFailed
-from mlmlab.loader import EvalLoader, TrainLoader, UpdateBatch
-from mlmlab.model import MaskedLanguageModel
+from mlmlab.errors import Interrupted, RunFailed
+from mlmlab.loader import EvalLoader, Request, TrainLoader, UpdateBatch
 from mlmlab.tracking.progress import Progress, shown
 from mlmlab.tracking.tracker import Tracker
-from mlmlab.training.config import TrainConfig
-from mlmlab.training.evaluation import Evaluation, evaluate, perplexity
+from mlmlab.training.config import Precision, TrainConfig
+from mlmlab.training.evaluation import Evaluation, EvaluationInterrupted, evaluate, perplexity
+from mlmlab.training.failure import Attempt, write_failure
+from mlmlab.training.interruption import Interruptions
 from mlmlab.training.optimizer import build_optimizer
-from mlmlab.training.precision import Compute
+from mlmlab.training.replica import Replica
 from mlmlab.training.schedule import learning_rate_factor
-from mlmlab.training.state import ProgressRecord, remove_old, save_state
+from mlmlab.training.state import ProgressRecord, load_state, remove_old, save_state
 from mlmlab.training.step import UpdateResult, apply_update
+from mlmlab.training.window import Window
 
 
 @dataclass(frozen=True)
@@ -51,53 +56,21 @@ class Training:
 
     final: Evaluation
     progress: ProgressRecord
-    train_loss: float
-    """Nats a predicted token, over the updates of the last log line."""
-    seconds: float
-    """Wall time of the loop, evaluations included."""
-    step_seconds: float
-    """Without the evaluations and checkpoints."""
+    early: bool
+    """Whether it ended before its horizon, for want of better evaluations."""
 
 
-class _Window:
-    """The figures since the last log line, kept on the device until they are shown."""
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Where a run's figures and checkpoints go, and where its signals come from."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.loss_sum = torch.zeros((), device=device)
-        self.masked_count = 0
-        self.tokens = 0
-        self.total_seconds = 0.0
-        """Time in updates since the run began: evaluations and checkpoints are paused out."""
-        self._seconds_before = 0.0
-        self._clock = math.nan  # `resume` starts it
-
-    def restart(self) -> None:
-        """Begins a new window."""
-        self.pause()
-        self.loss_sum.zero_()
-        self.masked_count = self.tokens = 0
-        self._seconds_before = self.total_seconds
-        self.resume()
-
-    def pause(self) -> None:
-        """Stops the clock."""
-        self.total_seconds += time.perf_counter() - self._clock
-
-    def resume(self) -> None:
-        """Starts it again."""
-        self._clock = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Of this window so far."""
-        running = time.perf_counter() - self._clock
-        return self.total_seconds + running - self._seconds_before
-
-    def add(self, result: UpdateResult, batch: UpdateBatch) -> None:
-        """Counts an update in, without waiting for it."""
-        self.loss_sum += result.loss_sum
-        self.masked_count += batch.masked_count
-        self.tokens += batch.token_count
+    run_dir: Path
+    progress: Progress
+    tracker: Tracker | None
+    """None in every process but the first."""
+    fingerprint: str
+    """Of the config, for the checkpoints."""
+    interruptions: Interruptions
 
 
 class Loop:
@@ -105,137 +78,182 @@ class Loop:
 
     def __init__(
         self,
-        model: MaskedLanguageModel,
+        replica: Replica,
         train_loader: TrainLoader,
         eval_loader: EvalLoader,
         *,
         config: TrainConfig,
         eval_every_steps: int | None,
         seed: int,
-        compute: Compute,
-        run_dir: Path,
-        tracker: Tracker,
-        progress: Progress,
+        outputs: Outputs,
+        resumed_from: Path | None = None,
     ) -> None:
-        self.model = model.to(compute.device)
-        self.optimizer = build_optimizer(model, config)
+        self.replica = replica
+        self.world = replica.world
+        self.optimizer = build_optimizer(replica.model, config)
         self.train_loader = train_loader
         self.eval_loader = eval_loader
         self.config = config
         self.eval_every_steps = eval_every_steps
         self.seed = seed
-        self.compute = compute
-        self.run_dir = run_dir
-        self.tracker = tracker
-        self.progress = progress
+        self.outputs = outputs
+        self.progress = outputs.progress
         self.horizon = Horizon.of(config, train_loader.order.batches_per_epoch)
         self.record = ProgressRecord()
-        self.window = _Window(compute.device)
-        self.train_loss = math.nan
-        self.masking_rate = train_loader.masking.rate
+        if resumed_from is not None:
+            self.record = load_state(resumed_from, replica.model, self.optimizer)
+        self.window = Window(self.record, self.world, replica.compute.device)
+        self.suppressed = torch.zeros((), device=replica.compute.device)
+        self.unread: Attempt | None = None
+        """The last update, whose gradient nobody has looked at yet."""
 
     def train(self) -> Training:
-        """Trains to the horizon.
+        """Trains to the horizon, from wherever the record stands.
 
         Raises:
             RunFailed: the loss or a gradient is not finite.
+            Interrupted: a signal asked for it; there is a checkpoint.
         """
-        started = time.perf_counter()
-        evaluation = self._evaluate()
-        self.record = replace(self.record, initial_eval_loss=evaluation.loss)
-        unread: UpdateResult | None = None
+        evaluation = self._evaluate() if self.record.evaluation_due else None
         self.window.resume()
-        for batch in self.train_loader.batches(self.record.batches, self.record.updates):
-            result = self._update(batch)
-            self._refuse_non_finite(unread)  # one update late, so that the device is never idle
-            unread = result
+        batches = self._batches()
+        early = self._has_lost_patience()
+        while not early and not self.horizon.is_reached(self.record):
+            with self.window.waiting_for_data():
+                batch = next(batches)
+            if self._is_stop_asked(batch):
+                self._stop()
+            result = self.advance(batch)
             at_end = self.horizon.is_reached(self.record)
             if at_end or self._is_multiple(result, self.config.log_every_steps):
-                self._refuse_non_finite(result)
                 self._log(result)
             evaluate_now = at_end or self._evaluation_is_due(result)
-            save_now = at_end or self._save_is_due(result, evaluate_now)
+            save_now = at_end or Request.SAVE in batch.requests
+            save_now = save_now or self._save_is_due(result, evaluate_now)
             if evaluate_now or save_now:
-                self._refuse_non_finite(unread)
+                self._refuse_non_finite()
                 self.window.pause()
                 if evaluate_now:
+                    self.record = replace(self.record, evaluation_due=True)
                     evaluation = self._evaluate()
-                if save_now:
+                    early = self._has_lost_patience()
+                if save_now or early:
                     self._save()
                 self.window.resume()
-            if at_end:
-                break
+            if result is not None and result.overflowed:
+                batches.close()  # the one ahead was prepared for one update more
+                batches = self._batches()
+        batches.close()
+        self.window.pause()
         self.progress.close()
-        seconds = time.perf_counter() - started
-        return Training(
-            evaluation, self.record, self.train_loss, seconds, self.window.total_seconds
-        )
+        if evaluation is None:  # the run was over before it was resumed
+            evaluation = self._score()
+        early = early and not self.horizon.is_reached(self.record)
+        return Training(evaluation, self.window.noted(self.record), early)
 
-    def _update(self, batch: UpdateBatch) -> UpdateResult | None:
-        """One update; none for a batch in which no token is predicted."""
+    def _batches(self) -> Generator[UpdateBatch, None, None]:
+        return self.train_loader.batches(self.record.batches, self.record.updates)
+
+    def advance(self, batch: UpdateBatch) -> UpdateResult | None:
+        """One update and the record of it; none for a batch in which no token is predicted."""
         result = None
         if batch.masked_count:
-            factor = learning_rate_factor(
-                self.record.updates,
-                self.horizon.updates,
-                self.config.warmup_steps,
-                self.config.schedule,
-            )
-            result = apply_update(
-                self.model,
-                self.optimizer,
-                batch,
-                learning_rate=self.config.learning_rate * factor,
-                max_grad_norm=self.config.max_grad_norm,
-                seed=self.seed,
-                compute=self.compute,
-            )
-            self.window.add(result, batch)
-            self.masking_rate = batch.masking_rate
-            self.progress.advance()
+            before = self.record
+            result = self.attempt(batch)
+            self._refuse_non_finite()  # one update late, so that the device is never idle
+            self.unread = Attempt(before, batch, result)
+            if not result.overflowed:
+                self.window.add(result, batch)
+                self.progress.advance()
+        overflowed = result is not None and result.overflowed
+        scale = self.record.loss_scale
+        if result is not None and self._is_scaled:
+            scale = scale.after(overflowed=overflowed)
         self.record = replace(
             self.record,
             batches=self.record.batches + 1,
-            updates=self.record.updates + (result is not None),
+            updates=self.record.updates + (result is not None and not overflowed),
+            skipped_updates=self.record.skipped_updates + overflowed,
             tokens=self.record.tokens + batch.token_count,
+            loss_scale=scale,
         )
         return result
 
-    def _refuse_non_finite(self, result: UpdateResult | None) -> None:
-        if result is not None and result.is_non_finite():
-            self.progress.close()
-            raise RunFailed(
-                f"near update {self.record.updates}: the gradient is not finite (loss sum "
-                f"{result.loss_sum.item()}, gradient norm {result.grad_norm.item()}).\n"
-                "The weights were left as they were before it. Usual remedies: a smaller "
-                "train.learning_rate, train.warmup_steps, runtime.precision=fp32."
+    def attempt(self, batch: UpdateBatch) -> UpdateResult:
+        """Applies an update to the weights, and nothing else."""
+        factor = learning_rate_factor(
+            self.record.updates,
+            self.horizon.updates,
+            self.config.warmup_steps,
+            self.config.schedule,
+        )
+        return apply_update(
+            self.replica,
+            self.optimizer,
+            batch,
+            learning_rate=self.config.learning_rate * factor,
+            max_grad_norm=self.config.max_grad_norm,
+            seed=self.seed,
+            suppressed=self.suppressed,
+            loss_scale=self.record.loss_scale.scale if self._is_scaled else 1.0,
+        )
+
+    @property
+    def _is_scaled(self) -> bool:
+        return self.replica.compute.precision is Precision.FP16
+
+    def _refuse_non_finite(self) -> None:
+        if self.unread is None or not self.unread.result.is_non_finite():
+            return
+        self.progress.close()
+        attempt, self.unread = self.unread, None
+        self.record = attempt.before  # the weights are as they were then: the rest was suppressed
+        raise RunFailed(
+            write_failure(
+                attempt,
+                self.train_loader.order,
+                self.world,
+                self.outputs.run_dir,
+                lambda folder: self._save_to(folder),
             )
+        )
 
     def _log(self, result: UpdateResult | None) -> None:
-        window = self.window
-        if result is None or window.masked_count == 0:
+        self._refuse_non_finite()
+        if result is None or result.overflowed or self.window.masked_count == 0:
             return
-        loss = window.loss_sum.item() / window.masked_count  # waits for the device
-        speed = window.tokens / window.seconds
-        self.train_loss = loss
+        loss = self.window.mean_loss()  # waits for the device
+        self.record = replace(self.record, train_loss=loss)
+        speed = self.window.tokens_per_second
         self.progress.show(loss, perplexity(loss), speed)
         figures = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
             "train/learning_rate": self.optimizer.param_groups[0]["lr"],
             "train/grad_norm": result.grad_norm.item(),
-            "train/masking_rate": self.masking_rate,
+            "train/masking_rate": self.window.masking_rate,
             "train/tokens_per_second": speed,
+            "step/seconds": self.window.seconds,
+            "data/seconds": self.window.data_seconds,
         }
-        self.tracker.log(self.record.updates, self._epoch(), figures)
-        window.restart()
+        if self._is_scaled:
+            figures["train/loss_scale"] = self.record.loss_scale.scale
+            figures["train/skipped_updates"] = self.record.skipped_updates
+        self._track(figures)
+        self.window.restart()
+
+    def _track(self, figures: dict[str, float]) -> None:
+        if self.outputs.tracker is not None:
+            self.outputs.tracker.log(self.record.updates, self._epoch(), figures)
+        self.record = replace(self.record, log_events=self.record.log_events + 1)
 
     def _epoch(self) -> float:
         return self.record.batches / self.train_loader.order.batches_per_epoch
 
     def _is_multiple(self, result: UpdateResult | None, steps: int) -> bool:
         """Whether this batch made the update count a multiple of `steps`."""
-        return result is not None and self.record.updates % steps == 0
+        applied = result is not None and not result.overflowed
+        return applied and self.record.updates % steps == 0
 
     def _evaluation_is_due(self, result: UpdateResult | None) -> bool:
         if self.eval_every_steps is not None:
@@ -247,10 +265,32 @@ class Loop:
             return self._is_multiple(result, self.config.save_every_steps)
         return evaluate_now
 
+    def _is_stop_asked(self, batch: UpdateBatch) -> bool:
+        """Alone, a process stops at once; several must agree, which they did a batch ahead."""
+        if self.world.size == 1:
+            return self.outputs.interruptions.is_stop_asked
+        return Request.STOP in batch.requests
+
+    def _has_lost_patience(self) -> bool:
+        patience = self.config.early_stopping_patience
+        return patience is not None and self.record.evaluations_since_best >= patience
+
+    def _score(self) -> Evaluation:
+        return evaluate(
+            self.replica.model,
+            self.eval_loader,
+            self.replica.compute,
+            self.progress,
+            world=self.world,
+            is_interrupted=lambda: self.outputs.interruptions.is_stop_asked,
+        )
+
     def _evaluate(self) -> Evaluation:
-        result = evaluate(self.model, self.eval_loader, self.compute, self.progress)
-        figures = {"eval/loss": result.loss, "eval/perplexity": result.perplexity}
-        self.tracker.log(self.record.updates, self._epoch(), figures)
+        started = time.perf_counter()
+        try:
+            result = self._score()
+        except EvaluationInterrupted:
+            self._stop()
         if result.masked_count and not math.isfinite(result.loss):
             self.progress.close()
             raise RunFailed(
@@ -258,9 +298,23 @@ class Loop:
                 "The weights hold inf or nan, or the forward pass overflows: try "
                 "runtime.precision=fp32, and look at what the run started from."
             )
+        self._track(
+            {
+                "eval/loss": result.loss,
+                "eval/perplexity": result.perplexity,
+                "eval/seconds": time.perf_counter() - started,
+            }
+        )
         best = self.record.best_eval_loss
-        if best is None or result.loss < best:
-            self.record = replace(self.record, best_eval_loss=result.loss)
+        is_best = best is None or result.loss < best
+        self.record = replace(
+            self.record,
+            evaluation_due=False,
+            initial_eval_loss=result.loss if best is None else self.record.initial_eval_loss,
+            best_eval_loss=result.loss if is_best else best,
+            best_step=self.record.updates if is_best else self.record.best_step,
+            evaluations_since_best=0 if is_best else self.record.evaluations_since_best + 1,
+        )
         self.progress.line(
             f"evaluation  update {self.record.updates:,}  loss {shown(result.loss)}  "
             f"perplexity {shown(result.perplexity)} ± {shown(result.perplexity_standard_error)}"
@@ -268,7 +322,40 @@ class Loop:
         return result
 
     def _save(self) -> None:
-        if self.config.keep_checkpoints:
-            folder = self.run_dir / "checkpoints" / f"step_{self.record.updates}"
-            save_state(folder, self.model, self.optimizer, self.record)
-            remove_old(self.run_dir, self.config.keep_checkpoints)
+        """A checkpoint; if the disk is full, the run goes on without it."""
+        self.record = self.window.noted(self.record)
+        keep = self.config.keep_checkpoints
+        if not keep or not self.world.is_first:
+            return
+        run_dir, step = self.outputs.run_dir, self.record.updates
+        try:
+            self._save_to(run_dir / "checkpoints" / f"step_{step}")
+            remove_old(run_dir, keep, self.record.best_step)
+        except OSError as error:
+            self.progress.line(
+                f"checkpoint of update {step:,} NOT written: {error.strerror or error}; those "
+                "before it are still there, and the run goes on"
+            )
+
+    def _save_to(self, folder: Path) -> None:
+        if self.outputs.tracker is not None:
+            self.outputs.tracker.flush()
+        save_state(
+            folder, self.replica.model, self.optimizer, self.record, self.outputs.fingerprint
+        )
+
+    def _stop(self) -> NoReturn:
+        self._refuse_non_finite()
+        self.window.pause()
+        self._save()
+        self.progress.close()
+        asked = self.outputs.interruptions.signal or signal.SIGTERM
+        run_dir = self.outputs.run_dir
+        kept = f"python -m mlmlab.train resume={run_dir} goes on from there"
+        if not self.config.keep_checkpoints:
+            kept = "train.keep_checkpoints=0: no checkpoint was written"
+        raise Interrupted(
+            asked,
+            f"stopped by {signal.Signals(asked).name} after update {self.record.updates:,}.\n"
+            f"{kept}",
+        )

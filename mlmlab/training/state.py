@@ -3,37 +3,95 @@ data, masks and dropout are functions of the batch number.
 
     step_N/model.safetensors       the weights, by our names
     step_N/optimizer.safetensors   AdamW's moments, by the parameter's name
-    step_N/progress.json           written last
+    step_N/progress.json           the progress record, and the fingerprint of the run's config
+    step_N/digests.json            the SHA-256 of each of the others
 """
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mlmlab.fetch.cache import flush
 from mlmlab.model import MaskedLanguageModel
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
+_DIGESTS = "digests.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossScale:
+    """What fp16 losses are multiplied by, so that small gradients do not vanish: halved when a
+    gradient overflows, doubled after `GROWTH_UPDATES` updates without (Micikevicius et al. 2018,
+    "Mixed precision training", section 3.2)."""
+
+    scale: float = 2.0**16
+    clean_updates: int = 0
+    """Updates since it last changed."""
+
+    def after(self, *, overflowed: bool) -> "LossScale":
+        """The next update's."""
+        if overflowed:
+            return LossScale(scale=self.scale / 2)
+        if self.clean_updates + 1 == GROWTH_UPDATES:
+            return LossScale(scale=self.scale * 2)
+        return dataclasses.replace(self, clean_updates=self.clean_updates + 1)
+
+
+GROWTH_UPDATES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogWindow:
+    """What has been summed since the last log line."""
+
+    loss_sums: tuple[float, ...] = ()
+    """Of each process."""
+    masked_count: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressRecord:
-    """How far the run is."""
+    """How far the run is: with weights and moments, all that it needs to go on."""
 
     batches: int = 0
     """Batches consumed: what data, masks and dropout follow."""
     updates: int = 0
-    """Updates applied: what the learning rate follows."""
+    """Updates applied: what learning rate and masking rate follow."""
+    skipped_updates: int = 0
+    """Updates left out because an fp16 gradient overflowed."""
     tokens: int = 0
     """Tokens in the batches consumed."""
+    evaluation_due: bool = True
+    """Whether an evaluation comes next, as it does before the first update."""
     initial_eval_loss: float | None = None
     best_eval_loss: float | None = None
+    best_step: int = 0
+    """Updates applied before the best evaluation."""
+    evaluations_since_best: int = 0
+    train_loss: float | None = None
+    """Of the last log line."""
+    log_events: int = 0
+    """Lines of metrics.jsonl."""
+    window: LogWindow = field(default_factory=LogWindow)
+    loss_scale: LossScale = field(default_factory=LossScale)
+    seconds: float = 0.0
+    """Of training so far, evaluations included."""
+    step_seconds: float = 0.0
+    """Without evaluations and checkpoints."""
+
+
+class DamagedCheckpoint(Exception):  # noqa: N818 (what it is, not what happened)
+    """A checkpoint that is incomplete, or not as it was written; the message says why."""
 
 
 def save_state(
@@ -41,11 +99,44 @@ def save_state(
     model: MaskedLanguageModel,
     optimizer: torch.optim.Optimizer,
     progress: ProgressRecord,
+    fingerprint: str,
 ) -> None:
-    """Writes a checkpoint under a temporary name and renames it: complete or absent."""
+    """Writes a checkpoint under a temporary name and renames it: complete or absent.
+
+    Args:
+        fingerprint: of the run's config, without what a resumed run may change.
+
+    Raises:
+        OSError: it could not be written; what was there before is still there.
+    """
     building = folder.with_name(f".{folder.name}.building")
     shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+    try:
+        building.mkdir(parents=True)
+        _write(building, model, optimizer, progress, fingerprint)
+        for file in building.iterdir():
+            flush(file)
+        flush(building)
+        replaced = folder.with_name(f"{folder.name}.replaced")
+        if folder.exists():  # the same step once more: at every moment one of them is there
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.rename(replaced)
+        building.rename(folder)
+        flush(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _write(
+    folder: Path,
+    model: MaskedLanguageModel,
+    optimizer: torch.optim.Optimizer,
+    progress: ProgressRecord,
+    fingerprint: str,
+) -> None:
     weights = {name: p.detach().cpu() for name, p in model.named_parameters()}
     moments = {
         f"{name}.{kind}": optimizer.state[p][kind].detach().cpu()
@@ -53,24 +144,20 @@ def save_state(
         for kind in _MOMENTS
         if p in optimizer.state
     }
-    save_file(weights, str(building / "model.safetensors"))
-    save_file(moments, str(building / "optimizer.safetensors"))
-    record = json.dumps(dataclasses.asdict(progress), indent=2)
-    (building / "progress.json").write_text(record, encoding="utf-8")
-    for file in building.iterdir():
-        flush(file)
-    flush(building)
-    shutil.rmtree(folder, ignore_errors=True)
-    building.rename(folder)
-    flush(folder.parent)
+    record = {"fingerprint": fingerprint, "progress": dataclasses.asdict(progress)}
+    save_file(weights, str(folder / _FILES[0]))
+    save_file(moments, str(folder / _FILES[1]))
+    (folder / _FILES[2]).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    digests = {name: _digest(folder / name) for name in _FILES}
+    (folder / _DIGESTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
 
 
 def load_state(
     folder: Path, model: MaskedLanguageModel, optimizer: torch.optim.Optimizer
 ) -> ProgressRecord:
     """Puts a checkpoint's weights and moments into a model and its optimizer."""
-    weights = load_file(str(folder / "model.safetensors"))
-    moments = load_file(str(folder / "optimizer.safetensors"))
+    weights = load_file(str(folder / _FILES[0]))
+    moments = load_file(str(folder / _FILES[1]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
@@ -78,20 +165,73 @@ def load_state(
                 optimizer.state[parameter] = {
                     kind: moments[f"{name}.{kind}"].to(parameter.device) for kind in _MOMENTS
                 }
-    return ProgressRecord(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+    record, _ = _read_progress(folder)
+    return record
+
+
+def check_state(folder: Path, fingerprint: str) -> ProgressRecord:
+    """Whether a checkpoint is whole, and of this run.
+
+    Raises:
+        DamagedCheckpoint: it is not.
+    """
+    try:
+        digests = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+        for name in _FILES:
+            if digests[name] != _digest(folder / name):
+                raise DamagedCheckpoint(f"{name} is not as it was written")
+        record, written_for = _read_progress(folder)
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"{Path(error.filename).name} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{_DIGESTS} cannot be read: {error}") from error
+    if written_for != fingerprint:
+        raise DamagedCheckpoint("it belongs to a run with another config")
+    return record
+
+
+def newest_state(
+    run_dir: Path, fingerprint: str, tell: Callable[[str], None]
+) -> tuple[Path, ProgressRecord] | None:
+    """The newest whole checkpoint of a run; None if there is none.
+
+    Args:
+        tell: gets a line about each damaged one that was passed over.
+    """
+    for folder in reversed(checkpoint_folders(run_dir)):
+        try:
+            return folder, check_state(folder, fingerprint)
+        except DamagedCheckpoint as error:
+            tell(f"{folder} is passed over: {error}")
+    return None
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
-    """The run's complete checkpoints, oldest first."""
-    found = [
-        (int(match.group(1)), folder)
-        for folder in (run_dir / "checkpoints").glob("step_*")
-        if (match := re.fullmatch(r"step_(\d+)", folder.name))
-    ]
-    return [folder for _, folder in sorted(found)]
+    """The run's checkpoints, oldest first."""
+    found = []
+    for folder in (run_dir / "checkpoints").glob("step_*"):
+        if match := re.fullmatch(r"step_(\d+)(\.replaced)?", folder.name):
+            found.append((int(match.group(1)), match.group(2) is None, folder))
+    return [folder for _, _, folder in sorted(found)]
 
 
-def remove_old(run_dir: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints."""
+def remove_old(run_dir: Path, keep: int, best_step: int) -> None:
+    """Removes all but the newest `keep` checkpoints and the best one."""
     for folder in checkpoint_folders(run_dir)[: -keep or None]:
-        shutil.rmtree(folder)
+        if folder.name != f"step_{best_step}":
+            shutil.rmtree(folder)
+
+
+def _read_progress(folder: Path) -> tuple[ProgressRecord, str]:
+    content = json.loads((folder / _FILES[2]).read_text(encoding="utf-8"))
+    fields = content["progress"]
+    window = fields["window"] | {"loss_sums": tuple(fields["window"]["loss_sums"])}
+    record = ProgressRecord(
+        **fields | {"window": LogWindow(**window), "loss_scale": LossScale(**fields["loss_scale"])}
+    )
+    return record, content["fingerprint"]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

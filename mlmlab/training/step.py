@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
-from mlmlab.loader import MicroBatch, UpdateBatch
-from mlmlab.model import MaskedLanguageModel, token_losses
+from mlmlab.loader import UpdateBatch
+from mlmlab.micro_batch import MicroBatch, on_device
+from mlmlab.model import token_losses
 from mlmlab.random import Domain, derive_seed
 from mlmlab.training.precision import Compute
+from mlmlab.training.replica import Replica
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,13 +18,15 @@ class UpdateResult:
     """What an update leaves behind, still on the device: reading it waits for the device."""
 
     loss_sum: torch.Tensor
-    """fp32 scalar: negative log-likelihood, summed over the predicted tokens."""
+    """fp32 scalar: negative log-likelihood, summed over this process's predicted tokens."""
     grad_norm: torch.Tensor
     """fp32 scalar: the whole gradient's norm before clipping."""
     non_finite: torch.Tensor
-    """fp32 scalar on the host: 1 if the gradient held inf or nan, and the weights were left as
-    they were. On CUDA it is on its way until `ready`."""
+    """fp32 scalar on the host: 1 if the gradient held inf or nan, in this update or in one before
+    it, and the weights were left as they were. On CUDA it is on its way until `ready`."""
     ready: torch.cuda.Event | None
+    overflowed: bool = False
+    """Whether the update was left out because the scaled fp16 gradient overflowed."""
 
     def is_non_finite(self) -> bool:
         """Waits for this update, but not for what was queued after it."""
@@ -30,53 +35,72 @@ class UpdateResult:
         return bool(self.non_finite)
 
 
-def micro_batch_loss(
-    model: MaskedLanguageModel, micro: MicroBatch, compute: Compute
-) -> torch.Tensor:
+def micro_batch_loss(model: nn.Module, micro: MicroBatch, compute: Compute) -> torch.Tensor:
     """The sum of the micro-batch's token losses, an fp32 scalar."""
-    device = compute.device
     with compute.autocast():
-        logits = model(**micro.model_inputs(device))
-    return token_losses(logits, micro.labels.to(device, non_blocking=True)).sum()
+        logits = model(**micro.model_inputs(compute.device))
+    return token_losses(logits, on_device(micro.labels, compute.device)).sum()
 
 
 def apply_update(
-    model: MaskedLanguageModel,
+    replica: Replica,
     optimizer: torch.optim.Optimizer,
     batch: UpdateBatch,
     *,
     learning_rate: float,
     max_grad_norm: float,
     seed: int,
-    compute: Compute,
+    suppressed: torch.Tensor,
+    loss_scale: float = 1.0,
 ) -> UpdateResult:
-    """Backward over the micro-batches, then clip, check, update.
+    """Backward over the micro-batches, then unscale, clip, check, update.
 
     The loss is the mean over the predicted tokens of the whole update: each micro-batch's sum is
-    divided by the update's count, so that accumulation changes nothing but rounding.
+    divided by the update's count, so that accumulation changes nothing but rounding. DDP averages
+    gradients over the processes, hence the factor of their number.
+
+    Args:
+        suppressed: fp32 scalar on the device, 1 once a gradient was not finite: then neither this
+            update nor a later one reaches the weights, whenever the host looks.
+        loss_scale: for fp16, a power of two; the host then waits for the gradient's norm.
     """
-    model.train()
+    replica.model.train()
     optimizer.zero_grad(set_to_none=True)
+    compute, world = replica.compute, replica.world
     loss_sum = torch.zeros((), device=compute.device)
     for number, micro in enumerate(batch.micro_batches):
         # Dropout noise belongs to the micro-batch, not to what was drawn before it.
-        torch.manual_seed(derive_seed(seed, Domain.DROPOUT, batch.number, number))
-        loss = micro_batch_loss(model, micro, compute)
-        (loss / batch.masked_count).backward()  # type: ignore[no-untyped-call]
+        noise = derive_seed(seed, Domain.DROPOUT, batch.number | world.rank << 40, number)
+        torch.manual_seed(noise)
+        with replica.accumulating(is_last=number == len(batch.micro_batches) - 1):
+            loss = micro_batch_loss(replica.trained, micro, compute)
+            scaled = loss * (world.size * loss_scale) / batch.masked_count
+            scaled.backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.detach()
-    parameters = list(model.parameters())
-    grad_norm = torch.nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+
+    gradients = replica.gradients()
+    if loss_scale != 1.0:
+        torch._foreach_mul_(gradients, 1.0 / loss_scale)
+    grad_norm = torch.nn.utils.get_total_norm(gradients)
+    overflowed = loss_scale != 1.0 and not torch.isfinite(grad_norm)
+    # A loss that is not finite itself cannot be helped by another scale.
+    if overflowed and all(world.gather(bool(torch.isfinite(loss_sum)))):
+        return UpdateResult(loss_sum, grad_norm, torch.zeros(()), None, overflowed=True)
     if max_grad_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, grad_norm)
-    non_finite = 1.0 - torch.isfinite(grad_norm).float()
-    optimizer.found_inf = non_finite  # type: ignore[attr-defined]
+        torch.nn.utils.clip_grads_with_norm_(replica.model.parameters(), max_grad_norm, grad_norm)
+    suppressed.copy_(torch.maximum(suppressed, 1.0 - torch.isfinite(grad_norm).float()))
+    optimizer.found_inf = suppressed  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
-    ready = None
-    if non_finite.is_cuda:
-        on_host = torch.empty((), pin_memory=True)
-        non_finite = on_host.copy_(non_finite, non_blocking=True)
-        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        ready.record()
-    return UpdateResult(loss_sum, grad_norm, non_finite, ready)
+    return UpdateResult(loss_sum, grad_norm, *_on_host(suppressed))
+
+
+def _on_host(flag: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """A copy on the host, and when it is there, without waiting for it."""
+    if not flag.is_cuda:
+        return flag.clone(), None
+    copy = torch.empty((), pin_memory=True).copy_(flag, non_blocking=True)
+    ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    ready.record()
+    return copy, ready

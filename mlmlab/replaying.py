@@ -1,0 +1,133 @@
+"""replay(config): one update of a run once more, looked at closely. Nothing is written."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mlmlab import terminal
+from mlmlab.config import RunConfig
+from mlmlab.errors import RunFailed, UserError
+from mlmlab.launch import build_loop, gather_in_turn, print_unless
+from mlmlab.loader import UpdateBatch
+from mlmlab.processes import joined
+from mlmlab.resuming import Resumption, changed_keys, check_changes, fingerprint
+from mlmlab.tracking.progress import Progress
+from mlmlab.training.failure import Attempt, describe, failure_folder
+from mlmlab.training.interruption import Interruptions
+from mlmlab.training.loop import Loop, Outputs
+from mlmlab.training.precision import resolve, uses_cuda
+from mlmlab.training.state import DamagedCheckpoint, check_state, checkpoint_folders
+
+
+def replay(config: RunConfig, *, quiet: bool = False) -> float:
+    """Repeats update `debug.step` of the run that `resume` names, from the state that was kept of
+    it when it failed, or else from the newest checkpoint before it.
+
+    Args:
+        config: with `resume` and `debug=replay`.
+        quiet: print nothing.
+
+    Returns:
+        The update's loss, in nats a predicted token.
+
+    Raises:
+        UserError: there is no such update, or no state to repeat it from.
+        RunFailed: its gradient is not finite, here as in the run.
+    """
+    assert config.resume is not None
+    assert config.debug.step is not None
+    run_dir, step = Path(config.resume), config.debug.step
+    with joined(use_cuda=uses_cuda(config.runtime)) as world:
+        quiet = quiet or not world.is_first
+        compute = resolve(config.runtime, world.local_rank)
+        check_changes(config, changed_keys(config, run_dir))
+        found = world.from_first(lambda: _state_before(config, run_dir, step))
+        config, inputs = gather_in_turn(config, world, quiet=quiet)
+        outputs = Outputs(
+            run_dir=run_dir,
+            progress=Progress(0, quiet=quiet),
+            tracker=None,
+            fingerprint=fingerprint(config),
+            interruptions=Interruptions(),
+        )
+        loop = build_loop(config, inputs, world, compute, outputs, found)
+        tell = print_unless(quiet)
+        tell(f"replaying update {step} of {run_dir}, from {found.state}")
+        batch = _advance(loop, step)
+        with _watched(loop.replica.model) as first_module:
+            attempt = Attempt(loop.record, batch, loop.attempt(batch))
+        loss_sum = math.fsum(world.gather(attempt.result.loss_sum.item()))
+        loss, grad_norm = loss_sum / batch.masked_count, attempt.result.grad_norm.item()
+        broken = [
+            name
+            for name, parameter in loop.replica.model.named_parameters()
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        ]
+        examples = loop.train_loader.order.batch(batch.number)[1].tolist()
+        tell(terminal.replay(batch, loss, grad_norm, examples, first_module, broken))
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise RunFailed(describe(attempt, loss, grad_norm))
+        return loss
+
+
+def _state_before(config: RunConfig, run_dir: Path, step: int) -> Resumption:
+    """The nearest whole state before an update; there is none before the first checkpoint, but a
+    run always begins in the same way."""
+    kept = failure_folder(run_dir, step)
+    for folder in (kept, *reversed(checkpoint_folders(run_dir))):
+        try:
+            record = check_state(folder, fingerprint(config))
+        except DamagedCheckpoint:
+            continue
+        if record.updates < step:
+            return Resumption(folder, record, ())
+    raise UserError.of(
+        "debug.step",
+        found=f"{step}, and {run_dir} has no whole checkpoint before it",
+        expected="an update behind a checkpoint, or one that failed",
+        remedy="train.save_every_steps=N keeps more of them, with train.keep_checkpoints=M",
+    )
+
+
+def _advance(loop: Loop, step: int) -> UpdateBatch:
+    """Applies the updates before an update, and returns its batch."""
+    batches = loop.train_loader.batches(loop.record.batches, loop.record.updates)
+    for batch in batches:
+        is_over = loop.horizon.is_reached(loop.record)
+        if is_over or (batch.masked_count and loop.record.updates == step - 1):
+            batches.close()
+            break
+        loop.advance(batch)
+    if is_over:
+        raise UserError.of(
+            "debug.step",
+            found=f"{step}, and the run ends with update {loop.record.updates}",
+            expected="one of the run's updates",
+            remedy=f"debug.step={loop.record.updates}",
+        )
+    return batch
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[list[str]]:
+    """Notes the first module whose output is not finite, in a list that is empty until then."""
+    found: list[str] = []
+
+    def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def look(_: nn.Module, __: object, output: torch.Tensor) -> None:
+            if not found and not torch.isfinite(output).all():
+                found.append(name)
+
+        return module.register_forward_hook(look)
+
+    leaves = [(name, module) for name, module in model.named_modules() if name]
+    handles = [watch(name, module) for name, module in leaves if not list(module.children())]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,90 @@
+"""An update whose gradient is not finite: what is kept of it, so that it can be looked at again."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlmlab.data.order import Order
+from mlmlab.loader import UpdateBatch
+from mlmlab.processes import World
+from mlmlab.training.state import ProgressRecord
+from mlmlab.training.step import UpdateResult
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """An update that was tried."""
+
+    before: ProgressRecord
+    """How far the run was before it."""
+    batch: UpdateBatch
+    result: UpdateResult
+
+    @property
+    def step(self) -> int:
+        """The update's number, counted from 1."""
+        return self.before.updates + 1
+
+
+def failure_folder(run_dir: Path, step: int) -> Path:
+    """Where a failed update is kept."""
+    return run_dir / "failures" / f"step_{step}"
+
+
+def write_failure(
+    attempt: Attempt,
+    order: Order,
+    world: World,
+    run_dir: Path,
+    save: Callable[[Path], None],
+) -> str:
+    """Keeps an update in failures/step_N: the state before it, and batch.json.
+
+    Args:
+        save: writes the state to a folder.
+
+    Returns:
+        What to tell the user.
+    """
+    loss_sum = math.fsum(world.gather(attempt.result.loss_sum.item()))
+    loss, grad_norm = loss_sum / attempt.batch.masked_count, attempt.result.grad_norm.item()
+    folder = failure_folder(run_dir, attempt.step)
+    if world.is_first:
+        _, examples = order.batch(attempt.batch.number)
+        content = {
+            "step": attempt.step,
+            "batch": attempt.batch.number,
+            "epoch": attempt.batch.epoch,
+            "loss": _strict(loss),
+            "grad_norm": _strict(grad_norm),
+            "masked_tokens": attempt.batch.masked_count,
+            "example_ids": examples.tolist(),
+        }
+        try:
+            save(folder)
+            text = json.dumps(content, indent=2) + "\n"
+            (folder / "batch.json").write_text(text, encoding="utf-8")
+        except OSError as error:
+            return f"{describe(attempt, loss, grad_norm)}\nNothing could be kept of it: {error}"
+    return (
+        f"{describe(attempt, loss, grad_norm)}\n"
+        f"Its examples and the state before it are in {folder}. To look at it again:\n"
+        f"  python -m mlmlab.train resume={run_dir} debug=replay debug.step={attempt.step}\n"
+        "Usual remedies: a smaller train.learning_rate, train.warmup_steps, a\n"
+        "train.max_grad_norm, runtime.precision=fp32."
+    )
+
+
+def describe(attempt: Attempt, loss: float, grad_norm: float) -> str:
+    """What went wrong, in words."""
+    return (
+        f"update {attempt.step}: loss {loss:g}, gradient norm {grad_norm:g}: not finite.\n"
+        "The weights are as they were before it."
+    )
+
+
+def _strict(value: float) -> float | str:
+    """JSON has no nan or inf."""
+    return value if math.isfinite(value) else str(value)

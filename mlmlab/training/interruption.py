@@ -1,0 +1,62 @@
+"""Signals: what a person or a cluster asks of a running run."""
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from mlmlab.loader import Request
+from mlmlab.processes import is_started_by_torchrun
+
+_ECHO_SECONDS = 2.0
+"""Ctrl-C reaches each process twice under torchrun: from the terminal, and passed on by torchrun.
+A second one so soon is no second one."""
+
+
+class Interruptions:
+    """Notes signals inside its `with` block, in the main thread; leaves them alone elsewhere.
+
+    SIGTERM, SIGINT: stop after a checkpoint; a second SIGINT: at once. SIGUSR1: a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        """The one that asked to stop."""
+        self._save = False
+        self._first_at = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruptions":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGUSR1:
+            self._save = True
+            return
+        if number == signal.SIGINT and self.signal == signal.SIGINT and not self._is_echo():
+            raise KeyboardInterrupt
+        if self.signal is None:
+            self.signal, self._first_at = number, time.monotonic()
+
+    def _is_echo(self) -> bool:
+        return is_started_by_torchrun() and time.monotonic() - self._first_at < _ECHO_SECONDS
+
+    @property
+    def is_stop_asked(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.signal is not None
+
+    def take(self) -> Request:
+        """What was asked for since the last call; a wish to stop is told again and again."""
+        save, self._save = self._save, False
+        return (Request.SAVE if save else Request.NONE) | (
+            Request.STOP if self.is_stop_asked else Request.NONE
+        )
