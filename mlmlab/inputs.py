@@ -22,6 +22,7 @@ from mlmlab.masking import MaskingConfig, Unit
 from mlmlab.model import MaskedLanguageModel, ModelConfig
 from mlmlab.random import Domain, derive_seed
 from mlmlab.training.config import Split
+from mlmlab.training.trainable import freeze
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ class Inputs(EvaluationInputs):
 
 
 def gather(config: RunConfig, progress: Progress | None = None) -> Inputs:
-    """Finds, reads and tokenizes what the config names.
+    """Finds, reads and tokenizes what the config names, and freezes what shall not train.
 
     Raises:
         UserError: whatever is missing or does not fit. A checkpoint and a data set that cannot be
@@ -84,6 +85,8 @@ def gather(config: RunConfig, progress: Progress | None = None) -> Inputs:
         fresh_head_seed=derive_seed(config.seed, Domain.INITIALIZE) if fresh else None,
         dropout=config.model.dropout,
     )
+    if loaded is not None:
+        freeze(loaded.model, config.train)  # refuses now, not after an hour of tokenizing
     test_source = _eval_source(data)
     if data.eval_path is not None:  # every other document is trained on
         data = dataclasses.replace(data, test_fraction=0.0)
@@ -233,6 +236,7 @@ def _from_scratch(config: RunConfig, tokenizer: Tokenizer) -> MaskedLanguageMode
         )
     )
     model.initialize(derive_seed(config.seed, Domain.INITIALIZE))
+    freeze(model, config.train)
     return model
 
 

@@ -17,11 +17,12 @@ from mlmlab.resuming import Resumption
 from mlmlab.style import Style, styled
 from mlmlab.tracking.progress import shown
 from mlmlab.tracking.summary import Summary
-from mlmlab.training.config import Split
+from mlmlab.training.config import Split, TrainConfig
 from mlmlab.training.evaluation import Evaluation, perplexity
 from mlmlab.training.loop import Horizon, Training
 from mlmlab.training.memory import device_memory_bytes, expected_memory_bytes
 from mlmlab.training.precision import Compute
+from mlmlab.training.trainable import account
 
 _LABEL_WIDTH = 11
 _WIDTH = 79
@@ -65,6 +66,7 @@ def plan(
         _row("train", _examples(inputs.train) + isolated),
         _row("test", _examples(inputs.test)),
         _row("model", _model(inputs.model)),
+        *_trained(inputs.model, train),
         _row("masking", f"{_masking(config.masking)}, {config.masking.mode.value}"),
         _row("updates", f"{horizon.updates:,} of {train.batch_size} sequences{accumulation}, "
              f"learning rate {train.learning_rate:g} {train.schedule.value}{warmup}"),
@@ -174,6 +176,30 @@ def _model(model: MaskedLanguageModel) -> str:
         f"heads, vocabulary {config.vocabulary_size:,}: {model.parameter_count() / 1e6:.2f} M "
         "parameters"
     )
+
+
+def _trained(model: MaskedLanguageModel, train: TrainConfig) -> list[str]:
+    """A table of what trains; nothing where all of the model does."""
+    if not train.freeze:
+        return []
+    rows = account(model)
+    table = [
+        _verbatim(
+            label, f"{row.name:<14} {row.parameters:>13,}  {'trains' if row.trains else 'frozen'}"
+        )
+        for label, row in zip(["trained", *[""] * len(rows)], rows, strict=False)
+    ]
+    embeddings, head = rows[0], rows[-1]
+    tied = "the decoder's weight is the token table, which trains with the embeddings"
+    if not embeddings.trains:
+        tied = "the decoder's weight is the token table, and frozen with the embeddings: "
+        tied += (
+            "of the decoder, only decoder_bias trains"
+            if head.trains
+            else "as is its bias, in the head"
+        )
+    count = sum(row.parameters for row in rows if row.trains)
+    return [*table, _row("", f"{count:,} of {model.parameter_count():,} parameters train; {tied}")]
 
 
 def _memory(config: RunConfig, model: MaskedLanguageModel, compute: Compute) -> str:

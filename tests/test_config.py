@@ -464,6 +464,7 @@ FINE_TUNING = {
         "max_grad_norm": 1.0,
         "schedule": "linear",
         "warmup_steps": 0,
+        "freeze": [],
         "save_every_steps": None,
         "keep_checkpoints": 2,
         "log_every_steps": 10,

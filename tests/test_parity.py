@@ -181,6 +181,7 @@ TRAIN = TrainConfig(
     max_grad_norm=1.0,
     schedule=Schedule.LINEAR,
     warmup_steps=0,
+    freeze=(),
     save_every_steps=None,
     keep_checkpoints=0,
     log_every_steps=1,

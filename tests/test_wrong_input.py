@@ -113,6 +113,18 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     "train train.epochs=three": ("train.epochs", "three", "a whole number", "train.epochs=1"),
     "train train.batch_size=0": ("train.batch_size", "0", "more than zero", "train.batch_size=1"),
     "train train.learning_rate=-1": ("train.learning_rate", "-1", "more than zero", "2e-5"),
+    "train train.freeze=[embeding]": ("train.freeze", "embeding", "layers.0-5", "train.freeze=["),
+    "train train.freeze=[layers.2-1]": ("train.freeze", "layers.2-1", "layers.0-5", "[embeddings"),
+    "train train.freeze=head": ("train.freeze", "head", "a list of texts", "train.freeze=[]"),
+    "train train.freeze=[encoder,head]": (
+        "train.freeze", "encoder, head: the whole model", "a part that still trains", "=[encoder]"
+    ),
+    "train train.freeze=[layers.1-4] model.layers=4": (
+        "train.freeze", "layers.1-4, and the model has 4", "layers.0 to layers.3", "[layers.0-3]"
+    ),
+    f"train {BERT} train.freeze=[layers.2]": (
+        "train.freeze", "layers.2, and the model has 2", "layers.0 to layers.1", "=[layers.0-1]"
+    ),
     "train masking.rate=1.5": ("masking.rate", "1.5", "between 0 and 1", "masking.rate=0.15"),
     "train masking.rate=0": ("masking.rate", "0", "above 0", "masking.rate=0.15"),
     "train masking.mask_fraction=0.9 masking.random_fraction=0.2": (

@@ -66,7 +66,7 @@ class MaskedLanguageModel(nn.Module):
             initialize_module(module, self.config.initializer_range, generator)
 
     def parameter_count(self) -> int:
-        """Trainable numbers; the tied table counts once."""
+        """Numbers, frozen ones included; the tied table counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 

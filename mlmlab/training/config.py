@@ -1,5 +1,6 @@
 """How to train, evaluate and run: the numbers of the loop."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -55,6 +56,9 @@ class Split(Enum):
 _MOST_DRAWS = 1 << 24
 """Draws that the random numbers' counter can tell apart (`random.EPOCHS`)."""
 
+_EMBEDDINGS, _HEAD = "embeddings", "head"
+_FREEZABLE = (_EMBEDDINGS, "layers", "encoder", _HEAD)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -81,6 +85,10 @@ class TrainConfig:
     """linear and cosine fall to zero at the last update."""
     warmup_steps: int
     """Updates over which the rate rises from zero."""
+    freeze: tuple[str, ...]
+    """Parts that keep their weights: embeddings (with them the decoder, the same table), layers
+    (all of them), layers.3, layers.0-5 (from 0, both ends included), encoder (embeddings and
+    layers), head."""
     save_every_steps: int | None
     """Updates between checkpoints. null: one at each evaluation."""
     keep_checkpoints: int
@@ -111,6 +119,51 @@ class TrainConfig:
                     "at least 0 and below 1",
                     "train.adam_beta1=0.9 train.adam_beta2=0.999",
                 )
+        for name in self.freeze:
+            if name not in _FREEZABLE and not _layer_range(name):
+                yield Problem(
+                    "train.freeze",
+                    name or "an empty text",
+                    "a list of embeddings, layers, layers.3, layers.0-5, encoder, head",
+                    "train.freeze=[embeddings,layers.0-5]",
+                )
+
+    def freeze_problems(self, layers: int) -> Iterator[Problem]:
+        """What `freeze` asks for in vain of a model of so many layers: known names are assumed."""
+        beyond = [name for name in self.freeze if (r := _layer_range(name)) and r.stop > layers]
+        last = layers - 1
+        if beyond:
+            yield Problem(
+                "train.freeze",
+                f"{', '.join(beyond)}, and the model has {layers} layers",
+                f"layers.0 to layers.{last}",
+                f"train.freeze=[layers.0-{last}], or train.freeze=[layers] for all of them",
+            )
+        elif len(self.frozen_parts(layers)) == layers + 2:
+            yield Problem(
+                "train.freeze",
+                f"{', '.join(self.freeze)}: the whole model",
+                "a part that still trains",
+                "train.freeze=[encoder] trains the head alone, train.freeze=[] everything",
+            )
+
+    def frozen_parts(self, layers: int) -> frozenset[str]:
+        """Those among embeddings, layers.0, layers.1, ..., head that keep their weights."""
+        parts: set[str] = set()
+        for name in self.freeze:
+            numbers = range(layers) if name in ("layers", "encoder") else _layer_range(name)
+            parts.update(f"layers.{number}" for number in numbers)
+            if name in (_EMBEDDINGS, "encoder"):
+                parts.add(_EMBEDDINGS)
+            if name == _HEAD:
+                parts.add(_HEAD)
+        return frozenset(parts)
+
+
+def _layer_range(name: str) -> range:
+    """The layers that layers.3 or layers.0-5 names; empty for anything else."""
+    match = re.fullmatch(r"layers\.([0-9]{1,9})(?:-([0-9]{1,9}))?", name)
+    return range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,10 @@ from mlmlab.model import MaskedLanguageModel
 from mlmlab.training.config import Precision
 from mlmlab.training.precision import Compute
 
-_STATES_BYTES = 16
-"""A parameter's weight, gradient and two moments, fp32 each."""
+_WEIGHT_BYTES = 4
+"""A parameter, fp32."""
+_TRAINING_BYTES = 12
+"""Its gradient and two moments, unless it is frozen."""
 _HIDDEN_VECTORS = 10
 """Vectors of the hidden width that backward needs, a token and layer: the two sublayers' inputs,
 queries, keys, values, the attention's result, and what dropouts and norms keep."""
@@ -39,7 +41,17 @@ def expected_memory_bytes(
     if config.attention_dropout and compute.device.type == "cpu":
         layer += _WEIGHT_COPIES * rows * config.heads * length**2 * element
     logits = masked_tokens * config.vocabulary_size * 4 * _LOGIT_COPIES
-    return model.parameter_count() * _STATES_BYTES + config.layers * layer + logits
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    states = model.parameter_count() * _WEIGHT_BYTES + trained * _TRAINING_BYTES
+    return states + _layers_with_backward(model) * layer + logits
+
+
+def _layers_with_backward(model: MaskedLanguageModel) -> int:
+    """Those from the lowest part that trains on: below it nothing is kept for backward."""
+    for number, part in enumerate((model.embeddings, *model.layers)):
+        if any(p.requires_grad for p in part.parameters()):
+            return len(model.layers) - max(0, number - 1)
+    return 0
 
 
 def device_memory_bytes(compute: Compute) -> int | None:

@@ -1,0 +1,73 @@
+"""What trains: the model's parts, and which of them keep their weights."""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from torch import nn
+
+from mlmlab.errors import UserError
+from mlmlab.model import MaskedLanguageModel
+from mlmlab.training.config import TrainConfig
+
+
+def parts(model: MaskedLanguageModel) -> dict[str, nn.Module]:
+    """embeddings, layers.0, layers.1, ..., head: every parameter once, in the model's own order.
+
+    The decoder's weight is the token table, which belongs to the embeddings; its bias belongs to
+    the head.
+    """
+    layers = {f"layers.{number}": layer for number, layer in enumerate(model.layers)}
+    return {"embeddings": model.embeddings, **layers, "head": model.head}
+
+
+def freeze(model: MaskedLanguageModel, config: TrainConfig) -> None:
+    """Lets the parts that `train.freeze` does not name train, and no others.
+
+    To be called before the optimizer is built, which leaves frozen parameters out. Autograd does
+    the rest: no gradient for a frozen weight, and no backward at all below the lowest part that
+    trains. Dropout goes on in frozen parts.
+
+    Raises:
+        UserError: a layer that the model lacks, or nothing that is left to train.
+    """
+    layers = len(model.layers)
+    problems = list(config.freeze_problems(layers))
+    if problems:
+        raise UserError(problems)
+    frozen = config.frozen_parts(layers)
+    for name, part in parts(model).items():
+        part.requires_grad_(name not in frozen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartAccount:
+    """A part, or neighbouring layers that are treated alike."""
+
+    name: str
+    """embeddings, layers.3, layers.0-5 or head."""
+    parameters: int
+    """Numbers in it; in all layers of a range together."""
+    trains: bool
+
+
+def account(model: MaskedLanguageModel) -> list[PartAccount]:
+    """Every parameter of the model in one row."""
+    rows = [
+        PartAccount(
+            name=name,
+            parameters=sum(p.numel() for p in part.parameters()),
+            trains=any(p.requires_grad for p in part.parameters()),
+        )
+        for name, part in parts(model).items()
+    ]
+    alike = groupby(rows, key=lambda row: (row.name.partition(".")[0], row.trains))
+    return [_together(list(group)) for _, group in alike]
+
+
+def _together(rows: list[PartAccount]) -> PartAccount:
+    first, last = rows[0], rows[-1]
+    return PartAccount(
+        name=first.name + f"-{last.name.partition('.')[2]}" * (len(rows) > 1),
+        parameters=sum(row.parameters for row in rows),
+        trains=first.trains,
+    )

@@ -1,0 +1,279 @@
+"""What trains and what is frozen, and what is said about it."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import mlmlab
+from mlmlab import terminal
+from mlmlab.checkpoints import load_model
+from mlmlab.errors import UserError
+from mlmlab.inputs import Inputs, gather
+from mlmlab.loader import MicroBatch, UpdateBatch
+from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
+from mlmlab.training.config import Precision, TrainConfig
+from mlmlab.training.loop import Horizon
+from mlmlab.training.memory import expected_memory_bytes
+from mlmlab.training.optimizer import build_optimizer
+from mlmlab.training.precision import Compute
+from mlmlab.training.step import apply_update
+from mlmlab.training.trainable import account, freeze, parts
+
+CPU = Compute(torch.device("cpu"), Precision.FP32)
+LAYERS = 4
+
+
+def _model(dropout: float = 0.0) -> MaskedLanguageModel:
+    config = ModelConfig(
+        family=Family.BERT,
+        vocabulary_size=60,
+        hidden_size=32,
+        layers=LAYERS,
+        heads=4,
+        intermediate_size=64,
+        max_positions=16,
+        position_offset=0,
+        token_types=2,
+        layer_norm_eps=1e-12,
+        pad_id=0,
+        initializer_range=0.02,
+        dropout=dropout,
+        attention_dropout=dropout,
+    )
+    model = MaskedLanguageModel(config)
+    model.initialize(0)
+    return model
+
+
+def _config(*overrides: str) -> TrainConfig:
+    return mlmlab.compose(*overrides).train
+
+
+def _frozen(*policies: str, dropout: float = 0.0) -> tuple[MaskedLanguageModel, TrainConfig]:
+    config = dataclasses.replace(_config("train.weight_decay=0.5"), freeze=policies)
+    model = _model(dropout)
+    freeze(model, config)
+    return model, config
+
+
+def _batch(number: int = 0) -> UpdateBatch:
+    generator = torch.Generator().manual_seed(number)
+    ids = torch.randint(5, 60, (8, 16), generator=generator)
+    positions = torch.arange(3, 128, 9)
+    labels = torch.randint(5, 60, positions.shape, generator=generator)
+    micro = MicroBatch(ids, positions, labels, torch.zeros(9, dtype=torch.long))
+    return UpdateBatch(number, 0, (micro,), len(labels), ids.numel(), 0.1)
+
+
+def _train(model: MaskedLanguageModel, config: TrainConfig, updates: int = 3) -> None:
+    optimizer = build_optimizer(model, config)
+    for number in range(updates):
+        apply_update(
+            model,
+            optimizer,
+            _batch(number),
+            learning_rate=1e-2,
+            max_grad_norm=1.0,
+            seed=0,
+            compute=CPU,
+        )
+
+
+def _loss(model: MaskedLanguageModel, batch: UpdateBatch) -> torch.Tensor:
+    (micro,) = batch.micro_batches
+    return token_losses(model(**micro.model_inputs(CPU.device)), micro.labels).sum()
+
+
+# Freezing
+
+POLICIES = {
+    (): set(),
+    ("embeddings",): {"embeddings"},
+    ("layers",): {"layers.0", "layers.1", "layers.2", "layers.3"},
+    ("layers.3",): {"layers.3"},
+    ("layers.1-2",): {"layers.1", "layers.2"},
+    ("layers.0-3",): {"layers.0", "layers.1", "layers.2", "layers.3"},
+    ("encoder",): {"embeddings", "layers.0", "layers.1", "layers.2", "layers.3"},
+    ("head",): {"head"},
+    ("embeddings", "layers.0-1", "layers.1"): {"embeddings", "layers.0", "layers.1"},
+}
+
+
+@pytest.mark.parametrize(("policies", "expected"), POLICIES.items(), ids=map("+".join, POLICIES))
+def test_frozen_weights_keep_their_bits_and_all_others_move(
+    policies: tuple[str, ...], expected: set[str]
+) -> None:
+    model, config = _frozen(*policies, dropout=0.1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    _train(model, config)
+    for part, module in parts(model).items():
+        for name, parameter in module.named_parameters(prefix=part):
+            assert torch.equal(parameter, before[name]) == (part in expected), name
+            assert (parameter.grad is None) == (part in expected), name
+
+
+def test_the_optimizer_holds_what_trains_and_nothing_else() -> None:
+    model, config = _frozen("embeddings", "layers.0-1")
+    optimizer = build_optimizer(model, config)
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    trained = [
+        id(p) for n, p in model.named_parameters() if n.startswith(("layers.2", "layers.3", "head"))
+    ]
+    assert sorted(held) == sorted(trained)
+
+
+def test_freezing_again_frees_what_was_frozen_before() -> None:
+    model, config = _frozen("encoder")
+    freeze(model, dataclasses.replace(config, freeze=("head",)))
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == {
+        name for name, _ in model.named_parameters() if name.startswith("head")
+    }
+
+
+def test_the_lowest_frozen_layers_cost_no_backward() -> None:
+    def flops(model: MaskedLanguageModel) -> tuple[int, int]:
+        with FlopCounterMode(display=False) as forward:
+            loss = _loss(model, _batch())
+        with FlopCounterMode(display=False) as backward:
+            loss.backward()
+        return forward.get_total_flops(), backward.get_total_flops()
+
+    forward, whole = flops(_model())
+    head_alone = flops(_frozen("encoder")[0])
+    (micro,) = _batch().micro_batches
+    dense, decoder = 2 * micro.masked_count * 32 * 32, 2 * micro.masked_count * 32 * 60
+    assert whole == 2 * forward
+    # The dense layer's own gradient, and the decoder's towards it: nothing else.
+    assert head_alone == (forward, dense + decoder)
+
+
+@pytest.mark.parametrize(
+    ("policies", "found"),
+    [
+        (("layers.4",), "layers.4, and the model has 4 layers"),
+        (("layers.3", "layers.2-999999999"), "layers.2-999999999, and the model has 4 layers"),
+        (("encoder", "head"), "encoder, head: the whole model"),
+        (("embeddings", "layers.0-1", "layers.2-3", "head"), "the whole model"),
+    ],
+)
+def test_layers_that_the_model_lacks_and_nothing_to_train_are_refused(
+    policies: tuple[str, ...], found: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        _frozen(*policies)
+    (problem,) = error.value.problems
+    assert problem.where == "train.freeze"
+    assert found in problem.found
+    assert problem.expected
+    assert "train.freeze=" in problem.remedy
+
+
+SHORT = (
+    "data.limit=60", "data.block_size=32", "model.hidden_size=32", "model.intermediate_size=64",
+    "model.layers=3", "train.batch_size=8", "train.max_steps=4", "runtime.threads=1",
+)  # fmt: skip
+
+
+def test_a_run_exports_the_frozen_weights_that_it_started_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = mlmlab.compose(*SHORT, "train.freeze=[embeddings,layers.0]", "run_dir=run")
+    mlmlab.run(config, quiet=True)
+    begun = gather(config).model
+    ended = load_model("run/export").model
+    for (name, old), new in zip(begun.named_parameters(), ended.parameters(), strict=True):
+        assert torch.equal(old, new) == name.startswith(("embeddings", "layers.0")), name
+
+
+# What is said about it
+
+
+def _plan(tmp_path: Path, *overrides: str) -> tuple[str, Inputs]:
+    config = mlmlab.compose(*SHORT, *overrides)
+    inputs = gather(config)
+    return terminal.plan(config, inputs, CPU, Horizon(4, None), tmp_path), inputs
+
+
+def test_the_table_has_every_parameter_once() -> None:
+    for policies in POLICIES:
+        model, _ = _frozen(*policies)
+        rows = account(model)
+        assert sum(row.parameters for row in rows) == model.parameter_count()
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert sum(row.parameters for row in rows if row.trains) == trained
+
+
+def test_neighbouring_layers_that_are_alike_share_a_row() -> None:
+    assert [row.name for row in account(_frozen("layers.1-2")[0])] == [
+        "embeddings", "layers.0", "layers.1-2", "layers.3", "head",
+    ]  # fmt: skip
+    assert [row.name for row in account(_frozen()[0])] == ["embeddings", "layers.0-3", "head"]
+
+
+def test_the_plan_of_a_run_without_frozen_parts_has_no_table(tmp_path: Path) -> None:
+    assert "frozen" not in _plan(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("frozen", "said"),
+    [
+        ("embeddings", "frozen with the embeddings: of the decoder, only decoder_bias trains"),
+        ("embeddings,head", "frozen with the embeddings: as is its bias, in the head"),
+        ("head", "the token table, which trains with the embeddings"),
+    ],
+)
+def test_the_plan_says_what_freezing_means_for_the_tied_decoder(
+    tmp_path: Path, frozen: str, said: str
+) -> None:
+    text, inputs = _plan(tmp_path, f"train.freeze=[{frozen},layers.1]")
+    assert max(map(len, text.splitlines())) <= 79
+    lines = text.splitlines()
+    for name, part in parts(inputs.model).items():
+        state = "frozen" if name in (*frozen.split(","), "layers.1") else "trains"
+        count = f"{sum(p.numel() for p in part.parameters()):,}"
+        assert any(line.split()[-3:] == [name, count, state] for line in lines), name
+    trained = sum(p.numel() for p in inputs.model.parameters() if p.requires_grad)
+    words = " ".join(text.split())
+    assert f"{trained:,} of {inputs.model.parameter_count():,} parameters train" in words
+    assert said in words
+
+
+# Memory
+
+
+def _kept_bytes(model: MaskedLanguageModel, batch: UpdateBatch) -> int:
+    """What the forward pass keeps for backward, beside the weights."""
+    kept: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _loss(model.train(), batch)
+    return sum(kept.values())
+
+
+def _expected_bytes(model: MaskedLanguageModel, batch: UpdateBatch) -> int:
+    (micro,) = batch.micro_batches
+    rows, length = micro.input_ids.shape
+    return expected_memory_bytes(
+        model, CPU, rows=rows, length=length, masked_tokens=micro.masked_count
+    )
+
+
+def test_frozen_parts_are_counted_with_their_weights_alone() -> None:
+    whole = _model()
+    lower, _ = _frozen("embeddings", "layers.0-1")
+    frozen = sum(p.numel() for p in lower.parameters() if not p.requires_grad)
+    saved = _expected_bytes(whole, _batch()) - _expected_bytes(lower, _batch()) - 12 * frozen
+    measured = _kept_bytes(whole, _batch()) - _kept_bytes(lower, _batch())
+    assert 0.6 < saved / measured < 1.4
+    upper, _ = _frozen("layers.2-3")  # backward passes through them
+    frozen = sum(p.numel() for p in upper.parameters() if not p.requires_grad)
+    assert _expected_bytes(whole, _batch()) - _expected_bytes(upper, _batch()) == 12 * frozen
