@@ -180,24 +180,20 @@ def _model(model: MaskedLanguageModel) -> str:
 
 def _trained(model: MaskedLanguageModel, train: TrainConfig) -> list[str]:
     """A table of what trains; nothing where all of the model does."""
-    if not train.freeze:
+    if not train.freeze and train.layer_decay == 1.0:
         return []
-    rows = account(model)
-    table = [
-        _verbatim(
-            label, f"{row.name:<14} {row.parameters:>13,}  {'trains' if row.trains else 'frozen'}"
-        )
-        for label, row in zip(["trained", *[""] * len(rows)], rows, strict=False)
-    ]
+    rows = account(model, train.layer_decay)
+    table = []
+    for number, row in enumerate(rows):
+        state = f"learning rate x {row.rate_factor:.3g}" if row.trains else "frozen"
+        label = "" if number else "trained"
+        table.append(_verbatim(label, f"{row.name:<14} {row.parameters:>13,}  {state}"))
     embeddings, head = rows[0], rows[-1]
     tied = "the decoder's weight is the token table, which trains with the embeddings"
     if not embeddings.trains:
-        tied = "the decoder's weight is the token table, and frozen with the embeddings: "
-        tied += (
-            "of the decoder, only decoder_bias trains"
-            if head.trains
-            else "as is its bias, in the head"
-        )
+        bias = "only decoder_bias trains" if head.trains else "nothing trains"
+        tied = "the decoder's weight is the token table and is frozen with the embeddings: "
+        tied += f"of the decoder, {bias}"
     count = sum(row.parameters for row in rows if row.trains)
     return [*table, _row("", f"{count:,} of {model.parameter_count():,} parameters train; {tied}")]
 

@@ -182,6 +182,7 @@ TRAIN = TrainConfig(
     schedule=Schedule.LINEAR,
     warmup_steps=0,
     freeze=(),
+    layer_decay=1.0,
     save_every_steps=None,
     keep_checkpoints=0,
     log_every_steps=1,

@@ -1,6 +1,7 @@
 """What trains and what is frozen, and what is said about it."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from mlmlab.training.memory import expected_memory_bytes
 from mlmlab.training.optimizer import build_optimizer
 from mlmlab.training.precision import Compute
 from mlmlab.training.step import apply_update
-from mlmlab.training.trainable import account, freeze, parts
+from mlmlab.training.trainable import account, freeze, parts, rate_factors
 
 CPU = Compute(torch.device("cpu"), Precision.FP32)
 LAYERS = 4
@@ -189,6 +190,74 @@ def test_a_run_exports_the_frozen_weights_that_it_started_from(
         assert torch.equal(old, new) == name.startswith(("embeddings", "layers.0")), name
 
 
+# Layer-wise rates
+
+
+@pytest.mark.parametrize("weight_decay", [0.01, 0.0])
+def test_one_rate_for_all_means_the_two_groups_of_adamw(weight_decay: float) -> None:
+    model = _model()
+    config = _config(f"train.weight_decay={weight_decay}")
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = build_optimizer(model, config).param_groups
+    assert [[id(p) for p in group["params"]] for group in groups] == [
+        [id(p) for p in matrices], [id(p) for p in vectors],
+    ]  # fmt: skip
+    assert [group["weight_decay"] for group in groups] == [weight_decay, 0.0]
+    assert [group["rate_factor"] for group in groups] == [1.0, 1.0]
+
+
+def test_rates_fall_from_the_head_to_the_embeddings_as_in_beit() -> None:
+    assert rate_factors(_model(), 0.5) == {
+        "head": 1.0,
+        "layers.3": 0.5,
+        "layers.2": 0.25,
+        "layers.1": 0.125,
+        "layers.0": 0.0625,
+        "embeddings": 0.03125,
+    }
+    assert set(rate_factors(_model(), 1.0).values()) == {1.0}
+
+
+def test_every_part_moves_at_its_own_rate() -> None:
+    # AdamW's first update moves each weight by the rate, whatever its gradient's size.
+    model = _model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = dataclasses.replace(_config(), layer_decay=0.5, weight_decay=0.0)
+    _train(model, config, updates=1)
+    for part, factor in rate_factors(model, 0.5).items():
+        for name, parameter in parts(model)[part].named_parameters(prefix=part):
+            moved = (parameter.detach() - before[name]).abs().max().item()
+            assert moved == pytest.approx(1e-2 * factor, rel=0.02), name
+
+
+def test_biases_and_norms_are_not_decayed_at_any_rate() -> None:
+    model = _model()
+    config = dataclasses.replace(_config(), layer_decay=0.5, weight_decay=0.1)
+    for group in build_optimizer(model, config).param_groups:
+        is_matrix = {p.ndim >= 2 for p in group["params"]}
+        assert is_matrix == {group["weight_decay"] == 0.1}
+    assert len(build_optimizer(model, config).param_groups) == 2 * len(parts(model))
+
+
+def test_the_logged_rate_is_the_one_before_layer_decay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rates = []
+    for decay in (1.0, 0.5):
+        overrides = (
+            f"train.layer_decay={decay}",
+            f"run_dir=decay{decay}",
+            "train.log_every_steps=1",
+        )
+        mlmlab.run(mlmlab.compose(*SHORT, *overrides), quiet=True)
+        events = map(json.loads, Path(f"decay{decay}/metrics.jsonl").read_text().splitlines())
+        rates.append([e["train/learning_rate"] for e in events if "train/learning_rate" in e])
+    assert rates[0] == rates[1]
+    assert rates[0] == [pytest.approx(2e-3 * update / 100) for update in (1, 2, 3, 4)]
+
+
 # What is said about it
 
 
@@ -201,28 +270,44 @@ def _plan(tmp_path: Path, *overrides: str) -> tuple[str, Inputs]:
 def test_the_table_has_every_parameter_once() -> None:
     for policies in POLICIES:
         model, _ = _frozen(*policies)
-        rows = account(model)
+        rows = account(model, 1.0)
         assert sum(row.parameters for row in rows) == model.parameter_count()
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert sum(row.parameters for row in rows if row.trains) == trained
 
 
 def test_neighbouring_layers_that_are_alike_share_a_row() -> None:
-    assert [row.name for row in account(_frozen("layers.1-2")[0])] == [
+    assert [row.name for row in account(_frozen("layers.1-2")[0], 1.0)] == [
         "embeddings", "layers.0", "layers.1-2", "layers.3", "head",
     ]  # fmt: skip
-    assert [row.name for row in account(_frozen()[0])] == ["embeddings", "layers.0-3", "head"]
+    assert [row.name for row in account(_frozen()[0], 1.0)] == ["embeddings", "layers.0-3", "head"]
+    assert [row.name for row in account(_frozen("layers.1-2")[0], 0.9)] == [
+        "embeddings", "layers.0", "layers.1-2", "layers.3", "head",
+    ]  # fmt: skip
+    assert [row.name for row in account(_model(), 0.9)] == list(parts(_model()))
 
 
-def test_the_plan_of_a_run_without_frozen_parts_has_no_table(tmp_path: Path) -> None:
-    assert "frozen" not in _plan(tmp_path)[0]
+def test_the_plan_of_a_run_in_which_all_trains_alike_has_no_table(tmp_path: Path) -> None:
+    assert "trained" not in _plan(tmp_path)[0]
+
+
+def test_the_plan_shows_the_rate_of_every_layer(tmp_path: Path) -> None:
+    text, inputs = _plan(tmp_path, "train.layer_decay=0.9")
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 79
+    rates = {"embeddings": "0.656", "layers.0": "0.729", "layers.1": "0.81", "layers.2": "0.9"}
+    for name, rate in {**rates, "head": "1"}.items():
+        count = f"{sum(p.numel() for p in parts(inputs.model)[name].parameters()):,}"
+        row = [name, count, "learning", "rate", "x", rate]
+        assert any(line.split()[-6:] == row for line in lines), name
+    assert "the token table, which trains with the embeddings" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
     ("frozen", "said"),
     [
         ("embeddings", "frozen with the embeddings: of the decoder, only decoder_bias trains"),
-        ("embeddings,head", "frozen with the embeddings: as is its bias, in the head"),
+        ("embeddings,head", "frozen with the embeddings: of the decoder, nothing trains"),
         ("head", "the token table, which trains with the embeddings"),
     ],
 )
@@ -233,9 +318,10 @@ def test_the_plan_says_what_freezing_means_for_the_tied_decoder(
     assert max(map(len, text.splitlines())) <= 79
     lines = text.splitlines()
     for name, part in parts(inputs.model).items():
-        state = "frozen" if name in (*frozen.split(","), "layers.1") else "trains"
-        count = f"{sum(p.numel() for p in part.parameters()):,}"
-        assert any(line.split()[-3:] == [name, count, state] for line in lines), name
+        is_frozen = name in (*frozen.split(","), "layers.1")
+        state = "frozen" if is_frozen else "learning rate x 1"
+        row = f"{name:<14} {sum(p.numel() for p in part.parameters()):>13,}  {state}"
+        assert any(line.endswith(row) for line in lines), name
     trained = sum(p.numel() for p in inputs.model.parameters() if p.requires_grad)
     words = " ".join(text.split())
     assert f"{trained:,} of {inputs.model.parameter_count():,} parameters train" in words

@@ -125,6 +125,9 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     f"train {BERT} train.freeze=[layers.2]": (
         "train.freeze", "layers.2, and the model has 2", "layers.0 to layers.1", "=[layers.0-1]"
     ),
+    "train train.layer_decay=1.5": (
+        "train.layer_decay", "1.5", "above 0 and at most 1", "train.layer_decay=0.9"
+    ),
     "train masking.rate=1.5": ("masking.rate", "1.5", "between 0 and 1", "masking.rate=0.15"),
     "train masking.rate=0": ("masking.rate", "0", "above 0", "masking.rate=0.15"),
     "train masking.mask_fraction=0.9 masking.random_fraction=0.2": (

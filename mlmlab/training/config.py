@@ -89,6 +89,9 @@ class TrainConfig:
     """Parts that keep their weights: embeddings (with them the decoder, the same table), layers
     (all of them), layers.3, layers.0-5 (from 0, both ends included), encoder (embeddings and
     layers), head."""
+    layer_decay: float
+    """Each layer learns at this share of the rate of the one above it, from the head down; 1: all
+    at the same rate."""
     save_every_steps: int | None
     """Updates between checkpoints. null: one at each evaluation."""
     keep_checkpoints: int
@@ -119,6 +122,13 @@ class TrainConfig:
                     "at least 0 and below 1",
                     "train.adam_beta1=0.9 train.adam_beta2=0.999",
                 )
+        if not 0.0 < self.layer_decay <= 1.0:
+            yield Problem(
+                "train.layer_decay",
+                str(self.layer_decay),
+                "above 0 and at most 1",
+                "train.layer_decay=0.9, or train.layer_decay=1 for one rate",
+            )
         for name in self.freeze:
             if name not in _FREEZABLE and not _layer_range(name):
                 yield Problem(

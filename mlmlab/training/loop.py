@@ -229,7 +229,7 @@ class Loop:
         figures = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
-            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "train/learning_rate": result.learning_rate,
             "train/grad_norm": result.grad_norm.item(),
             "train/masking_rate": self.window.masking_rate,
             "train/tokens_per_second": speed,

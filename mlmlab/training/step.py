@@ -25,6 +25,8 @@ class UpdateResult:
     """fp32 scalar on the host: 1 if the gradient held inf or nan, in this update or in one before
     it, and the weights were left as they were. On CUDA it is on its way until `ready`."""
     ready: torch.cuda.Event | None
+    learning_rate: float
+    """The schedule's, before `train.layer_decay` lowers it towards the input."""
     overflowed: bool = False
     """Whether the update was left out because the scaled fp16 gradient overflowed."""
 
@@ -85,15 +87,16 @@ def apply_update(
     overflowed = loss_scale != 1.0 and not torch.isfinite(grad_norm)
     # A loss that is not finite itself cannot be helped by another scale.
     if overflowed and all(world.gather(bool(torch.isfinite(loss_sum)))):
-        return UpdateResult(loss_sum, grad_norm, torch.zeros(()), None, overflowed=True)
+        nothing = torch.zeros(())
+        return UpdateResult(loss_sum, grad_norm, nothing, None, learning_rate, overflowed=True)
     if max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(replica.model.parameters(), max_grad_norm, grad_norm)
     suppressed.copy_(torch.maximum(suppressed, 1.0 - torch.isfinite(grad_norm).float()))
     optimizer.found_inf = suppressed  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["rate_factor"]
     optimizer.step()
-    return UpdateResult(loss_sum, grad_norm, *_on_host(suppressed))
+    return UpdateResult(loss_sum, grad_norm, *_on_host(suppressed), learning_rate)
 
 
 def _on_host(flag: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

@@ -1,4 +1,4 @@
-"""What trains: the model's parts, and which of them keep their weights."""
+"""What trains: the model's parts, which of them are frozen, and the rates of the others."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -39,6 +39,17 @@ def freeze(model: MaskedLanguageModel, config: TrainConfig) -> None:
         part.requires_grad_(name not in frozen)
 
 
+def rate_factors(model: MaskedLanguageModel, layer_decay: float) -> dict[str, float]:
+    """Each part's share of the learning rate.
+
+    1 for the head, decay ** (L - l) for layer l = 0 ... L - 1, decay ** (L + 1) for the embeddings
+    (and so for the decoder's weight): Bao et al. 2022, BEiT, run_class_finetuning.py. In ELECTRA
+    (Clark et al. 2020, optimization.py) all but the head have one power more.
+    """
+    distances = {name: len(model.layers) + 1 - n for n, name in enumerate(parts(model))}
+    return {name: layer_decay**distance for name, distance in distances.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PartAccount:
     """A part, or neighbouring layers that are treated alike."""
@@ -48,20 +59,28 @@ class PartAccount:
     parameters: int
     """Numbers in it; in all layers of a range together."""
     trains: bool
+    rate_factor: float
+    """Of the learning rate, where it trains."""
 
 
-def account(model: MaskedLanguageModel) -> list[PartAccount]:
+def account(model: MaskedLanguageModel, layer_decay: float) -> list[PartAccount]:
     """Every parameter of the model in one row."""
+    factors = rate_factors(model, layer_decay)
     rows = [
         PartAccount(
             name=name,
             parameters=sum(p.numel() for p in part.parameters()),
             trains=any(p.requires_grad for p in part.parameters()),
+            rate_factor=factors[name],
         )
         for name, part in parts(model).items()
     ]
-    alike = groupby(rows, key=lambda row: (row.name.partition(".")[0], row.trains))
-    return [_together(list(group)) for _, group in alike]
+    return [_together(list(group)) for _, group in groupby(rows, key=_kind)]
+
+
+def _kind(row: PartAccount) -> tuple[str, float | None]:
+    """Equal for layers that are treated alike."""
+    return row.name.partition(".")[0], row.rate_factor if row.trains else None
 
 
 def _together(rows: list[PartAccount]) -> PartAccount:
@@ -70,4 +89,5 @@ def _together(rows: list[PartAccount]) -> PartAccount:
         name=first.name + f"-{last.name.partition('.')[2]}" * (len(rows) > 1),
         parameters=sum(row.parameters for row in rows),
         trains=first.trains,
+        rate_factor=first.rate_factor,
     )
