@@ -100,11 +100,13 @@ def gather(config: RunConfig, progress: Progress | None = None) -> Inputs:
     train = _blocks(text.corpus.train, data, tokenizer, keep_rest=False)
     test = _blocks(test_text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(train, "training", text), (test, "test", test_text)])
+    model = loaded.model if loaded else _from_scratch(config, tokenizer)
+    model.gradient_checkpointing = config.train.gradient_checkpointing
     return Inputs(
         text=text,
         test=test,
         tokenizer=tokenizer,
-        model=loaded.model if loaded else _from_scratch(config, tokenizer),
+        model=model,
         loaded=loaded,
         data=dataclasses.replace(data, test_fraction=config.data.test_fraction),
         masking=config.masking,

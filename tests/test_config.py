@@ -468,6 +468,7 @@ FINE_TUNING = {
         "warmup_steps": 0,
         "freeze": [],
         "layer_decay": 1.0,
+        "gradient_checkpointing": False,
         "save_every_steps": None,
         "keep_checkpoints": 2,
         "log_every_steps": 10,

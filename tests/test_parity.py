@@ -183,6 +183,7 @@ TRAIN = TrainConfig(
     warmup_steps=0,
     freeze=(),
     layer_decay=1.0,
+    gradient_checkpointing=False,
     save_every_steps=None,
     keep_checkpoints=0,
     log_every_steps=1,

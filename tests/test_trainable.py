@@ -172,6 +172,55 @@ def test_layers_that_the_model_lacks_and_nothing_to_train_are_refused(
     assert "train.freeze=" in problem.remedy
 
 
+# Gradient checkpointing
+
+
+def _gradients(model: MaskedLanguageModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.train().zero_grad()
+    torch.manual_seed(5)
+    loss = _loss(model, _batch())
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("policies", [(), ("embeddings", "layers.0")])
+def test_layers_computed_again_give_the_bits_of_layers_that_were_kept(
+    dropout: float, policies: tuple[str, ...]
+) -> None:
+    model, _ = _frozen(*policies, dropout=dropout)
+    loss, kept = _gradients(model)
+    model.gradient_checkpointing = True
+    again, recomputed = _gradients(model)
+    assert torch.equal(again, loss)
+    assert recomputed.keys() == kept.keys()
+    for name, gradient in kept.items():
+        assert torch.equal(recomputed[name], gradient), name
+
+
+def test_layers_are_computed_again_once_in_backward_and_frozen_lowest_layers_are_not() -> None:
+    calls: list[int] = []
+
+    def count(model: MaskedLanguageModel) -> list[int]:
+        model.gradient_checkpointing = True
+        for number, layer in enumerate(model.layers):
+            layer.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+        calls.clear()
+        _gradients(model)
+        return calls
+
+    assert count(_model()) == [0, 1, 2, 3, 3, 2, 1, 0]
+    assert count(_frozen("embeddings", "layers.0-1")[0]) == [0, 1, 2, 3, 3, 2]
+
+
+def test_a_scoring_pass_does_not_prepare_for_a_backward() -> None:
+    model = _model().eval()
+    model.gradient_checkpointing = True
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlmlab.model.encoder.checkpoint", None)
+        _loss(model, _batch())
+
+
 SHORT = (
     "data.limit=60", "data.block_size=32", "model.hidden_size=32", "model.intermediate_size=64",
     "model.layers=3", "train.batch_size=8", "train.max_steps=4", "runtime.threads=1",
@@ -363,3 +412,27 @@ def test_frozen_parts_are_counted_with_their_weights_alone() -> None:
     upper, _ = _frozen("layers.2-3")  # backward passes through them
     frozen = sum(p.numel() for p in upper.parameters() if not p.requires_grad)
     assert _expected_bytes(whole, _batch()) - _expected_bytes(upper, _batch()) == 12 * frozen
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_layers_computed_again_are_counted_with_their_inputs_and_one_in_full(
+    dropout: float,
+) -> None:
+    batch, model = _batch(), _model(dropout)
+    above, _ = _frozen("embeddings", "layers.0", dropout=dropout)
+    one_layer = _kept_bytes(model, batch) - _kept_bytes(above, batch)
+    model.gradient_checkpointing = True
+    expected = _expected_bytes(model, batch) - 16 * model.parameter_count()
+    assert 0.8 < expected / (_kept_bytes(model, batch) + one_layer) < 1.2
+
+
+def test_a_run_computes_layers_again_where_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    losses = []
+    for value in ("false", "true"):
+        config = mlmlab.compose(*SHORT, f"train.gradient_checkpointing={value}")
+        assert gather(config).model.gradient_checkpointing == (value == "true")
+        losses.append(mlmlab.run(config, quiet=True).eval_loss)
+    assert losses[0] == losses[1]

@@ -5,6 +5,7 @@ B sequences   T positions   C hidden   V vocabulary   M predicted positions
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mlmlab.model.config import ModelConfig
 from mlmlab.model.embeddings import Embeddings
@@ -21,6 +22,9 @@ class MaskedLanguageModel(nn.Module):
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.head = MaskedLMHead(config)
+        self.gradient_checkpointing = False
+        """Keep each layer's input alone for backward and compute the rest again there: the same
+        gradients with the same dropout noise, for less memory and a forward pass more."""
 
     def forward(
         self,
@@ -54,7 +58,11 @@ class MaskedLanguageModel(nn.Module):
         visible = _visible(attention_mask, documents)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            hidden = layer(hidden, visible, positions if number == last else None)
+            rows = positions if number == last else None
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(layer, hidden, visible, rows, use_reentrant=False)
+            else:
+                hidden = layer(hidden, visible, rows)
         logits: torch.Tensor = self.head(hidden, self.embeddings.token.weight)
         return logits
 

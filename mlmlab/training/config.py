@@ -92,6 +92,9 @@ class TrainConfig:
     layer_decay: float
     """Each layer learns at this share of the rate of the one above it, from the head down; 1: all
     at the same rate."""
+    gradient_checkpointing: bool
+    """Layers are computed again in backward (Chen et al. 2016): less memory, about a third more
+    arithmetic, the same gradients."""
     save_every_steps: int | None
     """Updates between checkpoints. null: one at each evaluation."""
     keep_checkpoints: int

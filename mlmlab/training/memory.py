@@ -43,7 +43,11 @@ def expected_memory_bytes(
     logits = masked_tokens * config.vocabulary_size * 4 * _LOGIT_COPIES
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     states = model.parameter_count() * _WEIGHT_BYTES + trained * _TRAINING_BYTES
-    return states + _layers_with_backward(model) * layer + logits
+    layers = _layers_with_backward(model)
+    if model.gradient_checkpointing and layers:
+        inputs = layers * rows * length * config.hidden_size * element
+        return states + inputs + layer + logits  # one layer at a time is computed again
+    return states + layers * layer + logits
 
 
 def _layers_with_backward(model: MaskedLanguageModel) -> int:
