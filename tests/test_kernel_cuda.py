@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 HAS_DEVICE = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_DEVICE else "cpu"
@@ -41,10 +43,9 @@ POLICIES = [
         unit=unit, budget=budget, corrupt=corrupt, rate=0.4, mask_fraction=0.4, random_fraction=0.4
     )
     for unit, budget, corrupt in itertools.product(Unit, Budget, Corrupt)
-    if (unit, budget) != (Unit.SPAN, Budget.EXACT)
 ]
 NAMES = [f"{p.unit.value}-{p.budget.value}-{p.corrupt.value}" for p in POLICIES]
-TOKENS, WORDS, SPANS = POLICIES[0], POLICIES[5], POLICIES[9]
+TOKENS, WORDS, SPANS, EXACT_SPANS = POLICIES[0], POLICIES[5], POLICIES[9], POLICIES[11]
 
 
 def on_device(array: Any) -> torch.Tensor:
@@ -135,7 +136,7 @@ def test_rows_without_text_have_nothing_to_predict(config: MaskingConfig) -> Non
     assert mask(ids, config=config, starts=starts).row_offsets.diff()[1] == 0
 
 
-@pytest.mark.parametrize("config", [TOKENS, WORDS], ids=["token", "word"])
+@pytest.mark.parametrize("config", [TOKENS, WORDS, EXACT_SPANS], ids=["token", "word", "span"])
 def test_rates_low_and_high_equal_the_cpu(config: MaskingConfig) -> None:
     for seed, rate in enumerate((0.02, 0.8)):
         ids, starts = ids_for(4, 130, seed), starts_for(config, 4, 130, seed)
@@ -144,10 +145,50 @@ def test_rates_low_and_high_equal_the_cpu(config: MaskingConfig) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.7])
-def test_long_runs_of_spans_equal_the_cpu(rate: float) -> None:
-    starts = starts_for(SPANS, 1, 120)
-    config = dataclasses.replace(SPANS, rate=rate)
+@pytest.mark.parametrize("spans", [SPANS, EXACT_SPANS], ids=["bernoulli", "exact"])
+def test_long_runs_of_spans_equal_the_cpu(spans: MaskingConfig, rate: float) -> None:
+    starts = starts_for(spans, 1, 120)
+    config = dataclasses.replace(spans, rate=rate)
     assert assert_equals_cpu(ids_for(1, 120, protected=0.01), config=config, starts=starts)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    corrupt=st.sampled_from(Corrupt),
+    rate=st.floats(0.0, 1.0),
+    length=st.integers(1, 40),
+    seed=st.integers(0, 2**64 - 1),
+    protected=st.sampled_from([0.0, 0.1, 1.0]),
+    kinds=st.sampled_from([(0.3, 0.7, 0.0), (0.8, 0.2, 0.0), (0.2, 0.6, 0.2), (0.9, 0.0, 0.1)]),
+)
+def test_exact_spans_of_any_text_equal_the_cpu(
+    corrupt: Corrupt,
+    rate: float,
+    length: int,
+    seed: int,
+    protected: float,
+    kinds: tuple[float, float, float],
+) -> None:
+    config = dataclasses.replace(EXACT_SPANS, corrupt=corrupt, rate=rate)
+    starts = np.random.default_rng(seed).choice(3, (2, length), p=kinds).astype(np.uint8)
+    ids = ids_for(2, length, seed % 1000, protected)
+    assert_equals_cpu(ids, config=config, epoch=seed % 5, seed=seed, starts=starts)
+
+
+@pytest.mark.parametrize("rate", [0.25, 1.0])
+def test_a_budget_that_comes_out_even_equals_the_cpu(rate: float) -> None:
+    # 16 positions are as many as the kernel has: the last span may end where the row does.
+    ids, starts = ids_for(8, 16, protected=0.0), starts_for(EXACT_SPANS, 8, 16)
+    ids[4:, 12:] = 2
+    starts[4:, 12:] = 0  # nor does a word begin behind the text
+    config = dataclasses.replace(EXACT_SPANS, rate=rate)
+    assert assert_equals_cpu(ids, config=config, starts=starts) > 20
+
+
+def test_a_word_longer_than_what_is_left_of_the_budget_comes_in_by_chance() -> None:
+    ids, starts = np.full((12, 8), 7), np.zeros((12, 8), np.uint8)  # a word a row: all or nothing
+    count = assert_equals_cpu(ids, config=EXACT_SPANS, starts=starts)
+    assert 12 < count < 84
 
 
 @pytest.mark.parametrize("seed", [0, 1, -1, 2**31, 2**32, 2**63 + 1, 2**64 - 1, -(2**63)])
@@ -243,12 +284,6 @@ def test_ids_outside_the_vocabulary_are_counted_and_left_alone(number: int) -> N
     assert batch.ids_outside.tolist() == [0, 2, 0]
     assert batch.input_ids[1, 4] == batch.input_ids[1, 7] == number
     assert not {14, 17} & set(batch.positions[: int(batch.row_offsets[-1])].tolist())
-
-
-def test_exact_budgets_of_spans_are_left_to_the_cpu() -> None:
-    config = MaskingConfig(unit=Unit.SPAN, budget=Budget.EXACT)
-    with pytest.raises(ValueError, match=r"runtime\.mask_on=cpu"):
-        mask(ids_for(2, 5), config=config, starts=starts_for(config, 2, 5))
 
 
 def test_wrong_arguments_are_named() -> None:

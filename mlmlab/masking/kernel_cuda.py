@@ -25,7 +25,9 @@ from mlmlab.masking.units_cuda import (
     one_before,
     philox,
     random_words,
+    span_lengths,
     span_states,
+    spans_within_budget,
     within_budget,
 )
 from mlmlab.random import EPOCHS, Domain
@@ -98,21 +100,29 @@ def _hide(  # type: ignore[no-untyped-def]
         opens = (one_before(free.to(tl.int32), positions) == 0) | (starts == 2)
         begins_word = opens | (starts != 0)
         origin = latest(begins_word, positions)
-    if IS_SPAN:
+    select_below = tl.load(policy + 2)
+    if IS_EXACT:
+        budget = tl.sum(free.to(tl.int64)) * select_below
+        budget_word, _, _, _ = philox(
+            tl.full((), 0, tl.uint32), (epoch | _BUDGET).to(tl.uint32), low, high, k0, k1
+        )
+    if IS_SPAN and IS_EXACT:
+        _, _, drawn, _ = philox(
+            positions.to(tl.uint32), (epoch | _REPLACE).to(tl.uint32), low, high, k0, k1
+        )
+        chosen, origin = spans_within_budget(
+            words, span_lengths(drawn, policy), origin, opens, free, positions, budget, budget_word,
+            LENGTH,
+        )  # fmt: skip
+    elif IS_SPAN:
         states = span_states(words, begins_word, opens, free, policy)
         chosen = states > 0
         origin = latest(begins_word & (opens | (one_before(states, positions) <= 1)), positions)
     else:
         unit_words = (tl.gather(words, origin, 0) if HAS_WORDS else words).to(tl.int64)
-        select_below = tl.load(policy + 2)
         if IS_EXACT:
-            budget_word, _, _, _ = philox(
-                tl.full((), 0, tl.uint32), (epoch | _BUDGET).to(tl.uint32), low, high, k0, k1
-            )
-            chosen = within_budget(
-                unit_words * LENGTH + origin,  # of equal words, the first comes first
-                free, tl.sum(free.to(tl.int64)) * select_below, budget_word, KEY_BITS,
-            )  # fmt: skip
+            keys = unit_words * LENGTH + origin  # of equal words, the first comes first
+            chosen = within_budget(keys, free, budget, budget_word, KEY_BITS)
         else:
             chosen = free & (unit_words < select_below)
 
@@ -179,11 +189,11 @@ def default_capacity(size: int, config: MaskingConfig) -> int:
 
 @lru_cache(maxsize=64)
 def _policy_table(config: MaskingConfig, device: torch.device, stream: int) -> torch.Tensor:
-    """int64 `[23]`: the thresholds, then rows 0 and 1 of the span tables.
+    """int64 `[33]`: the thresholds, then the rows of the span tables.
 
     Of a stream, because another one would not wait for the upload.
     """
-    table = np.concatenate([config.threshold_array, *config.span_tables[:2]])
+    table = np.concatenate([config.threshold_array, *config.span_tables])
     return _upload(table.astype(np.int64), device)
 
 
@@ -228,7 +238,7 @@ def mask_batch_on_device(
             hidden in `input_ids`, but missing from `positions` and `labels`.
 
     Raises:
-        ValueError: a wrong shape or type, a policy out of range, or exact budgets of spans.
+        ValueError: a wrong shape or type, or a policy out of range.
     """
     _check(input_ids, example_ids, epoch, config, word_starts, capacity)
     rows, length = input_ids.shape
@@ -299,11 +309,6 @@ def _check(
         raise ValueError(f"capacity: places for predicted tokens, not {capacity}")
     if config.problem_text:
         raise ValueError(config.problem_text)
-    if config.unit is Unit.SPAN and config.budget is Budget.EXACT:
-        raise ValueError(
-            "masking.unit=span with masking.budget=exact: spans that fill a budget are placed one "
-            "after another, which the device kernel does not do; runtime.mask_on=cpu does it"
-        )
     if (word_starts is not None) != (config.unit is not Unit.TOKEN):
         needs = "needs them" if word_starts is None else "selects single tokens and uses none"
         raise ValueError(f"word_starts: unit `{config.unit.value}` {needs}")

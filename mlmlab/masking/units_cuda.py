@@ -5,7 +5,8 @@
 
 The twin on the CPU (`units.py`) walks along each row. What it carries from token to token is a scan
 here: the first token of a word by a running maximum, spans by composing the steps of a small state
-machine (`composed`), an exact budget by bisection for its last unit.
+machine (`composed`), an exact budget by bisection for its last unit. Only the spans of an exact
+budget come one after another, as there, because each may end where an earlier one begins.
 """
 
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -18,7 +19,10 @@ _WEYL_0, _WEYL_1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
 _LONGEST = tl.constexpr(SPAN_LONGEST)
 _SPAN_BEGINS = tl.constexpr(3)
 _DOCUMENT_BEGINS = tl.constexpr(3 + SPAN_LONGEST)
+_SPAN_BEGUN = tl.constexpr(3 + 2 * SPAN_LONGEST)
 """Where the span tables lie in the policy table, behind the three thresholds."""
+_NO_KEY = tl.constexpr(2**63 - 1)
+_NOT_TAKEN = tl.constexpr(-1)
 
 
 @triton.jit
@@ -118,3 +122,59 @@ def within_budget(keys, free, budget, budget_word, KEY_BITS: tl.constexpr):  # t
     tokens = tl.sum((free & (keys == last)).to(tl.int64))
     comes_in = budget_word.to(tl.int64) < room // tl.maximum(tokens, 1)
     return free & ((keys < last) | ((keys == last) & comes_in))
+
+
+@triton.jit
+def span_lengths(drawn, policy):  # type: ignore[no-untyped-def]
+    """How many words a span has that begins here, int32, from its uint32 word."""
+    length = tl.full(drawn.shape, 1, tl.int32)
+    for entry in tl.static_range(_LONGEST - 1):
+        longer = drawn.to(tl.int64) >= tl.load(policy + _SPAN_BEGUN + entry)
+        length += longer.to(tl.int32)
+    return length
+
+
+@triton.jit
+def spans_within_budget(  # type: ignore[no-untyped-def]
+    words, lengths, word_firsts, opens, free, positions, budget, budget_word,
+    LENGTH: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """Spans in the order of their first words while they fit; the word that would cross the budget
+    by chance.
+
+    Args:
+        words: uint32 `[T]`; those of the first tokens of words make the order.
+        lengths: int32 `[T]`, of a span that begins here, in words.
+        word_firsts: int32 `[T]`, the position of the first token of the word.
+        budget: int64, tokens with 32 fractional bits; no more than there are free tokens.
+
+    Returns:
+        bool `[T]`, and int32 `[T]`, the position where the token's span begins; 0 without one.
+    """
+    begins_word = word_firsts == positions
+    # Of equal words, the first comes first; the low bits of a key say where it stands.
+    keys = tl.where(begins_word & free, words.to(tl.int64) * LENGTH + positions, _NO_KEY)
+    ranks = tl.cumsum(begins_word.to(tl.int32), 0)
+    ranks_behind = ranks + lengths  # of the first word that is not of the span
+    origin = tl.full(positions.shape, _NOT_TAKEN, tl.int32)
+    start = tl.full((), 0, tl.int32)
+    end = start
+    room = budget
+    while room > 0:  # then some word is left, and each turn takes a word or more
+        smallest = tl.min(tl.where(origin == _NOT_TAKEN, keys, _NO_KEY), 0)
+        start = (smallest & (LENGTH - 1)).to(tl.int32)
+        rank_behind = tl.sum(tl.where(positions == start, ranks_behind, 0), 0)
+        stops = opens | (free == 0) | (origin != _NOT_TAKEN) | (ranks >= rank_behind)
+        end = tl.min(tl.where(stops & (positions > start), positions, LENGTH), 0)
+        origin = tl.where((positions >= start) & (positions < end), start, origin)
+        room -= (end - start).to(tl.int64) << 32
+    # The last span may have too many tokens: `over` is the first word of it that does not fit.
+    has_no_room = end + (room >> 32)  # the first token, where the budget is overdrawn
+    over = tl.sum(tl.where(positions == has_no_room, word_firsts, 0), 0)
+    is_last = (origin == start) & (room < 0)
+    is_over = is_last & (word_firsts == over)
+    tokens = tl.sum(is_over.to(tl.int64), 0)
+    room += (end - over).to(tl.int64) << 32
+    comes_in = budget_word.to(tl.int64) < room // tl.maximum(tokens, 1)
+    kept = (is_last == 0) | (word_firsts < over) | (is_over & comes_in)
+    return kept & (origin != _NOT_TAKEN), tl.maximum(origin, 0)
