@@ -9,15 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No network, quiet libraries, and a cache of this session's own."""
+    """No network, quiet libraries, Triton's interpreter where there is no GPU, and a cache of this
+    session's own."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if "not hub" in config.option.markexpr:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    if not torch.cuda.is_available():  # Triton looks once, when it is first imported by anybody
+        os.environ["TRITON_INTERPRET"] = "1"
     cache = tempfile.TemporaryDirectory(prefix="mlmlab-test-cache-")
     config.add_cleanup(cache.cleanup)
     os.environ["MLMLAB_CACHE"] = cache.name

@@ -1,8 +1,7 @@
-"""Claims about `mlmlab/masking/kernel_cuda.py`: without a CUDA device, in Triton's interpreter."""
+"""Claims about `mlmlab/masking/kernel_cuda.py`: without a CUDA device, in Triton's interpreter (conftest.py)."""
 
 import dataclasses
 import itertools
-import os
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,6 @@ from hypothesis import strategies as st
 
 HAS_DEVICE = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_DEVICE else "cpu"
-if not HAS_DEVICE:
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton looks once, when a kernel is defined
 triton = pytest.importorskip("triton")
 
 from test_masking import LARGE, REPLACE_ALL, SMALL, random_ids  # noqa: E402

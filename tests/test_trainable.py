@@ -13,13 +13,16 @@ from mlmlab import terminal
 from mlmlab.checkpoints import load_model
 from mlmlab.errors import UserError
 from mlmlab.inputs import Inputs, gather
-from mlmlab.loader import MicroBatch, UpdateBatch
+from mlmlab.loader import UpdateBatch
+from mlmlab.micro_batch import MicroBatch
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
+from mlmlab.processes import ALONE
 from mlmlab.training.config import Precision, TrainConfig
 from mlmlab.training.loop import Horizon
 from mlmlab.training.memory import expected_memory_bytes
 from mlmlab.training.optimizer import build_optimizer
 from mlmlab.training.precision import Compute
+from mlmlab.training.replica import Replica
 from mlmlab.training.step import apply_update
 from mlmlab.training.trainable import account, freeze, parts, rate_factors
 
@@ -73,13 +76,13 @@ def _train(model: MaskedLanguageModel, config: TrainConfig, updates: int = 3) ->
     optimizer = build_optimizer(model, config)
     for number in range(updates):
         apply_update(
-            model,
+            Replica(model, ALONE, CPU),
             optimizer,
             _batch(number),
             learning_rate=1e-2,
             max_grad_norm=1.0,
             seed=0,
-            compute=CPU,
+            suppressed=torch.zeros(()),
         )
 
 
@@ -313,7 +316,7 @@ def test_the_logged_rate_is_the_one_before_layer_decay(
 def _plan(tmp_path: Path, *overrides: str) -> tuple[str, Inputs]:
     config = mlmlab.compose(*SHORT, *overrides)
     inputs = gather(config)
-    return terminal.plan(config, inputs, CPU, Horizon(4, None), tmp_path), inputs
+    return terminal.plan(config, inputs, CPU, ALONE, Horizon(4, None), tmp_path), inputs
 
 
 def test_the_table_has_every_parameter_once() -> None:
