@@ -1,4 +1,4 @@
-"""Claims about `mlmlab/masking/kernel_cuda.py`: without a CUDA device, in Triton's interpreter (conftest.py)."""
+"""Claims about `mlmlab/masking/kernel_cuda.py`: without a CUDA device, in its interpreter."""
 
 import dataclasses
 import itertools
