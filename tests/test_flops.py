@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
 from mlmlab.training.flops import actual_flops, dense_equivalent_flops
@@ -33,6 +32,8 @@ def _config(family: Family, sizes: dict[str, int]) -> ModelConfig:
 def _counted(config: ModelConfig, sequences: int, length: int, positions: torch.Tensor) -> int:
     """The products of one forward and backward pass. Fused attention computes its scores again in
     backward, which counts as recomputation; the plain kernel does not."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton: not yet when collecting
+
     model = MaskedLanguageModel(config)
     ids = torch.randint(5, config.vocabulary_size, (sequences, length))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
@@ -76,6 +77,7 @@ def test_the_dense_equivalent_is_the_count_with_every_position_predicted(
 @FAMILIES
 def test_the_dense_equivalent_is_what_transformers_computes(family: Family) -> None:
     import transformers
+    from torch.utils.flop_counter import FlopCounterMode
 
     config = _config(family, MEDIUM)
     sizes = {"vocab_size": 5000, "max_position_embeddings": 66}
