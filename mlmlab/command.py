@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from mlmlab.composition import composition_error
-from mlmlab.errors import FailedElsewhere, Interrupted, RunFailed, UserError
+from mlmlab.errors import FailedElsewhere, Interrupted, ProcessFailed, RunFailed, UserError
 from mlmlab.style import Style, styled
 
 
@@ -63,6 +63,8 @@ def exit_status() -> Iterator[None]:
         _end("interrupted", 130)
     except FailedElsewhere:
         _end("", 1)
+    except ProcessFailed as error:
+        sys.exit(error.status)
     except Exception as error:
         explained = composition_error(error, sys.argv[1:])
         if explained is None:

@@ -62,6 +62,14 @@ class FailedElsewhere(Exception):  # noqa: N818
     """Another process of the run failed, and says why itself."""
 
 
+class ProcessFailed(Exception):  # noqa: N818
+    """A process that this one has started failed, and has said why."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"a process of the run ended with status {status}")
+        self.status = status
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop by a signal, and has written a checkpoint. Commands print it and
     exit with the status that shells give to the signal: 128 and its number."""

@@ -27,6 +27,7 @@ from mlmlab.training.evaluation import perplexity
 from mlmlab.training.interruption import Interruptions
 from mlmlab.training.loop import Horizon, Loop, Outputs, Training
 from mlmlab.training.precision import Compute, resolve, uses_cuda
+from mlmlab.training.profiling import Profiler
 from mlmlab.training.replica import Replica
 
 
@@ -76,12 +77,17 @@ def _run(config: RunConfig, world: World, *, quiet: bool) -> Summary:
             tracker = Tracker(run_dir, 0 if resumption is None else resumption.record.log_events)
             stack.callback(tracker.close)
         interruptions = stack.enter_context(Interruptions())
+        profiler = None
+        if config.debug.profile_steps and world.is_first:
+            profiler = Profiler(run_dir, config.debug.profile_steps)
+            stack.callback(profiler.close)
         outputs = Outputs(
             run_dir=run_dir,
             progress=progress,
             tracker=tracker,
             fingerprint=fingerprint(config),
             interruptions=interruptions,
+            profiler=profiler,
         )
         loop = build_loop(config, inputs, world, compute, outputs, resumption)
         training = loop.train()

@@ -58,6 +58,8 @@ class UpdateBatch:
     """Real tokens of the whole update, predicted or not."""
     masking_rate: float
     """The share of them that was to be predicted."""
+    sequences: int = 0
+    """Rows of the whole update."""
     requests: Request = Request.NONE
     """What any process was asked for when this batch was prepared."""
 
@@ -104,6 +106,7 @@ class TrainLoader:
             masked_count=masked,
             token_count=tokens,
             masking_rate=rate,
+            sequences=len(examples),
             requests=Request(
                 sum(request for request, count in zip(Request, asked, strict=True) if count)
             ),

@@ -72,6 +72,10 @@ def _run(mapping: dict[str, Any], overrides: list[str]) -> float:
         from mlmlab.replaying import replay
 
         return replay(config)
+    if config.runtime.processes is not None and "RANK" not in os.environ:
+        from mlmlab.starting import run_in_processes
+
+        return run_in_processes(config)
     from mlmlab.launch import run  # a wrong option need not wait for PyTorch
 
     return run(config).eval_loss

@@ -480,6 +480,7 @@ FINE_TUNING = {
         "tf32": False,
         "mask_on": "cpu",
         "parallel": "ddp",
+        "processes": None,
         "deterministic": False,
         "threads": None,
     },

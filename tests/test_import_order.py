@@ -44,6 +44,7 @@ STAGES = (
     # What entry points share.
     "composition",
     "command",
+    "starting",
 )
 """Modules and packages of mlmlab, each below all that it may import. An entry point (a module that
 runs with `python -m`) stands below them all."""

@@ -252,6 +252,8 @@ class RuntimeConfig:
     parallel: Parallel
     """How the processes that torchrun starts share a run: each has the model and a part of every
     batch (ddp)."""
+    processes: int | None
+    """Processes that the command starts itself, on this machine; null: one, or torchrun's."""
     deterministic: bool
     """Only algorithms with the same bits every time; on CUDA slower. CPU runs have them anyway."""
     threads: int | None
@@ -259,5 +261,7 @@ class RuntimeConfig:
 
     def problems(self) -> Iterator[Problem]:
         """Values out of range."""
-        if self.threads is not None and self.threads < 1:
-            yield Problem("runtime.threads", str(self.threads), "one or more", "runtime.threads=2")
+        for name in ("threads", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield Problem(f"runtime.{name}", str(value), "one or more", f"runtime.{name}=2")

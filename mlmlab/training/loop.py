@@ -13,12 +13,14 @@ import torch
 from mlmlab.errors import Interrupted, RunFailed
 from mlmlab.loader import EvalLoader, Request, TrainLoader, UpdateBatch
 from mlmlab.tracking.progress import Progress, shown
+from mlmlab.tracking.summary import peak_memory_bytes
 from mlmlab.tracking.tracker import Tracker
 from mlmlab.training.config import Precision, TrainConfig
 from mlmlab.training.evaluation import Evaluation, EvaluationInterrupted, evaluate, perplexity
 from mlmlab.training.failure import Attempt, write_failure
 from mlmlab.training.interruption import Interruptions
 from mlmlab.training.optimizer import build_optimizer
+from mlmlab.training.profiling import Profiler
 from mlmlab.training.replica import Replica
 from mlmlab.training.schedule import learning_rate_factor
 from mlmlab.training.state import ProgressRecord, load_state, remove_old, save_state
@@ -71,6 +73,7 @@ class Outputs:
     fingerprint: str
     """Of the config, for the checkpoints."""
     interruptions: Interruptions
+    profiler: Profiler | None = None
 
 
 class Loop:
@@ -124,6 +127,8 @@ class Loop:
             if self._is_stop_asked(batch):
                 self._stop()
             result = self.advance(batch)
+            if self.outputs.profiler is not None and (text := self.outputs.profiler.step()):
+                self.progress.line(text)
             at_end = self.horizon.is_reached(self.record)
             if at_end or self._is_multiple(result, self.config.log_every_steps):
                 self._log(result)
@@ -226,6 +231,9 @@ class Loop:
         self.record = replace(self.record, train_loss=loss)
         speed = self.window.tokens_per_second
         self.progress.show(loss, perplexity(loss), speed)
+        flops, dense_flops = self.window.flops_per_second(
+            self.replica.model.config, self.train_loader.blocks.block_size
+        )
         figures = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
@@ -233,6 +241,9 @@ class Loop:
             "train/grad_norm": result.grad_norm.item(),
             "train/masking_rate": self.window.masking_rate,
             "train/tokens_per_second": speed,
+            "train/model_flops_per_second": flops,
+            "train/dense_equivalent_flops_per_second": dense_flops,
+            "train/peak_memory_bytes": peak_memory_bytes(self.replica.compute.device),
             "step/seconds": self.window.seconds,
             "data/seconds": self.window.data_seconds,
         }

@@ -8,7 +8,9 @@ from dataclasses import replace
 import torch
 
 from mlmlab.loader import UpdateBatch
+from mlmlab.model import ModelConfig
 from mlmlab.processes import World
+from mlmlab.training.flops import actual_flops, dense_equivalent_flops
 from mlmlab.training.state import LogWindow, ProgressRecord
 from mlmlab.training.step import UpdateResult
 
@@ -26,7 +28,7 @@ class Window:
         self.loss_sum = torch.tensor(sums[world.rank], dtype=torch.float32, device=device)
         self.masked_count = record.window.masked_count
         self.masking_rate = 0.0
-        self._tokens = 0
+        self._tokens = self._sequences = self._predicted = 0
         self._data_seconds = 0.0
         self._seconds_before = 0.0
         """Of updates, when this window began."""
@@ -41,6 +43,8 @@ class Window:
         self.masked_count += batch.masked_count
         self.masking_rate = batch.masking_rate
         self._tokens += batch.token_count
+        self._sequences += batch.sequences
+        self._predicted += batch.masked_count
 
     def mean_loss(self) -> float:
         """Nats a predicted token, over all processes; waits for the device."""
@@ -62,11 +66,22 @@ class Window:
         """Over all processes."""
         return self._tokens / self.seconds
 
+    def flops_per_second(self, config: ModelConfig, length: int) -> tuple[float, float]:
+        """Over all processes: as computed, and as frameworks count that gather nothing.
+
+        Args:
+            length: positions of a sequence, padding included.
+        """
+        sequences = self._sequences
+        actual = actual_flops(config, sequences=sequences, length=length, predicted=self._predicted)
+        dense = dense_equivalent_flops(config, sequences=sequences, length=length)
+        return actual / self.seconds, dense / self.seconds
+
     def restart(self) -> None:
         """Begins a new window."""
         self.pause()
         self.loss_sum.zero_()
-        self.masked_count = self._tokens = 0
+        self.masked_count = self._tokens = self._sequences = self._predicted = 0
         self._data_seconds = 0.0
         self._seconds_before = self._step_seconds
         self.resume()
