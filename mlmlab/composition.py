@@ -124,7 +124,7 @@ def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:
             key,
             found=f"the whole group {key}, with resume",
             expected="single keys: a resumed run has the config that it began with",
-            remedy=f"{key}.KEY=VALUE; or python -m mlmlab.train without resume for a new run",
+            remedy=f"without {key}; or python -m mlmlab.train without resume, for a new run",
         )
     *groups, name = key.split(".")
     source: Any = mapping

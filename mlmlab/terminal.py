@@ -56,8 +56,8 @@ def plan(
     if inputs.test_text is not inputs.text:
         rows.append(_text("test text", inputs.test_text))
     accumulation = ""
-    if train.micro_batch_size is not None and train.micro_batch_size < train.batch_size:
-        accumulation = f" ({-(-train.batch_size // train.micro_batch_size)} micro-batches)"
+    if (micro_batches := -(-_share(config, world) // _rows(config, world))) > 1:
+        accumulation = f" ({micro_batches} micro-batches)"
     warmup = f", {train.warmup_steps:,} warm-up" if train.warmup_steps else ""
     if train.warmup_steps >= horizon.updates:
         warmup += " (as long as the run: the rate never falls)"
@@ -71,7 +71,7 @@ def plan(
         _row("updates", f"{horizon.updates:,} of {train.batch_size} sequences{accumulation}, "
              f"learning rate {train.learning_rate:g} {train.schedule.value}{warmup}"),
         _row("compute", str(compute) + (f", {world.size} processes" if world.size > 1 else "")),
-        _row("memory", _memory(config, inputs.model, compute)),
+        _row("memory", _memory(config, inputs.model, compute, _rows(config, world))),
         _row("folder", str(run_dir)),
     ]  # fmt: skip
     return "\n".join(rows) + "\n"
@@ -198,8 +198,18 @@ def _trained(model: MaskedLanguageModel, train: TrainConfig) -> list[str]:
     return [*table, _row("", f"{count:,} of {model.parameter_count():,} parameters train; {tied}")]
 
 
-def _memory(config: RunConfig, model: MaskedLanguageModel, compute: Compute) -> str:
-    rows = min(config.train.micro_batch_size or config.train.batch_size, config.train.batch_size)
+def _share(config: RunConfig, world: World) -> int:
+    """Sequences of an update in the process that has most of them."""
+    return -(-config.train.batch_size // world.size)
+
+
+def _rows(config: RunConfig, world: World) -> int:
+    """Sequences of a forward pass."""
+    share = _share(config, world)
+    return min(config.train.micro_batch_size or share, share)
+
+
+def _memory(config: RunConfig, model: MaskedLanguageModel, compute: Compute, rows: int) -> str:
     length = config.data.block_size
     needed = expected_memory_bytes(
         model,

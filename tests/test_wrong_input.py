@@ -153,6 +153,19 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     "train runtime.device=cuda": (
         "runtime.device", "PyTorch sees no CUDA", "a CUDA device", "runtime.device=auto"
     ),
+    "train runtime.precision=fp8": ("runtime.precision", "fp8", "fp32, bf16, fp16", "=auto"),
+    "train runtime.mask_on=gpu": ("runtime.mask_on", "gpu", "cpu, device", "=cpu"),
+    "train runtime.parallel=fsdp": ("runtime.parallel", "fsdp", "ddp", "runtime.parallel=ddp"),
+    "train runtime.processes=0": ("runtime.processes", "0", "one or more", "runtime.processes=2"),
+    "train train.early_stopping_patience=0": (
+        "train.early_stopping_patience", "0", "more than zero", "train.early_stopping_patience=1"
+    ),
+    "train debug.profile_steps=-1": ("debug.profile_steps", "-1", "0 or more", "profile_steps=1"),
+    "train debug=replay debug.step=3": ("resume", "null, with", "the folder", "resume=RUN_DIR"),
+    "train debug=replay": ("debug.step", "null, with", "the update to replay", "debug.step=1"),
+    "train debug.step=3": ("debug.step", "3, with", "for debug=replay alone", "debug=replay"),
+    "train resume=$": ("resume", "no config.yaml", "the folder of a run", "resume=RUN_DIR"),
+    "train resume=auto": ("resume", "auto, with run_dir=null", "which run", "resume=auto"),
     "train debug=one_step 'eval.fill_mask=[no mask here]'": (
         "the text", "no mask here", "at least one <mask>", "write <mask>"
     ),

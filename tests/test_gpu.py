@@ -1,0 +1,83 @@
+"""What only a CUDA device can show: precisions, nccl, masking on the device, equal bits."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mlmlab
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+RUN = (
+    "runtime.device=cuda",
+    "data.limit=4000",
+    "model.dropout=0.1",
+    "train.max_steps=200",
+    "train.warmup_steps=20",
+    "train.log_every_steps=10",
+    "eval.every_steps=100",
+)
+
+
+def losses(run_dir: Path) -> list[float]:
+    """Training losses, one a log line."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [event["train/loss"] for event in map(json.loads, lines) if "train/loss" in event]
+
+
+def weights(run_dir: Path) -> bytes:
+    return (run_dir / "export" / "model.safetensors").read_bytes()
+
+
+def trained(run_dir: Path, *overrides: str) -> list[float]:
+    mlmlab.run(mlmlab.compose(*RUN, f"run_dir={run_dir}", *overrides), quiet=True)
+    return losses(run_dir)
+
+
+def test_the_precisions_agree_over_200_updates(tmp_path: Path) -> None:
+    exact = trained(tmp_path / "fp32", "runtime.precision=fp32")
+    for precision in ("bf16", "fp16"):
+        rounded = trained(tmp_path / precision, f"runtime.precision={precision}")
+        assert rounded == pytest.approx(exact, rel=0.01), precision
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_resumed_run_has_the_bits_of_the_uninterrupted_one(
+    tmp_path: Path, precision: str
+) -> None:
+    exact = (f"runtime.precision={precision}", "runtime.deterministic=true")
+    whole = trained(tmp_path / "whole", *exact, "train.save_every_steps=70")
+    shutil.rmtree(tmp_path / "whole" / "checkpoints" / "step_200")  # as if killed before it
+    before = weights(tmp_path / "whole")
+    mlmlab.run(mlmlab.compose(f"resume={tmp_path / 'whole'}"), quiet=True)
+    torch.use_deterministic_algorithms(False)
+    assert losses(tmp_path / "whole") == whole
+    assert weights(tmp_path / "whole") == before
+
+
+def test_masks_made_on_the_device_give_the_same_bits(tmp_path: Path) -> None:
+    runs = [
+        trained(tmp_path / place, f"runtime.mask_on={place}", "runtime.deterministic=true")
+        for place in ("cpu", "device")
+    ]
+    torch.use_deterministic_algorithms(False)
+    assert runs[0] == runs[1]
+
+
+def test_one_process_over_nccl_follows_the_run_without(tmp_path: Path) -> None:
+    alone = trained(tmp_path / "alone", "runtime.precision=fp32")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node=1", "-m", "mlmlab.train", *RUN]
+    subprocess.run(
+        [*command, "runtime.precision=fp32", f"run_dir={tmp_path / 'nccl'}"],
+        check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert losses(tmp_path / "nccl") == pytest.approx(alone, rel=1e-3)
