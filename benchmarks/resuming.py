@@ -31,6 +31,7 @@ def first_update(first: int, folder: Path) -> dict[str, float]:
     from mlmlab.data.blocks import Rows
     from mlmlab.data.corpus import Shard
     from mlmlab.data.order import Order
+    from mlmlab.data.tokenizer import word_tokenizer
     from mlmlab.loader import TrainLoader
     from mlmlab.masking import MaskingConfig, VocabularyInfo
     from mlmlab.micro_batch import Masker
@@ -69,10 +70,12 @@ def first_update(first: int, folder: Path) -> dict[str, float]:
         )
     )  # fmt: skip
     model.initialize(0)
+    tokenizer = word_tokenizer([f"w{number}" for number in range(995)])
     optimizer = build_optimizer(model, mlmlab.compose().train)
     state = folder / f"step_{first}"
     if not state.exists():
-        save_state(state, model, optimizer, ProgressRecord(batches=first, updates=first), "")
+        record = ProgressRecord(batches=first, updates=first)
+        save_state(state, model, tokenizer, optimizer, record, "")
     record = load_state(state, model, optimizer)
     vocabulary = VocabularyInfo(1000, 4, (0, 1, 2, 3, 4))
     loader = TrainLoader(

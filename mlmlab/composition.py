@@ -137,8 +137,8 @@ def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:
 def compose_evaluation(*overrides: str) -> EvaluateConfig:
     """The config that `python -m mlmlab.evaluate OVERRIDES` would score.
 
-    Where `checkpoint` is a run's folder, the run's own data, masking, masks and runtime take the
-    place of the defaults.
+    Where `checkpoint` is a run's folder, or one of its checkpoints, the run's own data, masking,
+    masks and runtime take the place of the defaults.
 
     Args:
         overrides: as on the command line: "checkpoint=RUN_DIR", "eval.mask_draws=4".
@@ -147,7 +147,8 @@ def compose_evaluation(*overrides: str) -> EvaluateConfig:
         UserError: whatever is wrong with them.
     """
     given = _parsed(overrides)
-    run_dir = Path(str(given.get("checkpoint")))
+    folder = Path(str(given.get("checkpoint")))
+    run_dir = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     chosen = list(overrides)
     is_run = (run_dir / "config.yaml").is_file()
     if is_run:

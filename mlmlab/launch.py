@@ -85,6 +85,7 @@ def _run(config: RunConfig, world: World, *, quiet: bool) -> Summary:
             run_dir=run_dir,
             progress=progress,
             tracker=tracker,
+            tokenizer=inputs.tokenizer,
             fingerprint=fingerprint(config),
             interruptions=interruptions,
             profiler=profiler,

@@ -51,6 +51,7 @@ def replay(config: RunConfig, *, quiet: bool = False) -> float:
             run_dir=run_dir,
             progress=Progress(0, quiet=quiet),
             tracker=None,
+            tokenizer=inputs.tokenizer,
             fingerprint=fingerprint(config),
             interruptions=Interruptions(),
         )

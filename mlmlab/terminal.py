@@ -244,6 +244,9 @@ def closing(summary: Summary, training: Training) -> str:
             f"(before training: {shown(summary.initial_eval_perplexity)})",
         ),
     ]
+    best = Path(summary.run_dir) / "checkpoints" / f"step_{training.progress.best_step}"
+    if training.progress.best_step != summary.steps and best.is_dir():
+        rows.append(_row("best", f"perplexity {shown(summary.best_eval_perplexity)}: {best}"))
     if summary.floor_perplexity is not None:
         rows.append(_floor(summary.eval_perplexity, summary.floor_perplexity))
     rows.append(

@@ -15,6 +15,7 @@ import mlmlab
 from mlmlab.data.blocks import PackedBlocks
 from mlmlab.data.corpus import Shard
 from mlmlab.data.order import Order
+from mlmlab.data.tokenizer import word_tokenizer
 from mlmlab.errors import RunFailed
 from mlmlab.loader import TrainLoader, UpdateBatch
 from mlmlab.masking import MaskingConfig, MaskingMode, VocabularyInfo
@@ -39,6 +40,8 @@ from mlmlab.training.step import UpdateResult, apply_update
 VOCABULARY = VocabularyInfo(60, 4, (0, 1, 2, 3, 4))
 CPU = Compute(torch.device("cpu"), Precision.FP32)
 BLOCK = 16
+
+TOKENIZER = word_tokenizer([f"w{number}" for number in range(55)])
 
 
 def _model(dropout: float = 0.0, seed: int = 0, **changes: int) -> MaskedLanguageModel:
@@ -287,7 +290,9 @@ def test_a_saved_state_continues_with_the_same_bits(tmp_path: Path) -> None:
     straight_optimizer = _optimizer(straight)
     train(straight, straight_optimizer, range(3))
     record = ProgressRecord(batches=3, updates=3, tokens=99, initial_eval_loss=4.5)
-    save_state(tmp_path / "checkpoints" / "step_3", straight, straight_optimizer, record, "")
+    save_state(
+        tmp_path / "checkpoints" / "step_3", straight, TOKENIZER, straight_optimizer, record, ""
+    )
     train(straight, straight_optimizer, range(3, 6))
 
     resumed = _model(dropout=0.1, seed=1)
@@ -304,7 +309,7 @@ def test_old_checkpoints_are_removed_by_number_not_by_name(tmp_path: Path) -> No
     optimizer = _optimizer(model)
     for step in (2, 9, 10, 100):
         folder = tmp_path / "checkpoints" / f"step_{step}"
-        save_state(folder, model, optimizer, ProgressRecord(updates=step), "")
+        save_state(folder, model, TOKENIZER, optimizer, ProgressRecord(updates=step), "")
     remove_old(tmp_path, 2, best_step=2)
     assert [folder.name for folder in checkpoint_folders(tmp_path)] == [
         "step_2",
@@ -323,7 +328,12 @@ def test_a_checkpoint_that_could_not_be_finished_is_not_there(
     monkeypatch.setattr("mlmlab.training.state.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_state(
-            tmp_path / "checkpoints" / "step_1", model, _optimizer(model), ProgressRecord(), ""
+            tmp_path / "checkpoints" / "step_1",
+            model,
+            TOKENIZER,
+            _optimizer(model),
+            ProgressRecord(),
+            "",
         )
     assert checkpoint_folders(tmp_path) == []
 

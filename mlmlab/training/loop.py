@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import torch
 
+from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.errors import Interrupted, RunFailed
 from mlmlab.loader import EvalLoader, Request, TrainLoader, UpdateBatch
 from mlmlab.tracking.progress import Progress, shown
@@ -70,8 +71,9 @@ class Outputs:
     progress: Progress
     tracker: Tracker | None
     """None in every process but the first."""
+    tokenizer: Tokenizer
     fingerprint: str
-    """Of the config, for the checkpoints."""
+    """Of the config; both are part of a checkpoint."""
     interruptions: Interruptions
     profiler: Profiler | None = None
 
@@ -229,23 +231,16 @@ class Loop:
             return
         loss = self.window.mean_loss()  # waits for the device
         self.record = replace(self.record, train_loss=loss)
-        speed = self.window.tokens_per_second
-        self.progress.show(loss, perplexity(loss), speed)
-        flops, dense_flops = self.window.flops_per_second(
-            self.replica.model.config, self.train_loader.blocks.block_size
-        )
+        speed = self.window.speed(self.replica.model.config, self.train_loader.blocks.block_size)
+        self.progress.show(loss, perplexity(loss), speed["train/tokens_per_second"])
         figures = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
             "train/learning_rate": result.learning_rate,
             "train/grad_norm": result.grad_norm.item(),
             "train/masking_rate": self.window.masking_rate,
-            "train/tokens_per_second": speed,
-            "train/model_flops_per_second": flops,
-            "train/dense_equivalent_flops_per_second": dense_flops,
+            **speed,
             "train/peak_memory_bytes": peak_memory_bytes(self.replica.compute.device),
-            "step/seconds": self.window.seconds,
-            "data/seconds": self.window.data_seconds,
         }
         if self._is_scaled:
             figures["train/loss_scale"] = self.record.loss_scale.scale
@@ -352,7 +347,12 @@ class Loop:
         if self.outputs.tracker is not None:
             self.outputs.tracker.flush()
         save_state(
-            folder, self.replica.model, self.optimizer, self.record, self.outputs.fingerprint
+            folder,
+            self.replica.model,
+            self.outputs.tokenizer,
+            self.optimizer,
+            self.record,
+            self.outputs.fingerprint,
         )
 
     def _stop(self) -> NoReturn:

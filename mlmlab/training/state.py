@@ -1,7 +1,8 @@
 """A checkpoint of the run: weights, moments and a small progress record. No generator states:
 data, masks and dropout are functions of the batch number.
 
-    step_N/model.safetensors       the weights, by our names
+    step_N/model.safetensors       the weights; with config.json and the tokenizer's files it is a
+                                   folder in the Hub's layout, as export/ is
     step_N/optimizer.safetensors   AdamW's moments, by the parameter's name
     step_N/progress.json           the progress record, and the fingerprint of the run's config
     step_N/digests.json            the SHA-256 of each of the others
@@ -20,11 +21,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mlmlab.checkpoints import save_pretrained
+from mlmlab.checkpoints.key_maps import hub_names
+from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.fetch.cache import flush
 from mlmlab.model import MaskedLanguageModel
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-_FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
+_MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
 _DIGESTS = "digests.json"
 
 
@@ -97,6 +101,7 @@ class DamagedCheckpoint(Exception):  # noqa: N818 (what it is, not what happened
 def save_state(
     folder: Path,
     model: MaskedLanguageModel,
+    tokenizer: Tokenizer,
     optimizer: torch.optim.Optimizer,
     progress: ProgressRecord,
     fingerprint: str,
@@ -113,6 +118,7 @@ def save_state(
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
+        save_pretrained(model, tokenizer, building)
         _write(building, model, optimizer, progress, fingerprint)
         for file in building.iterdir():
             flush(file)
@@ -137,7 +143,6 @@ def _write(
     progress: ProgressRecord,
     fingerprint: str,
 ) -> None:
-    weights = {name: p.detach().cpu() for name, p in model.named_parameters()}
     moments = {
         f"{name}.{kind}": optimizer.state[p][kind].detach().cpu()
         for name, p in model.named_parameters()
@@ -145,10 +150,9 @@ def _write(
         if p in optimizer.state
     }
     record = {"fingerprint": fingerprint, "progress": dataclasses.asdict(progress)}
-    save_file(weights, str(folder / _FILES[0]))
-    save_file(moments, str(folder / _FILES[1]))
-    (folder / _FILES[2]).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    digests = {name: _digest(folder / name) for name in _FILES}
+    save_file(moments, str(folder / _OPTIMIZER))
+    (folder / _PROGRESS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
     (folder / _DIGESTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
 
 
@@ -156,11 +160,12 @@ def load_state(
     folder: Path, model: MaskedLanguageModel, optimizer: torch.optim.Optimizer
 ) -> ProgressRecord:
     """Puts a checkpoint's weights and moments into a model and its optimizer."""
-    weights = load_file(str(folder / _FILES[0]))
-    moments = load_file(str(folder / _FILES[1]))
+    weights = load_file(str(folder / _MODEL))
+    moments = load_file(str(folder / _OPTIMIZER))
+    theirs = hub_names(model.config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
+            parameter.copy_(torch.cat([weights[part] for part in theirs[name]]))
             if f"{name}.step" in moments:
                 optimizer.state[parameter] = {
                     kind: moments[f"{name}.{kind}"].to(parameter.device) for kind in _MOMENTS
@@ -177,7 +182,7 @@ def check_state(folder: Path, fingerprint: str) -> ProgressRecord:
     """
     try:
         digests = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
-        for name in _FILES:
+        for name in {_MODEL, _OPTIMIZER, _PROGRESS, *digests}:
             if digests[name] != _digest(folder / name):
                 raise DamagedCheckpoint(f"{name} is not as it was written")
         record, written_for = _read_progress(folder)
@@ -223,7 +228,7 @@ def remove_old(run_dir: Path, keep: int, best_step: int) -> None:
 
 
 def _read_progress(folder: Path) -> tuple[ProgressRecord, str]:
-    content = json.loads((folder / _FILES[2]).read_text(encoding="utf-8"))
+    content = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
     fields = content["progress"]
     window = fields["window"] | {"loss_sums": tuple(fields["window"]["loss_sums"])}
     record = ProgressRecord(

@@ -56,26 +56,23 @@ class Window:
         running = 0.0 if self._clock is None else time.perf_counter() - self._clock
         return self._step_seconds + running - self._seconds_before
 
-    @property
-    def data_seconds(self) -> float:
-        """Of them, those in which no batch was ready."""
-        return self._data_seconds
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Over all processes."""
-        return self._tokens / self.seconds
-
-    def flops_per_second(self, config: ModelConfig, length: int) -> tuple[float, float]:
-        """Over all processes: as computed, and as frameworks count that gather nothing.
+    def speed(self, config: ModelConfig, length: int) -> dict[str, float]:
+        """How fast the updates of this window were, over all processes, by tag.
 
         Args:
+            config: the model's.
             length: positions of a sequence, padding included.
         """
-        sequences = self._sequences
+        seconds, sequences = self.seconds, self._sequences
         actual = actual_flops(config, sequences=sequences, length=length, predicted=self._predicted)
         dense = dense_equivalent_flops(config, sequences=sequences, length=length)
-        return actual / self.seconds, dense / self.seconds
+        return {
+            "train/tokens_per_second": self._tokens / seconds,
+            "train/model_flops_per_second": actual / seconds,
+            "train/dense_equivalent_flops_per_second": dense / seconds,
+            "step/seconds": seconds,
+            "data/seconds": self._data_seconds,
+        }
 
     def restart(self) -> None:
         """Begins a new window."""

@@ -1,0 +1,132 @@
+"""What a run leaves behind besides its result: checkpoints to open, figures, traces, sweeps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mlmlab
+from mlmlab.model import ModelConfig
+from mlmlab.training.flops import actual_flops, dense_equivalent_flops
+
+TINY = (
+    "data.limit=300",
+    "train.batch_size=8",
+    "train.log_every_steps=5",
+    "model.layers=1",
+    "model.hidden_size=32",
+    "model.heads=2",
+    "model.intermediate_size=64",
+    "model.dropout=0",
+)
+
+
+def events(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    config = mlmlab.compose(
+        *TINY, f"run_dir={folder}", "train.max_steps=20", "eval.every_steps=10",
+        "debug.profile_steps=2",
+    )  # fmt: skip
+    mlmlab.run(config, quiet=True)
+    return folder
+
+
+def test_every_checkpoint_opens_as_the_export_does(run_dir: Path) -> None:
+    for step in (10, 20):
+        folder = run_dir / "checkpoints" / f"step_{step}"
+        report = mlmlab.evaluate_checkpoint(
+            mlmlab.compose_evaluation(f"checkpoint={folder}"), quiet=True
+        )
+        (logged,) = (
+            e["eval/loss"] for e in events(run_dir) if e["step"] == step if "eval/loss" in e
+        )
+        assert report.evaluation.loss == logged
+
+
+def test_a_checkpoint_opens_with_transformers(run_dir: Path) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    folder = run_dir / "checkpoints" / "step_20"
+    theirs, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys"))
+    ids = torch.arange(5, 21)[None]
+    ours, _ = mlmlab.load_pretrained(run_dir)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours(ids), atol=1e-5, rtol=0)
+
+
+def test_the_figures_of_a_log_line_are_those_of_its_updates(run_dir: Path) -> None:
+    config = mlmlab.load_pretrained(run_dir)[0].config
+    assert isinstance(config, ModelConfig)
+    lines = [event for event in events(run_dir) if "train/loss" in event]
+    assert [line["step"] for line in lines] == [5, 10, 15, 20]
+    for line in lines:
+        updates, length = 5, 32
+        seconds = line["step/seconds"]
+        tokens = round(line["train/tokens_per_second"] * seconds)
+        assert tokens == updates * 8 * length
+        assert 0 <= line["data/seconds"] <= seconds
+        dense = dense_equivalent_flops(config, sequences=updates * 8, length=length)
+        assert line["train/dense_equivalent_flops_per_second"] * seconds == pytest.approx(dense)
+        flops = line["train/model_flops_per_second"] * seconds
+        least, most = (
+            actual_flops(config, sequences=updates * 8, length=length, predicted=predicted)
+            for predicted in (round(0.05 * tokens), round(0.3 * tokens))
+        )
+        assert least < flops < most
+        assert line["train/peak_memory_bytes"] > 2**26
+    evaluations = [event for event in events(run_dir) if "eval/loss" in event]
+    assert all(event["eval/seconds"] > 0 for event in evaluations)
+
+
+def test_a_profile_is_a_trace_of_the_updates_asked_for(run_dir: Path) -> None:
+    trace = json.loads((run_dir / "profile" / "trace.json").read_text())
+    steps = [e for e in trace["traceEvents"] if e.get("name", "").startswith("ProfilerStep")]
+    assert len({event["name"] for event in steps}) == 2
+    assert any("AdamW" in event.get("name", "") for event in trace["traceEvents"])
+
+
+def test_a_sweep_of_two_jobs_in_two_processes_makes_two_runs_and_goes_on(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "mlmlab.train", "-m", "seed=0,1", "sweep_dir=sweep",
+        "runtime.processes=2", *TINY, "train.max_steps=10",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def sweep(*overrides: str) -> str:
+        done = subprocess.run(
+            [*command, *overrides], cwd=tmp_path, env=environment,
+            capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    output = sweep()
+    runs = sorted(folder for folder in (tmp_path / "sweep").iterdir() if folder.is_dir())
+    assert len(runs) == 2
+    assert output.count("2 processes") == 2  # each job said it once
+    first, second = (json.loads((folder / "summary.json").read_text()) for folder in runs)
+    assert [first["seed"], second["seed"]] == [0, 1]
+    alone = mlmlab.run(
+        mlmlab.compose(*TINY, "train.max_steps=10", f"run_dir={tmp_path / 'alone'}"), quiet=True
+    )
+    assert first["eval_loss"] == pytest.approx(alone.eval_loss, rel=1e-6)
+
+    (runs[0] / "summary.json").unlink()  # as if the sweep had been stopped
+    output = sweep("resume=auto")
+    again = json.loads((runs[0] / "summary.json").read_text())
+    assert again["eval_loss"] == first["eval_loss"]
+    assert "resume     from update 10" in output
+    assert output.count("finished before: ") == 1
+    assert sorted(folder for folder in (tmp_path / "sweep").iterdir() if folder.is_dir()) == runs
