@@ -9,6 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Two processes share the tests (-n 2). With a thread for each core in both, they would wait for
+# each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 
