@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from yaml import YAMLError
 
 from mlmlab import schema
 from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
@@ -106,8 +107,11 @@ def _snapshot(run_dir: Path) -> dict[str, Any]:
             expected="the folder of a run",
             remedy="resume=RUN_DIR, one of those under runs/",
         )
-    content = OmegaConf.to_container(OmegaConf.load(path))
-    if not isinstance(content, dict):
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict) or not content:
         raise UserError.of(
             "resume",
             found=f"{path}, which holds no keys",
@@ -131,6 +135,13 @@ def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:
     target: Any = resumed
     for group in groups:
         source, target = source[group], target.setdefault(group, {})
+    if name not in source:
+        raise UserError.of(
+            key,
+            found=f"~{key}, with resume",
+            expected="KEY=VALUE: a run has all its keys",
+            remedy=f"without ~{key}",
+        )
     target[name] = source[name]
 
 

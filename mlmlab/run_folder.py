@@ -98,9 +98,10 @@ def _created(config: RunConfig, parent: Path) -> Path:
 
 def _held_config(folder: Path, config: RunConfig) -> IO[str]:
     """Writes config.yaml, which must not be there yet, and locks it."""
+    text = OmegaConf.to_yaml(OmegaConf.create(schema.to_mapping(config)))
     file = (folder / _CONFIG).open("x", encoding="utf-8")
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    file.write(OmegaConf.to_yaml(OmegaConf.create(schema.to_mapping(config))))
+    file.write(text)  # at once: a run that is killed before has no folder to go on in
     file.flush()
     return file
 

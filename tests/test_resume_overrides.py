@@ -1,0 +1,196 @@
+"""What a resumed run may change, and in which folder it may go on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from stopping import TINY, as_killed, bits, listing, start
+
+import mlmlab
+from mlmlab.errors import UserError
+from mlmlab.tracking.summary import Summary
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    mlmlab.run(mlmlab.compose(*TINY, f"run_dir={run_dir}"), quiet=True)
+    return run_dir
+
+
+def _resume(run_dir: Path, *overrides: str) -> Summary:
+    return mlmlab.run(mlmlab.compose(f"resume={run_dir}", *overrides))
+
+
+def _refusal(run_dir: Path, *overrides: str) -> UserError:
+    before = listing(run_dir)
+    with pytest.raises(UserError) as error:
+        _resume(run_dir, *overrides)
+    assert listing(run_dir) == before
+    return error.value
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "name=other",
+        "run_dir=other",
+        "checkpoint_head=fresh",
+        "tokenizer.path=tokenizer",
+        "tokenizer.kind=wordpiece",
+        "tokenizer.vocabulary_size=300",
+        "data.path=other.txt",
+        "data.limit=300",
+        "data.test_fraction=0.3",
+        "data.seed=1",
+        "data.layout=lines",
+        "data.block_size=16",
+        "masking.rate=0.3",
+        "masking.unit=word",
+        "masking.mask_fraction=0.7",
+        "masking.budget=exact",
+        "masking.mode=static",
+        "model.layers=2",
+        "model.hidden_size=64",
+        "model.dropout=0.2",
+        "train.batch_size=4",
+        "train.freeze=[head]",
+        "eval.seed=1",
+        "eval.mask_draws=2",
+    ],
+)
+def test_a_key_that_says_what_run_it_is_is_refused_by_name(whole: Path, override: str) -> None:
+    key = override.partition("=")[0]
+    problem = next(p for p in _refusal(whole, override).problems if p.where == key)
+    assert problem.found
+    assert problem.remedy
+
+
+def test_keys_that_are_refused_are_reported_together(whole: Path) -> None:
+    overrides = ("seed=1", "masking.rate=0.3", "train.max_steps=70", "data.seed=0")
+    refusal = _refusal(whole, *overrides)
+    assert [problem.where for problem in refusal.problems] == ["seed", "masking.rate"]
+
+
+@pytest.mark.parametrize(
+    "group", ["masking=spanbert", "model=tiny", "data=world", "train=finetune", "+experiment=eli5"]
+)
+def test_a_whole_group_is_refused_even_where_it_is_the_runs_own(whole: Path, group: str) -> None:
+    name = group.lstrip("+").partition("=")[0]
+    (problem,) = _refusal(whole, group).problems
+    assert problem.where == name
+    assert f"{name}.KEY=VALUE" in problem.remedy
+
+
+@pytest.mark.parametrize("override", ["~train.max_steps", "~eval.fill_mask", "~seed", "~data"])
+def test_a_key_that_is_taken_away_is_refused(whole: Path, override: str) -> None:
+    _refusal(whole, override)
+
+
+def test_a_refused_key_ends_the_command_with_2_and_its_name(whole: Path, tmp_path: Path) -> None:
+    running = start([f"resume={whole}", "masking.rate=0.3"], tmp_path)
+    assert running.status() == 2
+    said = " ".join(running.output.read_text().split())
+    assert said.startswith("mlmlab: masking.rate found masking.rate=0.3, for a run that began with")
+    assert "Traceback" not in said
+
+
+def test_a_changed_horizon_and_intervals_are_said_and_noted_and_config_yaml_stays(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45])
+    config = listing(run_dir)[str(run_dir / "config.yaml")]
+    changes = ["train.max_steps=66", "train.log_every_steps=3", "eval.every_steps=22"]
+    _resume(run_dir)
+    assert "is not that of the run without a stop" not in capsys.readouterr().out
+    assert _resume(run_dir, *changes).steps == 66
+    said = " ".join(capsys.readouterr().out.split())
+    order = ["eval.every_steps=22", "train.max_steps=66", "train.log_every_steps=3"]
+    assert f"resume from update 60 ({run_dir}/checkpoints/step_60)" in said
+    for change in changes:
+        assert change in said
+    assert "the result is not that of the run without a stop" in said
+    lines = (run_dir / "resumes.jsonl").read_text().splitlines()
+    first, second = (json.loads(line) for line in lines)
+    assert (first["step"], first["overrides"]) == (45, [])
+    assert (second["step"], sorted(second["overrides"])) == (60, sorted(order))
+    assert listing(run_dir)[str(run_dir / "config.yaml")] == config
+    events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["step"] > 60] == [63, 66, 66]
+
+
+def test_a_run_that_is_finished_can_be_resumed_and_stays_as_it_is(
+    whole: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    _resume(run_dir)
+    assert bits(run_dir) == bits(whole)
+
+
+@pytest.mark.parametrize("content", [None, "", "- a list\n", "seed: [1\n", "seed: 1\n"])
+def test_a_folder_that_holds_no_run_is_named(tmp_path: Path, content: str | None) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    if content is not None:
+        (folder / "config.yaml").write_text(content)
+    refusal = _refusal(folder)
+    if content != "seed: 1\n":  # this one lacks keys, each of which is named
+        assert [problem.where for problem in refusal.problems] == ["resume"]
+        assert str(folder) in refusal.problems[0].found
+
+
+def test_a_folder_where_a_run_is_at_work_is_refused_to_a_second_one(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    first = start([*TINY, "train.max_steps=5000", f"run_dir={run_dir}"], tmp_path)
+    try:
+        assert first.wait_for((run_dir / "checkpoints" / "step_15").exists)
+        for key in ("run_dir", "resume"):
+            with pytest.raises(UserError) as error:
+                mlmlab.run(mlmlab.compose(*TINY * (key == "run_dir"), f"{key}={run_dir}"))
+            (problem,) = error.value.problems
+            assert problem.where == key
+            assert problem.found == f"{run_dir}, where another run is at work now"
+        assert first.is_alive
+        events = (run_dir / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(events[0])["step"] == 0
+        assert not (run_dir / "resumes.jsonl").exists()
+    finally:
+        first.kill()
+    assert _resume(run_dir, "train.max_steps=20").steps >= 15  # the kill has released it
+
+
+def test_resume_auto_begins_goes_on_or_is_content(whole: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    arguments = [*TINY, "train.max_steps=60", f"run_dir={run_dir}", "resume=auto"]
+
+    new = start(arguments, tmp_path)
+    assert new.status() == 0, new.output.read_text()
+    assert bits(run_dir) == bits(whole)
+    assert not (run_dir / "resumes.jsonl").exists()
+
+    finished = listing(run_dir)
+    content = start(arguments, tmp_path)
+    assert content.status() == 0
+    assert content.output.read_text() == f"finished before: {run_dir / 'summary.json'}\n"
+    assert listing(run_dir) == finished
+
+    (run_dir / "summary.json").unlink()
+    shutil.rmtree(run_dir / "checkpoints" / "step_60")
+    unfinished = start(arguments, tmp_path)
+    assert unfinished.status() == 0, unfinished.output.read_text()
+    assert "from update 45" in unfinished.output.read_text()
+    assert bits(run_dir) == bits(whole)
+
+
+def test_resume_auto_without_a_folder_is_refused() -> None:
+    with pytest.raises(UserError, match="run_dir=null"):
+        mlmlab.compose("resume=auto")
+
+
+def test_resume_auto_refuses_what_the_run_did_not_begin_with(whole: Path) -> None:
+    with pytest.raises(UserError, match=r"^seed\n"):
+        mlmlab.run(mlmlab.compose(*TINY, "seed=1", "resume=auto", f"run_dir={whole}"))
