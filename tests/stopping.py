@@ -34,7 +34,7 @@ TINY = (
     "runtime.precision=fp32",
     "runtime.threads=1",
 )
-"""A run of a second or two, with four checkpoints and four evaluations, twice at the same update."""
+"""A run of a second or two, with four checkpoints and four evaluations."""
 
 
 @dataclass
@@ -139,15 +139,21 @@ def events(run_dir: Path) -> list[dict[str, Any]]:
     return [_unmeasured(json.loads(line)) for line in lines]
 
 
-def bits(run_dir: Path) -> dict[str, Any]:
-    """All of a finished run that must not depend on where it was stopped."""
-    newest = run_dir / "checkpoints" / f"step_{_read(run_dir / 'summary.json')['steps']}"
-    progress = _read(newest / "progress.json")
+def results(run_dir: Path) -> dict[str, Any]:
+    """What a finished run is about."""
     return {
         "metrics": events(run_dir),
         "summary": _unmeasured(_read(run_dir / "summary.json")),
-        "progress": _unmeasured(progress["progress"]),
         "exported weights": _digest(run_dir / "export" / "model.safetensors"),
+    }
+
+
+def bits(run_dir: Path) -> dict[str, Any]:
+    """All of a finished run that must not depend on where it was stopped."""
+    newest = run_dir / "checkpoints" / f"step_{_read(run_dir / 'summary.json')['steps']}"
+    return {
+        **results(run_dir),
+        "progress": _unmeasured(_read(newest / "progress.json")["progress"]),
         "weights": _digest(newest / "model.safetensors"),
         "moments": _digest(newest / "optimizer.safetensors"),
     }

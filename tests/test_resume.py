@@ -9,7 +9,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from stopping import TINY, Running, bits, start
+from stopping import TINY, Running, as_killed, bits, start
+
+import mlmlab
+from mlmlab.errors import Interrupted
+from mlmlab.training.interruption import Interruptions
 
 LONGER = (*TINY, "train.max_steps=120", "eval.mask_draws=4")
 
@@ -184,6 +188,19 @@ def test_a_signal_during_an_evaluation_stops_it_and_it_is_made_up_for(
     (progress,) = run_dir.glob("checkpoints/step_20/progress.json")
     assert json.loads(progress.read_text())["progress"]["evaluation_due"] is True
     assert start([f"resume={run_dir}"], tmp_path).status() == 0
+    assert bits(run_dir) == bits(whole)
+
+
+def test_a_signal_during_the_evaluation_of_a_finished_run_stops_it_like_any_other(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[105, 120])
+    config = mlmlab.compose(f"resume={run_dir}")
+    with monkeypatch.context() as patched:
+        patched.setattr(Interruptions, "is_stop_asked", True)
+        with pytest.raises(Interrupted, match="after update 120"):
+            mlmlab.run(config, quiet=True)
+    mlmlab.run(config, quiet=True)
     assert bits(run_dir) == bits(whole)
 
 

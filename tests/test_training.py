@@ -310,7 +310,7 @@ def test_old_checkpoints_are_removed_by_number_not_by_name(tmp_path: Path) -> No
     for step in (2, 9, 10, 100):
         folder = tmp_path / "checkpoints" / f"step_{step}"
         save_state(folder, model, TOKENIZER, optimizer, ProgressRecord(updates=step), "")
-    remove_old(tmp_path, 2, best_step=2)
+    remove_old(tmp_path, 2, ProgressRecord(updates=100, best_step=2))
     assert [folder.name for folder in checkpoint_folders(tmp_path)] == [
         "step_2",
         "step_10",

@@ -282,21 +282,21 @@ class Loop:
         return patience is not None and self.record.evaluations_since_best >= patience
 
     def _score(self) -> Evaluation:
-        return evaluate(
-            self.replica.model,
-            self.eval_loader,
-            self.replica.compute,
-            self.progress,
-            world=self.world,
-            is_interrupted=lambda: self.outputs.interruptions.is_stop_asked,
-        )
+        try:
+            return evaluate(
+                self.replica.model,
+                self.eval_loader,
+                self.replica.compute,
+                self.progress,
+                world=self.world,
+                is_interrupted=lambda: self.outputs.interruptions.is_stop_asked,
+            )
+        except EvaluationInterrupted:
+            self._stop()
 
     def _evaluate(self) -> Evaluation:
         started = time.perf_counter()
-        try:
-            result = self._score()
-        except EvaluationInterrupted:
-            self._stop()
+        result = self._score()
         if result.masked_count and not math.isfinite(result.loss):
             self.progress.close()
             raise RunFailed(
@@ -336,7 +336,7 @@ class Loop:
         run_dir, step = self.outputs.run_dir, self.record.updates
         try:
             self._save_to(run_dir / "checkpoints" / f"step_{step}")
-            remove_old(run_dir, keep, self.record.best_step)
+            remove_old(run_dir, keep, self.record)
         except OSError as error:
             self.progress.line(
                 f"checkpoint of update {step:,} NOT written: {error.strerror or error}; those "

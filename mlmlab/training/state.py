@@ -211,19 +211,27 @@ def newest_state(
     return None
 
 
-def checkpoint_folders(run_dir: Path) -> list[Path]:
-    """The run's checkpoints, oldest first."""
+def checkpoint_folders(run_dir: Path, up_to: int | None = None) -> list[Path]:
+    """The run's checkpoints, oldest first.
+
+    Args:
+        up_to: leaves out those of later updates.
+    """
     found = []
     for folder in (run_dir / "checkpoints").glob("step_*"):
         if match := re.fullmatch(r"step_(\d+)(\.replaced)?", folder.name):
             found.append((int(match.group(1)), match.group(2) is None, folder))
-    return [folder for _, _, folder in sorted(found)]
+    return [folder for step, _, folder in sorted(found) if up_to is None or step <= up_to]
 
 
-def remove_old(run_dir: Path, keep: int, best_step: int) -> None:
-    """Removes all but the newest `keep` checkpoints and the best one."""
-    for folder in checkpoint_folders(run_dir)[: -keep or None]:
-        if folder.name != f"step_{best_step}":
+def remove_old(run_dir: Path, keep: int, progress: ProgressRecord) -> None:
+    """Removes all but the newest `keep` checkpoints and the best one.
+
+    Those of later updates, which are damaged or the run would have gone on from them, neither count
+    nor go: the run comes to them.
+    """
+    for folder in checkpoint_folders(run_dir, progress.updates)[: -keep or None]:
+        if folder.name != f"step_{progress.best_step}":
             shutil.rmtree(folder)
 
 

@@ -1,0 +1,291 @@
+"""Checkpoints that are damaged, cannot be written, or are the best."""
+
+import dataclasses
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stopping import TINY, Running, as_killed, bits, results, start
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import mlmlab
+from mlmlab.tracking.summary import Summary
+from mlmlab.training.evaluation import Evaluation
+from mlmlab.training.loop import Loop
+from mlmlab.training.state import checkpoint_folders
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody stopped, with checkpoints of updates 45 and 60."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    mlmlab.run(mlmlab.compose(*TINY, f"run_dir={run_dir}"), quiet=True)
+    return run_dir
+
+
+def _resume(run_dir: Path, *overrides: str) -> Summary:
+    return mlmlab.run(mlmlab.compose(f"resume={run_dir}", *overrides))
+
+
+# Damaged
+
+
+def _shortened(name: str) -> Callable[[Path], object]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+
+def _with_another_bit(name: str) -> Callable[[Path], object]:
+    def flip(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) * 2 // 3] ^= 4
+        (folder / name).write_bytes(content)
+
+    return flip
+
+
+def _holding(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def _without(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
+
+
+DAMAGES = {
+    "truncated weights": (_shortened("model.safetensors"), "model.safetensors is not as it"),
+    "truncated record": (_shortened("progress.json"), "progress.json is not as it"),
+    "a bit of the weights": (_with_another_bit("model.safetensors"), "model.safetensors is not"),
+    "a bit of the moments": (_with_another_bit("optimizer.safetensors"), "optimizer.safetensors"),
+    "a bit of the record": (_with_another_bit("progress.json"), "progress.json is not as it was"),
+    "empty moments": (_holding("optimizer.safetensors", b""), "optimizer.safetensors is not as it"),
+    "empty record": (_holding("progress.json", b""), "progress.json is not as it was"),
+    "no weights": (_without("model.safetensors"), "model.safetensors is missing"),
+    "no digests": (_without("digests.json"), "digests.json is missing"),
+    "empty digests": (_holding("digests.json", b""), "digests.json cannot be read"),
+    "a list of digests": (_holding("digests.json", b"[]"), "digests.json cannot be read"),
+    "digests of nothing": (_holding("digests.json", b"{}"), "digests.json cannot be read"),
+    "digests of noise": (_holding("digests.json", b"\xff\xfe\x00"), "digests.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_bits(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45, 60])
+    do, reason = DAMAGES[damage]
+    do(run_dir / "checkpoints" / "step_60")
+    _resume(run_dir)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{run_dir}/checkpoints/step_60 is passed over: {reason}" in said
+    assert f"from update 45 ({run_dir}/checkpoints/step_45)" in said
+    assert bits(run_dir) == bits(whole)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_starts_anew_and_says_so(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45, 60])
+    _without("digests.json")(run_dir / "checkpoints" / "step_45")
+    _with_another_bit("model.safetensors")(run_dir / "checkpoints" / "step_60")
+    _resume(run_dir)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("is passed over") == 2
+    assert "no whole checkpoint yet: the run starts anew" in said
+    assert bits(run_dir) == bits(whole)
+
+
+def test_damaged_checkpoints_do_not_push_out_the_new_ones_of_fewer_updates(
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45, 60])
+    for step in (45, 60):
+        _without("digests.json")(run_dir / "checkpoints" / f"step_{step}")
+    with monkeypatch.context() as patched:
+        _kill_after_update(patched, 33)
+        with pytest.raises(_Killed):
+            _resume(run_dir)
+    capsys.readouterr()
+    _resume(run_dir)
+    assert "from update 30" in capsys.readouterr().out
+    assert bits(run_dir) == bits(whole)
+    assert [folder.name for folder in checkpoint_folders(run_dir)] == ["step_45", "step_60"]
+
+
+class _Killed(BaseException):
+    pass
+
+
+def _kill_after_update(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
+    advance = Loop.advance
+
+    def kill(loop: Loop, *arguments: object) -> object:
+        if loop.record.updates == update:
+            raise _Killed
+        return advance(loop, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Loop, "advance", kill)
+
+
+def test_a_checkpoint_of_a_run_with_another_config_is_passed_over(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    mlmlab.run(mlmlab.compose(*TINY, "seed=1", f"run_dir={other}"), quiet=True)
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45])
+    shutil.copytree(other / "checkpoints" / "step_60", run_dir / "checkpoints" / "step_60")
+    _resume(run_dir)
+    said = capsys.readouterr().out
+    assert "step_60 is passed over: it belongs to a run with another config" in said
+    assert bits(run_dir) == bits(whole)
+
+
+# On a disk that is full
+
+
+def _is_full(run_dir: Path, running: Running, whole: Path) -> None:
+    """The claims about a run that had no room for a checkpoint after update 15."""
+    assert running.status() == 0, running.output.read_text()
+    said = " ".join(running.output.read_text().split())
+    failed = re.findall(r"checkpoint of update (\d+) NOT written: (.*?); those before it are", said)
+    assert [int(step) for step, _ in failed][-2:] == [45, 60]
+    assert "Traceback" not in said
+    kept = [folder.name for folder in checkpoint_folders(run_dir)]
+    assert kept == [f"step_{int(failed[0][0]) - 15}"]
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == kept
+    assert results(run_dir) == results(whole)
+
+
+def test_without_room_for_a_checkpoint_the_run_says_so_and_goes_on_to_its_end(
+    whole: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    running = start([*TINY, f"run_dir={run_dir}"], tmp_path)
+    assert running.wait_for((run_dir / "checkpoints" / "step_15").exists)
+    assert running.process.pid is not None
+    moments = run_dir / "checkpoints" / "step_15" / "optimizer.safetensors"
+    most = moments.stat().st_size - 1  # the system refuses to write one byte more
+    resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (most, most))
+    _is_full(run_dir, running, whole)
+    assert "File too large" in running.output.read_text()
+    (run_dir / "summary.json").unlink()
+    _resume(run_dir)
+    assert bits(run_dir) == bits(whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system of 2 MB cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_on_a_full_disk_the_run_says_so_and_goes_on_to_its_end(
+    whole: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    run_dir = small_disk / "run"
+    running = start([*TINY, f"run_dir={run_dir}"], tmp_path)
+    assert running.wait_for((run_dir / "checkpoints" / "step_15").exists)
+    room = shutil.disk_usage(small_disk).free
+    (small_disk / "others").write_bytes(bytes(room - 220_000))  # for an export, not for a state
+    _is_full(run_dir, running, whole)
+    assert "No space left on device" in " ".join(running.output.read_text().split())
+
+
+# The best one, and the end for want of better ones
+
+LOSSES = {0: 5.0, 10: 4.0, 20: 3.0, 30: 3.5, 40: 3.0, 50: 2.5, 60: 2.0}
+PATIENT = (
+    *TINY,
+    "eval.every_steps=10",
+    "train.save_every_steps=null",
+    "train.keep_checkpoints=1",
+    "train.early_stopping_patience=2",
+)
+
+
+@pytest.fixture
+def known_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations with the results above."""
+    score = Loop._score
+
+    def known(loop: Loop) -> Evaluation:
+        result = score(loop)
+        loss_sum = LOSSES[loop.record.updates] * result.masked_count
+        return dataclasses.replace(result, loss_sum=loss_sum)
+
+    monkeypatch.setattr(Loop, "_score", known)
+
+
+@pytest.mark.usefixtures("known_losses")
+def test_a_run_ends_after_evaluations_that_are_no_better_and_its_best_checkpoint_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    summary = mlmlab.run(mlmlab.compose(*PATIENT, f"run_dir={run_dir}"), quiet=True)
+    assert summary.steps == 40  # an equal one is no better
+    assert summary.best_eval_perplexity == pytest.approx(np.exp(3.0))
+    assert summary.eval_loss == pytest.approx(3.0)
+    kept = [folder.name for folder in checkpoint_folders(run_dir)]
+    assert kept == ["step_20", "step_40"]  # the best, and the newest
+
+    killed = tmp_path / "killed"
+    with monkeypatch.context() as patched:
+        _kill_after_update(patched, 33)
+        with pytest.raises(_Killed):
+            mlmlab.run(mlmlab.compose(*PATIENT, f"run_dir={killed}"), quiet=True)
+    assert [folder.name for folder in checkpoint_folders(killed)] == ["step_20", "step_30"]
+    _resume(killed)
+    assert "from update 30" in capsys.readouterr().out
+    assert bits(killed) == bits(run_dir)
+    assert [folder.name for folder in checkpoint_folders(killed)] == kept
+    _resume(killed)  # it is over, and stays so
+    assert bits(killed) == bits(run_dir)
+    assert _resume(killed, "train.early_stopping_patience=3").steps == 60
+
+
+def test_a_learning_rate_that_makes_it_worse_ends_the_run_early(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    worse = ("train.learning_rate=0.5", "train.warmup_steps=0", "train.early_stopping_patience=1")
+    config = mlmlab.compose(*PATIENT, *worse, f"run_dir={run_dir}")
+    summary = mlmlab.run(config, quiet=True)
+    assert summary.steps < 60
+    assert summary.eval_perplexity > summary.best_eval_perplexity
+
+
+# TensorBoard
+
+
+def test_after_a_resume_tensorboard_has_the_events_of_metrics_jsonl_and_no_others(
+    whole: Path, tmp_path: Path
+) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45])
+    assert len(list((run_dir / "tensorboard").iterdir())) == 1
+    _resume(run_dir)
+    (file,) = (path for path in (run_dir / "tensorboard").rglob("*") if path.is_file())
+    accumulator = EventAccumulator(str(file), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    expected: dict[str, list[tuple[int, float]]] = {}
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        event = json.loads(line)
+        for tag in event.keys() - {"step", "epoch"}:
+            expected.setdefault(tag, []).append((event["step"], float(np.float32(event[tag]))))
+    assert len(expected["train/loss"]) == 12
+    tags = {tag for tag in accumulator.Tags()["scalars"] if not tag.startswith("final/")}
+    assert tags == set(expected)
+    for tag, values in expected.items():
+        assert [(event.step, event.value) for event in accumulator.Scalars(tag)] == values
