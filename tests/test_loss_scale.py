@@ -1,0 +1,159 @@
+"""fp16: losses are scaled, and an update whose scaled gradient overflows is left out."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from stopping import TINY, bits
+
+import mlmlab
+from mlmlab.errors import RunFailed
+from mlmlab.loader import UpdateBatch
+from mlmlab.tracking.summary import Summary
+from mlmlab.training import loop, state
+from mlmlab.training.loop import Loop
+from mlmlab.training.schedule import learning_rate_factor
+from mlmlab.training.state import LossScale, ProgressRecord
+from mlmlab.training.step import UpdateResult
+
+UPDATES = 24
+FP16 = (
+    *TINY,
+    "runtime.precision=fp16",
+    f"train.max_steps={UPDATES}",
+    "train.log_every_steps=1",
+    "train.save_every_steps=6",
+    "eval.every_steps=12",
+)
+
+
+def _begin_with_scale(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    record = functools.partial(ProgressRecord, loss_scale=LossScale(scale=scale))
+    monkeypatch.setattr(loop, "ProgressRecord", record)
+
+
+def _run(run_dir: Path, *overrides: str) -> Summary:
+    return mlmlab.run(mlmlab.compose(*FP16, *overrides, f"run_dir={run_dir}"), quiet=True)
+
+
+def _progress(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "checkpoints" / f"step_{UPDATES}" / "progress.json"
+    progress: dict[str, Any] = json.loads(path.read_text())["progress"]
+    return progress
+
+
+def _updates(run_dir: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "train/loss" in line]
+
+
+def test_the_scale_halves_at_an_overflow_and_doubles_after_so_many_updates_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(state, "GROWTH_UPDATES", 3)
+    scale = LossScale(scale=1024.0)
+    seen = []
+    for overflowed in (False, False, False, False, False, True, False, False, False, True, True):
+        scale = scale.after(overflowed=overflowed)
+        seen.append(scale.scale)
+    assert seen == [1024, 1024, 2048, 2048, 2048, 1024, 1024, 1024, 2048, 1024, 512]
+
+
+def test_a_run_in_fp16_learns_what_one_in_fp32_learns(tmp_path: Path) -> None:
+    half = _run(tmp_path / "fp16")
+    single = _run(tmp_path / "fp32", "runtime.precision=fp32")
+    assert half.eval_loss == pytest.approx(single.eval_loss, rel=0.01)
+    assert half.eval_loss != single.eval_loss  # it did compute in fp16
+    events = _updates(tmp_path / "fp16")
+    assert [event["train/loss_scale"] for event in events] == [2.0**16] * UPDATES
+    assert "train/loss_scale" not in _updates(tmp_path / "fp32")[0]
+
+
+def test_the_scale_cancels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = []
+    for scale in (2.0**8, 2.0**12):
+        _begin_with_scale(monkeypatch, scale)
+        _run(tmp_path / f"{scale:g}", "train.max_steps=1")
+        (event,) = _updates(tmp_path / f"{scale:g}")
+        norms.append(event["train/grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=0.02)
+
+
+def test_an_overflowing_update_changes_nothing_but_the_scale_and_the_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = Loop.attempt
+    overflows: list[bool] = []
+
+    def watched(self: Loop, batch: UpdateBatch) -> UpdateResult:
+        before = [p.detach().clone() for p in self.replica.model.parameters()]
+        moments = [s["exp_avg"].clone() for s in self.optimizer.state.values()]
+        result = attempt(self, batch)
+        after = [s["exp_avg"] for s in self.optimizer.state.values()]
+        is_same = all(map(torch.equal, before, self.replica.model.parameters()))
+        assert is_same is result.overflowed
+        assert not result.overflowed or all(map(torch.equal, moments, after))
+        assert result.overflowed is not bool(result.grad_norm.isfinite())
+        overflows.append(result.overflowed)
+        return result
+
+    monkeypatch.setattr(Loop, "attempt", watched)
+    _begin_with_scale(monkeypatch, 2.0**40)
+    summary = _run(tmp_path / "run")
+    skipped = sum(overflows)
+    assert skipped > 5
+    assert not any(overflows[-UPDATES // 2 :])
+    assert summary.steps == UPDATES
+    progress = _progress(tmp_path / "run")
+    assert progress["updates"] == UPDATES
+    assert progress["skipped_updates"] == skipped
+    assert progress["batches"] == UPDATES + skipped == len(overflows)
+    assert progress["loss_scale"]["scale"] == 2.0 ** (40 - skipped)
+    events = _updates(tmp_path / "run")
+    assert [event["step"] for event in events] == list(range(1, UPDATES + 1))
+    assert events[-1]["train/skipped_updates"] == skipped
+    config = mlmlab.compose(*FP16).train
+    for number, event in enumerate(events):
+        factor = learning_rate_factor(number, UPDATES, config.warmup_steps, config.schedule)
+        assert event["train/learning_rate"] == config.learning_rate * factor
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("batches", [3, 9, 17, 28])
+def test_a_killed_run_in_fp16_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    monkeypatch.setattr(state, "GROWTH_UPDATES", 3)  # grows into an overflow, again and again
+    _begin_with_scale(monkeypatch, 2.0**30)
+    _run(tmp_path / "whole")
+    whole = bits(tmp_path / "whole")
+    assert len({event["train/skipped_updates"] for event in _updates(tmp_path / "whole")}) > 2
+
+    advance = Loop.advance
+
+    def killed(self: Loop, batch: UpdateBatch) -> UpdateResult | None:
+        if self.record.batches == batches:
+            raise _Killed
+        return advance(self, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "advance", killed)
+        with pytest.raises(_Killed):
+            _run(tmp_path / "killed")
+    mlmlab.run(mlmlab.compose(f"resume={tmp_path / 'killed'}"), quiet=True)
+    assert bits(tmp_path / "killed") == whole
+
+
+def test_a_loss_that_is_not_finite_itself_ends_the_run_in_fp16_too(tmp_path: Path) -> None:
+    diverging = ("train.learning_rate=1e30", "train.max_grad_norm=0", "train.warmup_steps=0")
+    with pytest.raises(RunFailed, match="not finite"):
+        _run(tmp_path / "run", *diverging)
+    (folder,) = (tmp_path / "run" / "failures").iterdir()
+    progress = json.loads((folder / "progress.json").read_text())["progress"]
+    assert progress["skipped_updates"] == 0
