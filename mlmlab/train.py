@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,7 @@ def train(composed: DictConfig) -> float:
 
 
 def _with_job_folder(mapping: dict[str, Any]) -> dict[str, Any]:
-    if "RANK" in os.environ:
-        raise UserError.of(
-            "-m under torchrun",
-            found="a sweep in each of torchrun's processes",
-            expected="processes for each job of the sweep, not a sweep for each process",
-            remedy="python -m mlmlab.train -m runtime.processes=N ...: each job starts its own",
-        )
+    _refuse_under_torchrun()
     if mapping["run_dir"] is not None:
         raise UserError.of(
             "run_dir",
@@ -59,6 +54,16 @@ def _with_job_folder(mapping: dict[str, Any]) -> dict[str, Any]:
             remedy="-m resume=auto sweep_dir=FOLDER, with the sweep's other overrides as before",
         )
     return mapping | {"run_dir": HydraConfig.get().runtime.output_dir}
+
+
+def _refuse_under_torchrun() -> None:
+    if "RANK" in os.environ:
+        raise UserError.of(
+            "-m under torchrun",
+            found="a sweep in each of torchrun's processes",
+            expected="processes for each job of the sweep, not a sweep for each process",
+            remedy="python -m mlmlab.train -m runtime.processes=N ...: each job starts its own",
+        )
 
 
 def _run(mapping: dict[str, Any], overrides: list[str]) -> float:
@@ -81,5 +86,12 @@ def _run(mapping: dict[str, Any], overrides: list[str]) -> float:
     return run(config).eval_loss
 
 
+def main() -> None:
+    """The command itself."""
+    if not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]):
+        _refuse_under_torchrun()  # now: for its first job, Hydra creates the sweep's folder
+    train()
+
+
 if __name__ == "__main__":
-    as_command(train)
+    as_command(main)
