@@ -1,0 +1,321 @@
+"""Runs of several processes: under torchrun, or forked from one that has imported PyTorch."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import TCPStore
+
+import mlmlab
+from mlmlab.command import as_command
+
+PATIENCE_SECONDS = 60.0
+"""So long after one of its processes has gone, a run may still be there."""
+START_SECONDS = 120.0
+"""So long a start may take where other work fills the machine."""
+_ROOT = str(Path(mlmlab.__file__).parents[1])
+_PRELOADED = ["ranks", "mlmlab.train", "mlmlab.launch", "torch._inductor"]
+"""What each process imports in the end, DDP's own imports among them."""
+_FREE = re.compile(r"(seconds|per_second|peak_memory_bytes)$")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a run leaves behind."""
+
+    statuses: list[int]
+    """Of each process; or of torchrun, which has one."""
+    stdout: str
+    stderr: str
+    folder: Path
+    """Where it ran."""
+    seconds: float
+    """Between the last signal, or else the start, and the end of all processes."""
+
+    def message(self) -> str:
+        """The one message of ours on stderr, on one line; torchrun's report stands behind it."""
+        assert self.stderr.count("mlmlab: ") == 1, self.stderr
+        text = self.stderr.partition("mlmlab: ")[2]
+        lines = re.split(r"^[WE]\d{4} |^Traceback", text, maxsplit=1, flags=re.MULTILINE)[0]
+        return " ".join(lines.split())
+
+
+class Running(ABC):
+    """`python -m mlmlab.train ...` at work in several processes, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.out, self.err = folder / "stdout.txt", folder / "stderr.txt"
+        for file in (self.out, self.err):
+            file.unlink(missing_ok=True)
+        self._since = time.monotonic()
+
+    @abstractmethod
+    def pids(self) -> list[int]:
+        """Process ids by rank."""
+
+    @abstractmethod
+    def is_over(self) -> bool:
+        """Whether something of it has ended."""
+
+    @abstractmethod
+    def wait(self, timeout: float) -> list[int]:
+        """Waits for the end, and returns the statuses."""
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Looks every millisecond; a run that ends before it is so fails the test."""
+        end = time.monotonic() + START_SECONDS
+        while not is_so():
+            assert not self.is_over(), self.err.read_text()
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    def wait_for_metrics(self, lines: int, run: str = "run") -> None:
+        """Until metrics.jsonl has so many lines."""
+        file = self.folder / run / "metrics.jsonl"
+        self.wait_until(lambda: file.exists() and file.read_bytes().count(b"\n") >= lines)
+
+    def send(self, number: int, rank: int) -> None:
+        """A signal to one of the processes."""
+        self._since = time.monotonic()
+        with suppress(ProcessLookupError):
+            os.kill(self.pids()[rank], number)
+
+    def end(self, timeout: float = START_SECONDS) -> Ended:
+        """Waits until all processes have gone."""
+        statuses = self.wait(timeout)
+        seconds = time.monotonic() - self._since
+        return Ended(statuses, self.out.read_text(), self.err.read_text(), self.folder, seconds)
+
+
+def child_environment() -> dict[str, str]:
+    """Ours, for a Python that imports the mlmlab under test and takes one core."""
+    path = os.pathsep.join([_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+class Torchrun(Running):
+    """Under torchrun itself."""
+
+    def __init__(self, folder: Path, overrides: tuple[str, ...], processes: int) -> None:
+        super().__init__(folder)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={processes}", "-m", "mlmlab.train", *overrides]
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=child_environment(),
+                stdout=out,
+                stderr=err,
+            )
+        self._size = processes
+        self._ranks: dict[int, int] = {}
+
+    def pids(self) -> list[int]:
+        self.wait_until(self._knows_all)
+        return [self._ranks[rank] for rank in range(self._size)]
+
+    def _knows_all(self) -> bool:
+        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                with suppress(OSError):
+                    text = Path(f"/proc/{child}/environ").read_text()
+                    if found := re.search(r"(?:^|\0)RANK=(\d+)", text):
+                        self._ranks[int(found[1])] = int(child)
+        return len(self._ranks) == self._size
+
+    def is_over(self) -> bool:
+        return self.process.poll() is not None
+
+    def send_to_torchrun(self, number: int) -> None:
+        """A signal, as a cluster sends it."""
+        self.pids()
+        self._since = time.monotonic()
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float) -> list[int]:
+        status = self.process.wait(timeout)
+        for pid in self._ranks.values():
+            while Path(f"/proc/{pid}").exists():
+                assert time.monotonic() < self._since + timeout
+                time.sleep(0.01)
+        return [status]
+
+    def kill(self) -> None:
+        """Leaves nothing behind."""
+        if not self.is_over():
+            with suppress(OSError):
+                self._knows_all()
+            for pid in (*self._ranks.values(), self.process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.process.wait()
+
+
+class Forked(Running):
+    """In processes that start in no time, and of which nobody ends the others."""
+
+    def __init__(
+        self,
+        folder: Path,
+        overrides: tuple[str, ...],
+        processes: int,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(folder)
+        for file in (self.out, self.err):
+            file.touch()
+        self._ranks = _Ranks(processes, _command, folder, overrides, dict(environment or {}))
+
+    def pids(self) -> list[int]:
+        return [process.pid or 0 for process in self._ranks.processes]
+
+    def is_over(self) -> bool:
+        return any(process.exitcode is not None for process in self._ranks.processes)
+
+    def wait(self, timeout: float) -> list[int]:
+        return self._ranks.join(timeout)
+
+    def kill(self) -> None:
+        """Leaves nothing behind."""
+        self._ranks.kill()
+
+
+class _Ranks:
+    """A function in several processes that find in their environment what torchrun gives its own.
+
+    As under torchrun, the store of names and values outlives each of them.
+    """
+
+    def __init__(self, size: int, function: Callable[..., object], *arguments: Any) -> None:
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
+        self.processes: list[BaseProcess] = [
+            context.Process(
+                target=_as_rank, args=(rank, size, self._store.port, function, *arguments)
+            )
+            for rank in range(size)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def join(self, timeout: float) -> list[int]:
+        """Waits for all of them, and returns their statuses."""
+        end = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+        statuses = [process.exitcode for process in self.processes]
+        assert None not in statuses, f"still there after {timeout} s: {statuses}"
+        return [status for status in statuses if status is not None]
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+
+def _as_rank(
+    rank: int, size: int, port: int, function: Callable[..., object], *arguments: Any
+) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    function(*arguments)
+
+
+def _command(folder: Path, overrides: tuple[str, ...], environment: dict[str, str]) -> None:
+    from mlmlab.train import main
+
+    os.environ |= environment
+    os.chdir(folder)
+    for number, name in ((1, "stdout.txt"), (2, "stderr.txt")):
+        file = os.open(folder / name, os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    sys.argv = ["train", *overrides]
+    as_command(main)
+
+
+@contextmanager
+def torchrun(folder: Path, *overrides: str, processes: int = 2) -> Iterator[Torchrun]:
+    """A run under torchrun, in a folder that need not exist."""
+    run = Torchrun(folder, overrides, processes)
+    try:
+        yield run
+    finally:
+        run.kill()
+
+
+@contextmanager
+def forked(
+    folder: Path,
+    *overrides: str,
+    processes: int = 2,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Forked]:
+    """A run in forked processes, in a folder that need not exist."""
+    run = Forked(folder, overrides, processes, environment)
+    try:
+        yield run
+    finally:
+        run.kill()
+
+
+def forked_to_the_end(folder: Path, *overrides: str, processes: int = 2) -> Ended:
+    """A run that must succeed."""
+    with forked(folder, *overrides, processes=processes) as run:
+        ended = run.end()
+    assert ended.statuses == [0] * processes, ended.stderr
+    return ended
+
+
+def in_ranks(size: int, function: Callable[..., object], *arguments: Any) -> None:
+    """A function of ours in forked processes, which must all succeed."""
+    ranks = _Ranks(size, function, *arguments)
+    try:
+        assert ranks.join(START_SECONDS) == [0] * size
+    finally:
+        ranks.kill()
+
+
+def pause(rng: random.Random, longest_seconds: float) -> None:
+    """A moment of any length."""
+    time.sleep(rng.uniform(0.0, longest_seconds))
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The events without what no two runs have in common."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [_fixed(json.loads(line)) for line in lines]
+
+
+def results(run_dir: Path) -> tuple[bytes, list[dict[str, float]], dict[str, Any]]:
+    """All that must be equal where two runs are: weights, metrics and summary."""
+    summary = json.loads((run_dir / "summary.json").read_text())
+    weights = (run_dir / "export" / "model.safetensors").read_bytes()
+    return weights, metrics(run_dir), _fixed(summary)
+
+
+def _fixed(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if not _FREE.search(key)}

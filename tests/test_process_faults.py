@@ -1,0 +1,223 @@
+"""A run of several processes is stopped or loses one of them, and goes on with the same bits."""
+
+import contextlib
+import json
+import random
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from ranks import (
+    PATIENCE_SECONDS,
+    Ended,
+    forked,
+    forked_to_the_end,
+    metrics,
+    pause,
+    results,
+    torchrun,
+)
+
+import mlmlab
+from mlmlab.training.state import checkpoint_folders, newest_state
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+NOISY = (
+    "run_dir=run",
+    "runtime.device=cpu",
+    "runtime.threads=1",
+    "model.layers=1",
+    "model.hidden_size=32",
+    "model.heads=2",
+    "model.intermediate_size=64",
+    "model.dropout=0.1",
+    "data.limit=400",
+    "train.batch_size=8",
+    "train.micro_batch_size=3",  # a second micro-batch of one row
+    "train.max_steps=120",
+    "train.log_every_steps=3",
+    "train.keep_checkpoints=20",
+    "eval.every_steps=25",
+    "eval.mask_draws=3",
+)
+EVENTS = 1 + 40 + 5
+"""Of the whole run: the first evaluation, log lines, and the other evaluations."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happens to."""
+    return forked_to_the_end(tmp_path_factory.mktemp("whole"), *NOISY).folder / "run"
+
+
+def _newest_step(run: Path, tell: list[str]) -> int:
+    """Of the newest whole checkpoint; the reasons why others are not whole go to `tell`."""
+    fingerprint = ""
+    for folder in checkpoint_folders(run):
+        fingerprint = json.loads((folder / "progress.json").read_text())["fingerprint"]
+    found = newest_state(run, fingerprint, tell.append)
+    return 0 if found is None else found[1].updates
+
+
+def _assert_whole_and_continued(run: Path, whole: Path) -> None:
+    damage: list[str] = []
+    step = _newest_step(run, damage)
+    assert damage == []
+    ended = forked_to_the_end(run.parent, "resume=run")
+    assert ended.stderr == ""
+    assert json.loads((run / "resumes.jsonl").read_text())["step"] == step
+    assert results(run) == results(whole)
+
+
+# A process is lost
+
+LOST = "another process of the run has ended"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_others_end_when_one_is_killed_during_updates(
+    tmp_path: Path, whole: Path, rank: int
+) -> None:
+    with forked(tmp_path, *NOISY) as run:  # nobody but themselves ends them
+        run.wait_for_metrics(25)
+        run.send(signal.SIGKILL, rank)
+        ended = run.end(PATIENCE_SECONDS)
+    assert ended.statuses[rank] == -signal.SIGKILL
+    assert ended.statuses[1 - rank] == 1
+    assert ended.message().startswith(LOST)
+    assert len(checkpoint_folders(tmp_path / "run")) >= 2
+    _assert_whole_and_continued(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_others_end_when_one_is_killed_during_an_evaluation(tmp_path: Path, rank: int) -> None:
+    long = ("eval.mask_draws=400", "train.log_every_steps=25")
+    with forked(tmp_path, *NOISY, *long) as run:
+        run.wait_until(lambda: "folder " in run.out.read_text())  # the first evaluation comes next
+        pause(random.Random(rank), 1.0)
+        run.send(signal.SIGKILL, rank)
+        ended = run.end(PATIENCE_SECONDS)
+    assert ended.statuses[1 - rank] == 1
+    assert ended.message().startswith(LOST)
+    assert metrics(tmp_path / "run") == []  # it was not over
+    assert checkpoint_folders(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_others_end_when_one_is_killed_while_the_first_tokenizes(
+    tmp_path: Path, rank: int
+) -> None:
+    cache = tmp_path / "cache"
+    with forked(
+        tmp_path / "run", *NOISY, "data.limit=60000", environment={"MLMLAB_CACHE": str(cache)}
+    ) as run:
+        run.wait_until(lambda: any(file.is_file() for file in cache.rglob("*")))
+        run.send(signal.SIGKILL, rank)
+        ended = run.end(PATIENCE_SECONDS)
+    assert ended.statuses[rank] == -signal.SIGKILL
+    assert ended.statuses[1 - rank] == 1
+    assert ended.message().startswith(LOST)
+    assert not (tmp_path / "run" / "run").exists()
+
+
+def _assert_survives_a_kill(folder: Path, whole: Path, seed: int) -> bool:
+    """Kills a random process at a random moment, and looks at what is left.
+
+    Returns:
+        Whether the run was not over before.
+    """
+    rng = random.Random(seed)
+    rank, events = rng.randrange(2), rng.randrange(EVENTS)
+    with torchrun(folder, *NOISY) as run:
+        run.pids()
+        run.wait_for_metrics(events)
+        pause(rng, 0.03 if events else 6.0)
+        run.send(signal.SIGKILL, rank)
+        ended = run.end(PATIENCE_SECONDS)
+    assert ended.seconds < PATIENCE_SECONDS
+    if ended.statuses == [0]:
+        assert results(folder / "run") == results(whole)
+        return False
+    assert "exitcode  : -9" in ended.stderr  # torchrun's report
+    if events:  # before that, a process may not have met the others yet
+        assert ended.message().startswith(LOST)
+    if (folder / "run" / "config.yaml").exists():
+        _assert_whole_and_continued(folder / "run", whole)
+    return True
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_that_loses_a_random_process_goes_on_with_the_same_bits(
+    tmp_path: Path, whole: Path, seed: int
+) -> None:
+    assert _assert_survives_a_kill(tmp_path, whole, seed)
+
+
+@pytest.mark.slow
+def test_ten_runs_that_lose_a_random_process_go_on_with_the_same_bits(
+    tmp_path: Path, whole: Path
+) -> None:
+    killed = [_assert_survives_a_kill(tmp_path / str(seed), whole, seed) for seed in range(10, 20)]
+    assert sum(killed) >= 8
+
+
+# A signal asks for something
+
+
+def test_one_process_is_asked_for_a_checkpoint_and_then_to_stop_and_all_do(
+    tmp_path: Path, whole: Path
+) -> None:
+    with forked(tmp_path, *NOISY) as run:
+        run.wait_for_metrics(4)
+        run.send(signal.SIGUSR1, 1)
+        run.wait_for_metrics(18)
+        run.send(signal.SIGTERM, 1)
+        ended = run.end(PATIENCE_SECONDS)
+    assert ended.statuses == [143, 143]
+    _assert_stopped(ended, whole, 3)
+
+
+def test_torchrun_is_asked_to_stop_and_the_run_writes_one_checkpoint(
+    tmp_path: Path, whole: Path
+) -> None:
+    with torchrun(tmp_path, *NOISY) as run:
+        run.wait_for_metrics(12)
+        run.send_to_torchrun(signal.SIGTERM)
+        ended = run.end(PATIENCE_SECONDS)
+    assert ended.statuses != [0]
+    _assert_stopped(ended, whole, 2)
+
+
+def _assert_stopped(ended: Ended, whole: Path, checkpoints: int) -> None:
+    run = ended.folder / "run"
+    found = re.match(r"stopped by SIGTERM after update (\d+)\. .* resume=run ", ended.message())
+    assert found is not None
+    steps = [int(folder.name.removeprefix("step_")) for folder in checkpoint_folders(run)]
+    assert steps[-1] == int(found[1]) < 120
+    assert len(steps) == checkpoints, steps
+    _assert_whole_and_continued(run, whole)
+
+
+# Another number of processes than before
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path, before: int, after: int
+) -> None:
+    quiet = (*NOISY, "model.dropout=0.0")
+    with contextlib.chdir(tmp_path):
+        mlmlab.run(mlmlab.compose(*quiet, "run_dir=reference"), quiet=True)
+    with forked(tmp_path, *quiet, processes=before) as run:
+        run.wait_for_metrics(18)
+        run.send(signal.SIGTERM, 0)
+        ended = run.end(PATIENCE_SECONDS)
+    assert ended.statuses == [143] * before
+    forked_to_the_end(tmp_path, "resume=run", processes=after)
+    found, expected = metrics(tmp_path / "run"), metrics(tmp_path / "reference")
+    assert len(found) == len(expected) == EVENTS
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)

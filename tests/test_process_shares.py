@@ -1,0 +1,239 @@
+"""What the processes of a run share out: rows, micro-batches, sums, and an evaluation's chunks."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import in_ranks
+
+import mlmlab
+from mlmlab.data.blocks import PackedBlocks
+from mlmlab.data.corpus import Shard
+from mlmlab.data.order import Order
+from mlmlab.loader import EvalLoader, TrainLoader, UpdateBatch
+from mlmlab.masking import MaskingConfig, VocabularyInfo
+from mlmlab.micro_batch import Masker
+from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
+from mlmlab.processes import ALONE, World, joined
+from mlmlab.tracking.progress import Progress
+from mlmlab.training.config import Precision
+from mlmlab.training.evaluation import evaluate
+from mlmlab.training.optimizer import build_optimizer
+from mlmlab.training.precision import Compute
+from mlmlab.training.replica import Replica
+from mlmlab.training.step import apply_update
+
+BLOCK = 16
+VOCABULARY = VocabularyInfo(60, 4, (0, 1, 2, 3, 4))
+CPU = Compute(torch.device("cpu"), Precision.FP32)
+
+
+def _model() -> MaskedLanguageModel:
+    model = MaskedLanguageModel(
+        ModelConfig(
+            family=Family.ROBERTA,
+            vocabulary_size=60,
+            hidden_size=32,
+            layers=1,
+            heads=2,
+            intermediate_size=64,
+            max_positions=BLOCK,
+            position_offset=2,
+            token_types=1,
+            layer_norm_eps=1e-5,
+            pad_id=1,
+            initializer_range=0.02,
+            dropout=0.0,
+            attention_dropout=0.0,
+        )
+    )
+    model.initialize(0)
+    return model
+
+
+def _loader(world: World = ALONE, micro_batch_size: int = 8, tokens_free: str = "") -> TrainLoader:
+    """50 examples in batches of 8, the last of 2.
+
+    Args:
+        tokens_free: for each example of batches 0, 1, ... in turn: "." where no token may be
+            predicted, "1" where one may, "#" where all may, as beyond the text's end.
+    """
+    order = Order(50, 8, 0)
+    tokens = np.random.default_rng(0).integers(5, 60, (50, BLOCK)).astype(np.uint16)
+    places = [example for number in range(7) for example in order.batch(number)[1]]
+    for example, free in zip(places, tokens_free, strict=False):
+        tokens[example, {".": 0, "1": 1, "#": BLOCK}[free] :] = 3  # a protected id
+    blocks = PackedBlocks(Shard(tokens.ravel(), np.arange(0, tokens.size + 1, BLOCK)), BLOCK)
+    return TrainLoader(
+        blocks=blocks,
+        order=order,
+        micro_batch_size=micro_batch_size,
+        masker=Masker(MaskingConfig(rate=0.3), VOCABULARY),
+        seed=0,
+        world=world,
+    )
+
+
+def _rows(batch: UpdateBatch) -> list[tuple[list[int], list[int], list[int]]]:
+    """Ids, predicted places and their labels of each row that the process owns."""
+    rows = []
+    for micro in batch.micro_batches:
+        if micro.token_count == 0:  # a stand-in
+            assert micro.masked_count == 0
+            continue
+        offsets = micro.row_offsets.tolist()
+        for row, (start, end) in enumerate(pairwise(offsets)):
+            places = (micro.positions[start:end] - row * BLOCK).tolist()
+            rows.append((micro.input_ids[row].tolist(), places, micro.labels[start:end].tolist()))
+    return rows
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8, 11])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 8])
+def test_the_processes_rows_together_are_the_batch_of_one(size: int, micro_batch_size: int) -> None:
+    for number in (0, 5, 6, 7, 13):  # 6 and 13 are the short ones
+        whole = _loader().batch(number)
+        parts = [_loader(World(rank, size), micro_batch_size).batch(number) for rank in range(size)]
+        rows = [_rows(part) for part in parts]
+        for n, row in enumerate(_rows(whole)):
+            assert rows[n % size].pop(0) == row
+        assert not any(rows)
+        assert len({len(part.micro_batches) for part in parts}) == 1
+        assert sum(part.masked_count for part in parts) == whole.masked_count
+        assert sum(part.token_count for part in parts) == whole.token_count
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What an update left in one of the processes."""
+
+    gradient: torch.Tensor
+    weights: torch.Tensor
+    loss_sum: float
+    grad_norm: float
+    masked_count: int
+    token_count: int
+    own_masked_counts: list[int]
+
+
+# Of 8 rows two processes take 4 each in turn, three take 3, 3 and 2.
+UNEQUAL = (
+    "#.#.#.#."  # the second of two has nothing to predict
+    ".1.#.1.1"  # the first of two
+    "#......."  # all but one
+    "###....."  # in micro-batches of 1: none in the second ones of two
+    "........"  # an update without anything
+    "########"
+    "##"  # fewer rows than three processes
+)
+
+
+def _updates(world: World, micro_batch_size: int) -> list[Updated | None]:
+    model = _model()
+    optimizer = build_optimizer(model, mlmlab.compose().train)
+    loader = _loader(world, micro_batch_size, UNEQUAL)
+    replica = Replica(model, world, CPU)
+    found: list[Updated | None] = []
+    for number in range(7):
+        batch = loader.batch(number)
+        if not batch.masked_count:
+            found.append(None)
+            continue
+        result = apply_update(
+            replica, optimizer, batch, learning_rate=1e-3, max_grad_norm=0.0, seed=0,
+            suppressed=torch.zeros(()),
+        )  # fmt: skip
+        loss_sum = math.fsum(world.gather(result.loss_sum.item()))
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+        found.append(
+            Updated(gradient, weights, loss_sum, result.grad_norm.item(), batch.masked_count,
+                    batch.token_count, [micro.masked_count for micro in batch.micro_batches])
+        )  # fmt: skip
+    return found
+
+
+def _save_updates(folder: Path, micro_batch_size: int) -> None:
+    torch.set_num_threads(1)
+    with joined(use_cuda=False) as world:
+        found = _updates(world, micro_batch_size)
+        torch.save(found, folder / f"{world.rank}.pt")
+
+
+@pytest.mark.parametrize(("size", "micro_batch_size"), [(2, 8), (2, 1), (3, 2)])
+def test_unequal_and_empty_shares_add_up_to_the_update_of_one_process(
+    tmp_path: Path, size: int, micro_batch_size: int
+) -> None:
+    in_ranks(size, _save_updates, tmp_path, micro_batch_size)
+    alone = _updates(ALONE, 8)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
+    assert [update is None for update in alone] == [False] * 4 + [True] + [False] * 2
+    assert any(sum(u.own_masked_counts) == 0 for updates in ranks for u in updates if u is not None)
+    for number, expected in enumerate(alone):
+        for updates in ranks:
+            found = updates[number]
+            if expected is None or found is None:
+                assert found is expected
+                continue
+            assert (found.masked_count, found.token_count) == (
+                expected.masked_count, expected.token_count,
+            )  # fmt: skip
+            distance = (found.gradient - expected.gradient).norm()
+            assert distance <= 1e-5 * expected.gradient.norm()
+            assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+            assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-6)
+            assert torch.equal(found.weights, ranks[0][number].weights)
+
+
+def test_no_two_micro_batches_of_an_update_share_their_dropout_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr("torch.manual_seed", seeds.append)
+    for rank in range(3):
+        replica = Replica(_model(), World(rank, 3), CPU)  # in a world of its own, but for the noise
+        optimizer = build_optimizer(replica.model, mlmlab.compose().train)
+        apply_update(
+            replica, optimizer, _loader(replica.world, 1).batch(0), learning_rate=1e-3,
+            max_grad_norm=0.0, seed=0, suppressed=torch.zeros(()),
+        )  # fmt: skip
+    assert len(set(seeds)) == len(seeds) == 3 * 3
+
+
+def _evaluation(world: World) -> dict[str, object]:
+    loader = _loader()
+    chunks = EvalLoader(loader.blocks, loader.masker, seed=0, batch_size=64, draws=5)
+    result = evaluate(_model(), chunks, CPU, Progress(0, quiet=True), world=world)
+    assert chunks.chunk_count == 5
+    return {**dataclasses.asdict(result), "hex": result.loss.hex()}
+
+
+def _save_evaluation(folder: Path) -> None:
+    torch.set_num_threads(1)
+    with joined(use_cuda=False) as world:
+        torch.save(_evaluation(world), folder / f"{world.rank}.pt")
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize("size", [2, 3])
+def test_an_evaluation_has_the_same_bits_in_every_process_for_any_number_of_them(
+    tmp_path: Path, size: int
+) -> None:
+    in_ranks(size, _save_evaluation, tmp_path)
+    alone = _evaluation(ALONE)
+    for rank in range(size):
+        assert torch.load(tmp_path / f"{rank}.pt", weights_only=False) == alone
