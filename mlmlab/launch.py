@@ -16,7 +16,7 @@ from mlmlab.loader import EvalLoader, TrainLoader
 from mlmlab.micro_batch import Masker
 from mlmlab.model_card import model_card
 from mlmlab.optimum import SENTENCES, exact_answers, floor_perplexity
-from mlmlab.processes import LOST, World, is_lost, joined
+from mlmlab.processes import LOST, World, is_lost, joined, outlast_sigterm
 from mlmlab.resuming import Resumption, find_resumption, fingerprint
 from mlmlab.run_folder import RunFolder, check_run_dir
 from mlmlab.tracking.progress import Progress, tokenization_bar
@@ -53,6 +53,7 @@ def run(config: RunConfig, *, quiet: bool = False) -> Summary:
             return _run(config, world, quiet=quiet or not world.is_first)
         except RuntimeError as error:
             if world.is_distributed and is_lost(error):
+                outlast_sigterm()
                 raise RunFailed(LOST) from error
             raise
 

@@ -6,6 +6,8 @@ the loader's thread, which works a batch ahead of it.
 """
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -131,6 +133,7 @@ def _peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if is_lost(error):
+            outlast_sigterm()
             raise RunFailed(LOST) from error
         raise
 
@@ -149,6 +152,13 @@ def is_lost(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(
         sign in text for sign in ("Connection closed by peer", "gloo/transport", "Connection reset")
     )
+
+
+def outlast_sigterm() -> None:
+    """Lets this process, which is about to end, say why: torchrun sends SIGTERM to all of them as
+    soon as one has gone, and SIGKILL half a minute later."""
+    if is_started_by_torchrun() and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 _TELL_SECONDS = 20

@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import os
 import random
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,20 @@ def test_the_others_end_when_one_is_killed_during_updates(
     assert ended.message().startswith(LOST)
     assert len(checkpoint_folders(tmp_path / "run")) >= 2
     _assert_whole_and_continued(tmp_path / "run", whole)
+
+
+def test_the_others_say_why_although_torchrun_tells_them_to_end(tmp_path: Path) -> None:
+    with forked(tmp_path, *NOISY) as run:
+        run.wait_for_metrics(12)
+        run.send(signal.SIGKILL, 0)
+        survivor = run.pids()[1]
+        while Path(f"/proc/{survivor}").exists():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(survivor, signal.SIGTERM)  # as torchrun does, but at every moment
+            time.sleep(0.001)
+        ended = run.end(PATIENCE_SECONDS)
+    assert ended.statuses == [-signal.SIGKILL, 1]
+    assert ended.message().startswith(LOST)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

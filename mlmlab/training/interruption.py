@@ -7,7 +7,7 @@ from types import FrameType
 from typing import Any
 
 from mlmlab.loader import Request
-from mlmlab.processes import is_started_by_torchrun
+from mlmlab.processes import is_started_by_torchrun, outlast_sigterm
 
 _ECHO_SECONDS = 2.0
 """Ctrl-C reaches each process twice under torchrun: from the terminal, and passed on by torchrun.
@@ -33,7 +33,10 @@ class Interruptions:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is not None and is_started_by_torchrun():
+            self._before.pop(signal.SIGTERM, None)
+            outlast_sigterm()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
