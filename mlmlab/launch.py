@@ -24,11 +24,13 @@ from mlmlab.tracking.summary import Summary, git_commit, peak_memory_bytes, vers
 from mlmlab.tracking.tracker import Tracker
 from mlmlab.training.config import MaskOn
 from mlmlab.training.evaluation import perplexity
+from mlmlab.training.horizon import Horizon
 from mlmlab.training.interruption import Interruptions
-from mlmlab.training.loop import Horizon, Loop, Outputs, Training
+from mlmlab.training.loop import Loop, Outputs, Training
 from mlmlab.training.precision import Compute, resolve, uses_cuda
 from mlmlab.training.profiling import Profiler
 from mlmlab.training.replica import Replica
+from mlmlab.training.state import ProgressRecord
 
 
 def run(config: RunConfig, *, quiet: bool = False) -> Summary:
@@ -60,37 +62,24 @@ def run(config: RunConfig, *, quiet: bool = False) -> Summary:
 
 def _run(config: RunConfig, world: World, *, quiet: bool) -> Summary:
     compute = resolve(config.runtime, world.local_rank)
-    resumption = None
-    if config.resume is not None:
-        resumption = world.from_first(lambda: find_resumption(config, print_unless(quiet)))
-    else:
-        world.from_first(lambda: check_run_dir(config))  # now, not after an hour of tokenizing
-    config, inputs = gather_in_turn(config, world, quiet=quiet)
-    fill_mask = FillMask(inputs.model, inputs.tokenizer)
-    for text in _sentences(config, inputs):
-        fill_mask.encode(text)  # refuses a text without a mask now, not after the training
     with ExitStack() as stack:
-        run_dir = world.from_first(lambda: stack.enter_context(RunFolder(config)))
-        progress = _announced(config, inputs, compute, world, run_dir, resumption, quiet=quiet)
-        stack.callback(progress.close)
-        tracker = None
-        if world.is_first:
-            tracker = Tracker(run_dir, 0 if resumption is None else resumption.record.log_events)
-            stack.callback(tracker.close)
-        interruptions = stack.enter_context(Interruptions())
-        profiler = None
-        if config.debug.profile_steps and world.is_first:
-            profiler = Profiler(run_dir, config.debug.profile_steps)
-            stack.callback(profiler.close)
-        outputs = Outputs(
-            run_dir=run_dir,
-            progress=progress,
-            tracker=tracker,
-            tokenizer=inputs.tokenizer,
-            fingerprint=fingerprint(config),
-            interruptions=interruptions,
-            profiler=profiler,
-        )
+
+        def opened() -> Path:
+            return stack.enter_context(RunFolder(config))
+
+        resumption = None
+        if config.resume is None:
+            world.from_first(lambda: check_run_dir(config))  # now, not after an hour of tokenizing
+        else:
+            run_dir = world.from_first(opened)  # before anything in it is looked at
+            resumption = world.from_first(lambda: find_resumption(config, print_unless(quiet)))
+        config, inputs = gather_in_turn(config, world, quiet=quiet)
+        fill_mask = FillMask(inputs.model, inputs.tokenizer)
+        for text in _sentences(config, inputs):
+            fill_mask.encode(text)  # refuses a text without a mask now, not after the training
+        if resumption is None:
+            run_dir = world.from_first(opened)
+        outputs = _outputs(config, inputs, compute, world, run_dir, resumption, stack, quiet=quiet)
         loop = build_loop(config, inputs, world, compute, outputs, resumption)
         training = loop.train()
         return world.from_first(
@@ -117,28 +106,45 @@ def gather_in_turn(config: RunConfig, world: World, *, quiet: bool) -> tuple[Run
     return pinned, gathered[0] if gathered else gather(pinned)
 
 
-def _announced(
+def _outputs(
     config: RunConfig,
     inputs: Inputs,
     compute: Compute,
     world: World,
     run_dir: Path,
     resumption: Resumption | None,
+    stack: ExitStack,
     *,
     quiet: bool,
-) -> Progress:
-    """Says what is about to happen."""
+) -> Outputs:
+    """Opens what the run writes to, and says what is about to happen."""
     horizon = Horizon.of(config.train, batches_per_epoch(config, inputs))
-    first_update = 0 if resumption is None else resumption.record.updates
-    progress = Progress(horizon.updates, first_update, quiet=quiet)
+    record = ProgressRecord() if resumption is None else resumption.record
+    progress = Progress(horizon.updates, record.updates, quiet=quiet)
+    stack.callback(progress.close)
     progress.line(terminal.plan(config, inputs, compute, world, horizon, run_dir))
     if inputs.loaded is not None:
         progress.line(f"{inputs.loaded.report}\n")
     if resumption is not None:
         progress.line(terminal.resumption(resumption))
-        if world.is_first:
+    tracker = profiler = None
+    if world.is_first:
+        if resumption is not None:
             resumption.note(run_dir)
-    return progress
+        tracker = Tracker(run_dir, record.log_events)
+        stack.callback(tracker.close)
+        if config.debug.profile_steps:
+            profiler = Profiler(run_dir, config.debug.profile_steps)
+            stack.callback(profiler.close)
+    return Outputs(
+        run_dir=run_dir,
+        progress=progress,
+        tracker=tracker,
+        tokenizer=inputs.tokenizer,
+        fingerprint=fingerprint(config),
+        interruptions=stack.enter_context(Interruptions()),
+        profiler=profiler,
+    )
 
 
 def build_loop(

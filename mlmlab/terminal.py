@@ -19,7 +19,8 @@ from mlmlab.tracking.progress import shown
 from mlmlab.tracking.summary import Summary
 from mlmlab.training.config import Split, TrainConfig
 from mlmlab.training.evaluation import Evaluation, perplexity
-from mlmlab.training.loop import Horizon, Training
+from mlmlab.training.horizon import Horizon
+from mlmlab.training.loop import Training
 from mlmlab.training.memory import device_memory_bytes, expected_memory_bytes
 from mlmlab.training.precision import Compute
 from mlmlab.training.trainable import account

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +12,8 @@ from pathlib import Path
 import pytest
 from ranks import (
     PATIENCE_SECONDS,
-    START_SECONDS,
     Ended,
     Running,
-    child_environment,
     forked,
     forked_to_the_end,
     metrics,
@@ -231,22 +228,3 @@ def test_a_sound_update_is_replayed_with_the_loss_it_had(two: Ended) -> None:
     ended = forked_to_the_end(two.folder, *replay)
     (then,) = [event["train/loss"] for event in metrics(two.folder / "run") if event["step"] == 30]
     assert f"{then:.6g}" in ended.stdout
-
-
-def test_a_sweep_of_two_jobs_with_two_processes_each_leaves_two_run_folders(
-    tmp_path: Path, one: Run
-) -> None:
-    short = ("train.max_steps=4", "eval.every_steps=4", "sweep_dir=sweep")
-    command = [sys.executable, "-m", "mlmlab.train", "-m", "runtime.processes=2", "seed=0,1"]
-    done = subprocess.run(
-        [*command, *TINY, *short], cwd=tmp_path, env=child_environment(), timeout=START_SECONDS,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    folders = sorted(file.parent for file in tmp_path.rglob("config.yaml"))
-    assert [folder.parent.name for folder in folders] == ["sweep"] * 2
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
-    assert [summary["seed"] for summary in summaries] == [0, 1]
-    assert done.stdout.count("2 processes") == 2
-    ours, theirs = metrics(folders[0])[0], one.metrics[0]
-    assert ours["eval/loss"].hex() == theirs["eval/loss"].hex()

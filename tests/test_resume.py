@@ -65,7 +65,8 @@ class Moments:
 
     def is_evaluating(self) -> bool:
         """Whether the last line is that of an update after which the run is evaluated."""
-        lines = self.metrics.read_text().splitlines() if self.is_training() else []
+        text = self.metrics.read_text() if self.is_training() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
         if not lines:
             return self.is_training()
         last = json.loads(lines[-1])

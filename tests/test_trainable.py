@@ -17,7 +17,7 @@ from mlmlab.micro_batch import MicroBatch
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
 from mlmlab.processes import ALONE
 from mlmlab.training.config import Precision, TrainConfig
-from mlmlab.training.loop import Horizon
+from mlmlab.training.horizon import Horizon
 from mlmlab.training.memory import expected_memory_bytes
 from mlmlab.training.optimizer import build_optimizer
 from mlmlab.training.precision import Compute

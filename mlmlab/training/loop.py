@@ -19,6 +19,7 @@ from mlmlab.tracking.tracker import Tracker
 from mlmlab.training.config import Precision, TrainConfig
 from mlmlab.training.evaluation import Evaluation, EvaluationInterrupted, evaluate, perplexity
 from mlmlab.training.failure import Attempt, write_failure
+from mlmlab.training.horizon import Horizon
 from mlmlab.training.interruption import Interruptions
 from mlmlab.training.optimizer import build_optimizer
 from mlmlab.training.profiling import Profiler
@@ -27,30 +28,6 @@ from mlmlab.training.schedule import learning_rate_factor
 from mlmlab.training.state import ProgressRecord, load_state, remove_old, save_state
 from mlmlab.training.step import UpdateResult, apply_update
 from mlmlab.training.window import Window
-
-
-@dataclass(frozen=True)
-class Horizon:
-    """How long the run is."""
-
-    updates: int
-    """Updates, if none is skipped."""
-    batches: int | None
-    """Batches of the epochs asked for; None if `train.max_steps` decides."""
-
-    @classmethod
-    def of(cls, config: TrainConfig, batches_per_epoch: int) -> "Horizon":
-        """`max_steps` where it is set, else `epochs`."""
-        if config.max_steps is not None:
-            return cls(config.max_steps, None)
-        batches = config.epochs * batches_per_epoch
-        return cls(batches, batches)
-
-    def is_reached(self, progress: ProgressRecord) -> bool:
-        """Whether the run is over."""
-        return progress.updates >= self.updates or (
-            self.batches is not None and progress.batches >= self.batches
-        )
 
 
 @dataclass(frozen=True)
