@@ -26,15 +26,15 @@ TINY = (
     "train.batch_size=8",
     "train.max_steps=60",
     "train.warmup_steps=5",
-    "train.log_every_steps=5",
+    "train.log_every_steps=7",
     "train.save_every_steps=15",
-    "eval.every_steps=20",
+    "eval.every_steps=21",
     "eval.fill_mask=[]",
     "runtime.device=cpu",
     "runtime.precision=fp32",
     "runtime.threads=1",
 )
-"""A run of a second or two, with four checkpoints and four evaluations."""
+"""A run of a second or two. Its checkpoints lie between log lines, its evaluations behind one."""
 
 
 @dataclass

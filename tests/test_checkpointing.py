@@ -284,7 +284,7 @@ def test_after_a_resume_tensorboard_has_the_events_of_metrics_jsonl_and_no_other
         event = json.loads(line)
         for tag in event.keys() - {"step", "epoch"}:
             expected.setdefault(tag, []).append((event["step"], float(np.float32(event[tag]))))
-    assert len(expected["train/loss"]) == 12
+    assert len(expected["train/loss"]) == 9
     tags = {tag for tag in accumulator.Tags()["scalars"] if not tag.startswith("final/")}
     assert tags == set(expected)
     for tag, values in expected.items():
