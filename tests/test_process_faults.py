@@ -220,7 +220,7 @@ def _assert_stopped(ended: Ended, whole: Path, checkpoints: int) -> None:
 # Another number of processes than before
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes(
     tmp_path: Path, before: int, after: int
 ) -> None:
