@@ -20,7 +20,12 @@ from mlmlab.training.failure import Attempt, describe, failure_folder
 from mlmlab.training.interruption import Interruptions
 from mlmlab.training.loop import Loop, Outputs
 from mlmlab.training.precision import resolve, uses_cuda
-from mlmlab.training.state import DamagedCheckpoint, check_state, checkpoint_folders
+from mlmlab.training.state import (
+    DamagedCheckpoint,
+    ProgressRecord,
+    check_state,
+    checkpoint_folders,
+)
 
 
 def replay(config: RunConfig, *, quiet: bool = False) -> float:
@@ -57,7 +62,7 @@ def replay(config: RunConfig, *, quiet: bool = False) -> float:
         )
         loop = build_loop(config, inputs, world, compute, outputs, found)
         tell = print_unless(quiet)
-        tell(f"replaying update {step} of {run_dir}, from {found.state}")
+        tell(f"replaying update {step} of {run_dir}, from {found.state or 'its beginning'}")
         batch = _advance(loop, step)
         with _watched(loop.replica.model) as first_module:
             attempt = Attempt(loop.record, batch, loop.attempt(batch))
@@ -76,8 +81,8 @@ def replay(config: RunConfig, *, quiet: bool = False) -> float:
 
 
 def _state_before(config: RunConfig, run_dir: Path, step: int) -> Resumption:
-    """The nearest whole state before an update; there is none before the first checkpoint, but a
-    run always begins in the same way."""
+    """The nearest whole state before an update. Before the first checkpoint that is the run's
+    beginning, which is always the same."""
     kept = failure_folder(run_dir, step)
     for folder in (kept, *reversed(checkpoint_folders(run_dir))):
         try:
@@ -86,12 +91,7 @@ def _state_before(config: RunConfig, run_dir: Path, step: int) -> Resumption:
             continue
         if record.updates < step:
             return Resumption(folder, record, ())
-    raise UserError.of(
-        "debug.step",
-        found=f"{step}, and {run_dir} has no whole checkpoint before it",
-        expected="an update behind a checkpoint, or one that failed",
-        remedy="train.save_every_steps=N keeps more of them, with train.keep_checkpoints=M",
-    )
+    return Resumption(None, ProgressRecord(), ())
 
 
 def _advance(loop: Loop, step: int) -> UpdateBatch:

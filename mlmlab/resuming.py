@@ -11,10 +11,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from mlmlab import schema
-from mlmlab.config import RunConfig
+from mlmlab.config import DebugMode, RunConfig
 from mlmlab.errors import Problem, UserError
 from mlmlab.training.state import ProgressRecord, newest_state
 
+_OF_THIS_COMMAND = ("resume", "debug.step", "debug.profile_steps")
+"""Keys that say nothing about the run."""
 _FIXED = (
     "seed",
     "name",
@@ -30,6 +32,7 @@ _FIXED = (
     "eval.seed",
     "eval.mask_draws",
     "eval.split",
+    "debug.mode",
 )
 """Keys and groups that say what run it is."""
 
@@ -56,8 +59,10 @@ class Resumption:
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Of all that a resumed run may not change."""
-    fixed = {key: value for key, value in _flat(config).items() if _is_fixed(key)}
+    """Of all that a resumed run may not change; a replay of an update has the run's own."""
+    fixed = {
+        key: value for key, value in _flat(config).items() if _is_fixed(key) and key != "debug.mode"
+    }
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
@@ -85,11 +90,13 @@ def changed_keys(config: RunConfig, run_dir: Path) -> dict[str, Any]:
     """What the config has in place of the values in the run's config.yaml."""
     content = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
     assert isinstance(content, dict)
+    if config.debug.mode is DebugMode.REPLAY:
+        content["debug"]["mode"] = DebugMode.REPLAY.value
     before, now = schema.flat({str(key): value for key, value in content.items()}), _flat(config)
     return {
         key: value
         for key, value in now.items()
-        if key != "resume" and not key.startswith("debug.") and before.get(key) != value
+        if key not in _OF_THIS_COMMAND and before.get(key) != value
     }
 
 

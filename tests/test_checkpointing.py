@@ -1,6 +1,7 @@
 """Checkpoints that are damaged, cannot be written, or are the best."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from stopping import TINY, Running, as_killed, bits, results, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mlmlab
+from mlmlab.errors import RunFailed
 from mlmlab.tracking.summary import Summary
 from mlmlab.training.evaluation import Evaluation
 from mlmlab.training.loop import Loop
@@ -161,7 +163,8 @@ def _is_full(run_dir: Path, running: Running, whole: Path) -> None:
     assert [int(step) for step, _ in failed][-2:] == [45, 60]
     assert "Traceback" not in said
     kept = [folder.name for folder in checkpoint_folders(run_dir)]
-    assert kept == [f"step_{int(failed[0][0]) - 15}"]
+    saves = (15, 21, 30, 42, 45, 60)  # every 15 updates, and the evaluations after 21 and 42
+    assert kept == [f"step_{saves[saves.index(int(failed[0][0])) - 1]}"]
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == kept
     assert results(run_dir) == results(whole)
 
@@ -229,6 +232,36 @@ def known_losses(monkeypatch: pytest.MonkeyPatch) -> None:
         return dataclasses.replace(result, loss_sum=loss_sum)
 
     monkeypatch.setattr(Loop, "_score", known)
+
+
+@pytest.mark.usefixtures("known_losses")
+def test_the_best_evaluations_weights_are_kept_whatever_the_interval_of_checkpoints(
+    tmp_path: Path,
+) -> None:
+    run_dir = tmp_path / "run"
+    rare = ("train.early_stopping_patience=null", "train.save_every_steps=25", "train.max_steps=40")
+    mlmlab.run(mlmlab.compose(*PATIENT, *rare, f"run_dir={run_dir}"), quiet=True)
+    assert [folder.name for folder in checkpoint_folders(run_dir)] == ["step_20", "step_40"]
+
+
+def test_what_a_kill_left_of_a_checkpoint_goes_with_the_next_one(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    left_behind = run_dir / "checkpoints" / ".step_7.building"
+    mlmlab.run(mlmlab.compose(*TINY, f"run_dir={run_dir}", "train.max_steps=15"), quiet=True)
+    left_behind.mkdir()
+    _resume(run_dir, "train.max_steps=20")
+    assert not left_behind.exists()
+
+
+def test_a_figure_that_cannot_be_written_ends_the_run_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mlmlab.tracking.tracker.SummaryWriter.add_scalar", full)
+    with pytest.raises(RunFailed, match=r"update 0: .*metrics\.jsonl: No space left on device"):
+        mlmlab.run(mlmlab.compose(*TINY, f"run_dir={tmp_path / 'run'}"), quiet=True)
 
 
 @pytest.mark.usefixtures("known_losses")

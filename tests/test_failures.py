@@ -144,7 +144,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("step", [16, 23, 31, 40])
+@pytest.mark.parametrize("step", [2, 16, 23, 31, 40])
 def test_a_replay_of_a_healthy_update_has_the_loss_that_the_run_logged(
     healthy: Path, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:

@@ -60,6 +60,7 @@ def _refusal(run_dir: Path, *overrides: str) -> UserError:
         "train.freeze=[head]",
         "eval.seed=1",
         "eval.mask_draws=2",
+        "debug.mode=one_step",
     ],
 )
 def test_a_key_that_says_what_run_it_is_is_refused_by_name(whole: Path, override: str) -> None:

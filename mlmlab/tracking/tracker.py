@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from mlmlab import schema
+from mlmlab.errors import RunFailed
 
 
 class Tracker:
@@ -46,7 +48,20 @@ class Tracker:
             step: updates applied.
             epoch: passes over the training examples, with its fraction.
             figures: by TensorBoard tag, `train/loss` for instance.
+
+        Raises:
+            RunFailed: the disk is full.
         """
+        try:
+            self._log(step, epoch, figures)
+        except OSError as error:
+            raise RunFailed(
+                f"update {step}: a figure could not be written to {self.metrics.name}: "
+                f"{error.strerror}.\nWith room on the disk, resume=RUN_DIR goes on from the newest "
+                "checkpoint."
+            ) from error
+
+    def _log(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         event = {"step": step, "epoch": round(epoch, 6)}
         finite = {tag: value if math.isfinite(value) else None for tag, value in figures.items()}
         self.metrics.write(json.dumps({**event, **finite}) + "\n")
@@ -72,9 +87,10 @@ class Tracker:
         os.fsync(self.metrics.fileno())
 
     def close(self) -> None:
-        """Flushes both files."""
-        self.metrics.close()
-        self.writer.close()
+        """Flushes both files. A full disk was reported when a figure was logged."""
+        for file in (self.metrics, self.writer):
+            with suppress(OSError):
+                file.close()
 
 
 def _first_lines(path: Path, count: int) -> list[str]:

@@ -96,9 +96,10 @@ class TrainConfig:
     """Layers are computed again in backward (Chen et al. 2016): less memory, about a third more
     arithmetic, the same gradients."""
     save_every_steps: int | None
-    """Updates between checkpoints. null: one at each evaluation."""
+    """Updates between checkpoints, besides one at each evaluation that is the best so far. null:
+    one at each evaluation."""
     keep_checkpoints: int
-    """Older checkpoints are removed; 0: none are written."""
+    """Older checkpoints are removed, all but the best one; 0: none are written."""
     log_every_steps: int
     """Updates between log lines."""
     early_stopping_patience: int | None

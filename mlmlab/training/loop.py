@@ -121,7 +121,8 @@ class Loop:
                     self.record = replace(self.record, evaluation_due=True)
                     evaluation = self._evaluate()
                     early = self._has_lost_patience()
-                if save_now or early:
+                is_best = self.record.best_step == self.record.updates
+                if save_now or is_best or early:
                     self._save()
                 self.window.resume()
             if result is not None and result.overflowed:

@@ -115,7 +115,8 @@ def save_state(
         OSError: it could not be written; what was there before is still there.
     """
     building = folder.with_name(f".{folder.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
+    for left_behind in folder.parent.glob(".step_*.building"):  # by a run that was killed
+        shutil.rmtree(left_behind, ignore_errors=True)
     try:
         building.mkdir(parents=True)
         save_pretrained(model, tokenizer, building)
