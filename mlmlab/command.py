@@ -61,8 +61,8 @@ def exit_status() -> Iterator[None]:
         _end(str(error), error.status)
     except KeyboardInterrupt:
         _end("interrupted", 130)
-    except FailedElsewhere:
-        _end("", 1)
+    except FailedElsewhere as error:
+        _end("", error.status)
     except ProcessFailed as error:
         sys.exit(error.status)
     except Exception as error:

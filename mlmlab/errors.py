@@ -59,7 +59,14 @@ class RunFailed(Exception):  # noqa: N818 (an outcome, as KeyboardInterrupt is o
 
 
 class FailedElsewhere(Exception):  # noqa: N818
-    """Another process of the run failed, and says why itself."""
+    """Another process of the run failed, and says why itself.
+
+    All of them end with the same status: launchers report that of the first to end.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"another process of the run ends with status {status}")
+        self.status = status
 
 
 class ProcessFailed(Exception):  # noqa: N818

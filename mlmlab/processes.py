@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from mlmlab.errors import FailedElsewhere, RunFailed
+from mlmlab.errors import FailedElsewhere, RunFailed, UserError
 
 Value = TypeVar("Value")
 
@@ -83,13 +83,13 @@ class World:
             try:
                 outcome = [True, make()]
             except BaseException as error:
-                outcome, failure = [False, None], error
+                outcome, failure = [False, 2 if isinstance(error, UserError) else 1], error
         with _peers():
             dist.broadcast_object_list(outcome, src=0, group=self.host)
         if failure is not None:
             raise failure
         if not outcome[0]:
-            raise FailedElsewhere
+            raise FailedElsewhere(int(str(outcome[1])))
         return outcome[1]  # type: ignore[return-value]
 
 

@@ -196,8 +196,7 @@ def test_a_mistake_is_told_once_and_ends_all_processes(
         assert ended.statuses == [1]  # its own, whatever the processes'
         assert "exitcode  : 2" in ended.stderr
     else:
-        assert 2 in ended.statuses
-        assert 0 not in ended.statuses
+        assert set(ended.statuses) == {2}  # a launcher reports that of the first to end
     assert ended.seconds < PATIENCE_SECONDS
     names = {str(path.relative_to(ended.folder)) for path in ended.folder.rglob("*")}
     assert names == {"used", "used/note.txt", "stdout.txt", "stderr.txt"}
