@@ -22,7 +22,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmlab.compiled import compiled
+from mlmlab.compiled import compiled, data, inlined
 
 EPOCHS = 1 << 24
 """Epochs (or evaluation draws) that the counter can tell apart."""
@@ -60,7 +60,7 @@ _WEYL_1 = np.uint32(0xBB67AE85)
 _SHIFT = np.uint64(32)
 
 
-@compiled(inline="always")
+@inlined
 def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     """One block of Philox4x32-10; all arguments and the four results are uint32.
 
@@ -78,35 +78,38 @@ def philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
     return c0, c1, c2, c3
 
 
-@compiled(inline="always")
-def fill_words(out, epoch_and_domain, identity, k0, k1):  # type: ignore[no-untyped-def]
-    """Fills `out` (uint32, its length a multiple of 4) with the words of one id."""
+@inlined
+def fill_words(out, first, blocks, epoch_and_domain, identity, k0, k1):  # type: ignore[no-untyped-def]
+    """Writes the words of one id, four a block, to `out` (uint32) from `first` on."""
     low = np.uint32(identity)
     high = np.uint32(identity >> _SHIFT)
-    for block in range(out.size // 4):
+    for block in range(blocks):
         w0, w1, w2, w3 = philox(np.uint32(block), epoch_and_domain, low, high, k0, k1)
-        out[4 * block] = w0
-        out[4 * block + 1] = w1
-        out[4 * block + 2] = w2
-        out[4 * block + 3] = w3
+        out[first + 4 * block] = w0
+        out[first + 4 * block + 1] = w1
+        out[first + 4 * block + 2] = w2
+        out[first + 4 * block + 3] = w3
 
 
-@compiled(nogil=True)
-def _words(out, epoch_and_domain, identities, k0, k1):  # type: ignore[no-untyped-def]
-    for row in range(identities.size):
-        fill_words(out[row], epoch_and_domain, identities[row], k0, k1)
+@inlined
+def key_words(seed):  # type: ignore[no-untyped-def]
+    """The two key words of a seed (uint64), uint32 each."""
+    return np.uint32(seed & np.uint64(0xFFFFFFFF)), np.uint32(seed >> _SHIFT)
 
 
-def key_words(seed: int) -> tuple[np.uint32, np.uint32]:
-    """The two key words of a seed (any Python integer, taken modulo 2**64)."""
-    seed %= 1 << 64
-    return np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
+@compiled("uint32[] uint64[] int64 int64 int64 uint64")
+def _words(out, identities, rows, blocks, epoch_domain, seed):  # type: ignore[no-untyped-def]
+    out, identities = data(out), data(identities)
+    k0, k1 = key_words(seed)
+    for row in range(rows):
+        fill_words(out, row * blocks * 4, blocks, np.uint32(epoch_domain), identities[row], k0, k1)
+    return 0
 
 
-def epoch_and_domain(epoch: int, domain: Domain) -> np.uint32:
+def epoch_and_domain(epoch: int, domain: Domain) -> int:
     """Counter word 1."""
     assert 0 <= epoch < EPOCHS, epoch
-    return np.uint32(epoch | (int(domain) << 24))
+    return epoch | int(domain) << 24
 
 
 def words(
@@ -123,7 +126,10 @@ def words(
     """
     blocks = -(-count // 4)
     out = np.empty((len(identities), 4 * blocks), np.uint32)
-    _words(out, epoch_and_domain(epoch, domain), identities.astype(np.uint64), *key_words(seed))
+    identities = identities.astype(np.uint64, order="C")
+    _words.of()(
+        id(out), id(identities), len(identities), blocks, epoch_and_domain(epoch, domain), seed
+    )
     return out[:, :count]
 
 
@@ -143,38 +149,40 @@ def derive_seed(seed: int, domain: Domain, identity: int = 0, epoch: int = 0) ->
 _FEISTEL_ROUNDS = 8
 
 
-@compiled(nogil=True)
-def _permute(places, count, half_bits, epoch_domain, k0, k1):  # type: ignore[no-untyped-def]
-    half_mask = np.uint64((1 << half_bits) - 1)
-    shift = np.uint64(half_bits)
-    out = np.empty(places.size, np.int64)
+@inlined
+def _feistel(value, half_bits, epoch_domain, k0, k1):  # type: ignore[no-untyped-def]
+    """The place of `value`, a number of twice `half_bits` bits, in a random order of them all."""
+    half_mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    left, right = value >> half_bits, value & half_mask
+    for feistel_round in range(_FEISTEL_ROUNDS):
+        word, _, _, _ = philox(
+            np.uint32(feistel_round), epoch_domain, np.uint32(right), np.uint32(right >> _SHIFT),
+            k0, k1,
+        )  # fmt: skip
+        left, right = right, left ^ (np.uint64(word) & half_mask)
+    return (left << half_bits) | right
+
+
+@compiled("int64[] int64[] int64 uint64 uint64 int64 uint64")
+def _permute(out, places, size, count, half_bits, epoch_domain, seed):  # type: ignore[no-untyped-def]
+    out, places = data(out), data(places)
+    domain = np.uint32(epoch_domain)
+    k0, k1 = key_words(seed)
     # A Feistel network with halves of two bits or more is always an even permutation: half of
     # the keys also swap 0 and 1, so that odd orders come as often.
     zero = np.uint32(0)
-    word, _, _, _ = philox(np.uint32(_FEISTEL_ROUNDS), epoch_domain, zero, zero, k0, k1)
+    word, _, _, _ = philox(np.uint32(_FEISTEL_ROUNDS), domain, zero, zero, k0, k1)
     swap = np.uint64(word & np.uint32(1))
-    for i in range(places.size):
+    for i in range(size):
         value = np.uint64(places[i])
-        while True:  # walk the cycle until it comes back below `count`
-            left = value >> shift
-            right = value & half_mask
-            for feistel_round in range(_FEISTEL_ROUNDS):
-                word, _, _, _ = philox(
-                    np.uint32(feistel_round),
-                    epoch_domain,
-                    np.uint32(right),
-                    np.uint32(right >> _SHIFT),
-                    k0,
-                    k1,
-                )
-                left, right = right, left ^ (np.uint64(word) & half_mask)
-            value = (left << shift) | right
+        outside = True
+        while outside:  # walk the cycle until it comes back below `count`
+            value = _feistel(value, half_bits, domain, k0, k1)
             if value < np.uint64(2):
                 value ^= swap
-            if value < count:
-                break
+            outside = value >= count
         out[i] = value
-    return out
+    return 0
 
 
 def permuted(places: NDArray[np.integer], count: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -193,9 +201,10 @@ def permuted(places: NDArray[np.integer], count: int, seed: int, epoch: int) -> 
     assert count > 0
     assert len(places) == 0 or 0 <= places.min() <= places.max() < count
     half_bits = max(1, -(-(count - 1).bit_length() // 2))
-    domain = epoch_and_domain(epoch, Domain.ORDER)
-    k0, k1 = key_words(seed)
-    order: NDArray[np.int64] = _permute(
-        places.astype(np.int64), np.uint64(count), half_bits, domain, k0, k1
-    )
+    places = places.astype(np.int64, order="C")
+    order = np.empty(len(places), np.int64)
+    _permute.of()(
+        id(order), id(places), len(places), count, half_bits,
+        epoch_and_domain(epoch, Domain.ORDER), seed,
+    )  # fmt: skip
     return order

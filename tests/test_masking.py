@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from reference import chi_square
 from reference import masking as twin
 
-from mlmlab.masking import MaskedBatch, MaskingConfig, VocabularyInfo, mask_batch
+from mlmlab.masking import MaskedBatch, MaskingConfig, Unit, VocabularyInfo, mask_batch
 
 Arrays = MaskedBatch[NDArray[np.int64]]
 Row = tuple[list[int], list[int], list[int]]
@@ -419,6 +419,36 @@ def test_a_batch_with_more_predictions_than_expected_loses_none(
     again = mask(ids)
     for one, other in zip(expected, again, strict=True):
         assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("unit", Unit)
+def test_the_memory_layout_of_what_goes_in_changes_nothing(unit: Unit) -> None:
+    ids = random_ids(6, 40).astype(np.uint16)
+    rows = np.arange(6) * 7
+    starts = None if unit is Unit.TOKEN else (ids % 3 > 0).astype(np.uint8)
+    config = MaskingConfig(unit=unit)
+    expected = mask(ids, rows, config=config, word_starts=starts)
+
+    def strided(array: np.ndarray) -> np.ndarray:
+        return np.repeat(array, 2, axis=-1)[..., ::2]
+
+    def transposed(array: np.ndarray) -> np.ndarray:
+        return np.asfortranarray(array)
+
+    def swapped(array: np.ndarray) -> np.ndarray:
+        return array.astype(array.dtype.newbyteorder())
+
+    def unaligned(array: np.ndarray) -> np.ndarray:
+        raw = b"." + np.ascontiguousarray(array).tobytes()
+        return np.frombuffer(raw, array.dtype, offset=1).reshape(array.shape)
+
+    for changed in (strided, transposed, swapped, unaligned):
+        other = mask(
+            changed(ids), changed(rows), config=config,
+            word_starts=None if starts is None else changed(starts),
+        )  # fmt: skip
+        for one, two in zip(expected, other, strict=True):
+            assert np.array_equal(one, two), changed.__name__
 
 
 def test_a_tensor_on_a_device_is_refused_by_name() -> None:

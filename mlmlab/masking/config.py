@@ -184,8 +184,10 @@ class MaskingConfig:
 
     @cached_property
     def threshold_array(self) -> NDArray[np.uint64]:
-        """`thresholds` as the kernel reads them."""
-        return np.array(self.thresholds, np.uint64)
+        """`thresholds` as the kernel reads them, and six standard deviations of one draw: an exact
+        budget sorts no more words than it is likely to take."""
+        spread = round(6.0 * math.sqrt(self.rate * (1.0 - self.rate)) * _WORD)
+        return np.array((*self.thresholds, spread), np.uint64)
 
     @cached_property
     def problem_text(self) -> str:

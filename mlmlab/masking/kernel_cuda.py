@@ -193,7 +193,7 @@ def _policy_table(config: MaskingConfig, device: torch.device, stream: int) -> t
 
     Of a stream, because another one would not wait for the upload.
     """
-    table = np.concatenate([config.threshold_array, *config.span_tables])
+    table = np.concatenate([np.array(config.thresholds, np.uint64), *config.span_tables])
     return _upload(table.astype(np.int64), device)
 
 
