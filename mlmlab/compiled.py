@@ -90,10 +90,7 @@ class Compiled:
         if code is None:
             code = _compile(self._function, types)
             _write(file, code)
-        prototype = ctypes.CFUNCTYPE(
-            ctypes.c_int64,
-            *(ctypes.c_void_p if t.endswith("[]") else getattr(ctypes, f"c_{t}") for t in types),
-        )
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int64, *map(_c_type, types))
         loaded: Callable[..., int] = prototype(_address(code))
         return loaded
 
@@ -103,9 +100,25 @@ def compiled(arguments: str) -> Callable[[Callable[..., Any]], Compiled]:
 
     Args:
         arguments: their types, in order: `int64`, `uint64`, or an array's as `uint32[]`; `item[]`
-            for arrays whose element type the caller chooses (`Compiled.of`).
+            for arrays whose element type the caller chooses (`Compiled.of`); `numbers` for bytes
+            that hold several int64, which come in faster than one by one.
     """
     return lambda function: Compiled(function, arguments)
+
+
+def _c_type(argument: str) -> Any:
+    if argument == "numbers":
+        return ctypes.c_char_p
+    return ctypes.c_void_p if argument.endswith("[]") else getattr(ctypes, f"c_{argument}")
+
+
+def _numba_type(argument: str) -> Any:
+    types: Any = import_module("numba").types
+    if argument == "numbers":
+        return types.CPointer(types.int64)
+    if argument.endswith("[]"):
+        return types.CPointer(types.CPointer(getattr(types, argument[:-2])))
+    return getattr(types, argument)
 
 
 def _compile(function: Callable[..., Any], arguments: list[str]) -> bytes:
@@ -113,12 +126,7 @@ def _compile(function: Callable[..., Any], arguments: list[str]) -> bytes:
     import llvmlite.binding as llvm
 
     numba: Any = import_module("numba")  # typed in part, and not as it is used
-    types = numba.types
-    signature = types.int64(*(
-        types.CPointer(types.CPointer(getattr(types, a[:-2]))) if a.endswith("[]") else
-        getattr(types, a)
-        for a in arguments
-    ))  # fmt: skip
+    signature = numba.types.int64(*map(_numba_type, arguments))
     unit = numba.cfunc(signature, nopython=True, error_model="numpy")(_with_twins(function))
     module = llvm.parse_assembly(unit.inspect_llvm().replace(unit.native_name, _ENTRY))
     machine = _target().create_target_machine(

@@ -15,6 +15,7 @@ from mlmlab.masking.config import Budget, Corrupt, MaskingConfig, Unit, Vocabula
 from mlmlab.masking.kernel_cpu import (
     ID_OUTSIDE_VOCABULARY,
     MARGIN,
+    NUMBERS,
     PLACE_LISTS,
     TOKEN_LISTS,
     UNIT_LISTS,
@@ -23,6 +24,7 @@ from mlmlab.masking.kernel_cpu import (
 )
 from mlmlab.random import EPOCHS
 
+_WORD64 = (1 << 64) - 1
 Array = TypeVar("Array", NDArray[np.int64], torch.Tensor)
 
 
@@ -57,26 +59,29 @@ def _mask_array(
         example_ids = example_ids.astype(np.uint64)
     thresholds, tables = config.threshold_array, config.span_tables
     protected, replacement_ids = vocabulary.protected, vocabulary.replacement_ids
-    numbers = (vocabulary.mask_id, vocabulary.size, len(replacement_ids), int(epoch), int(seed))
+    seed = int(seed) & _WORD64
     capacity = _capacity(size, length, config)
     scratch_lists = (TOKEN_LISTS if is_independent else UNIT_LISTS) * (length + MARGIN)
     while True:
         row_offsets = size + 2 * capacity
         scratch = row_offsets + rows + 1
         out = np.empty(scratch + PLACE_LISTS * capacity + scratch_lists, np.int64)
-        arrays = (
+        arguments = (
             id(input_ids), id(example_ids), id(out), id(thresholds), id(protected),
             id(replacement_ids),
+            NUMBERS.pack(
+                rows, length, capacity, epoch, seed, vocabulary.mask_id, vocabulary.size,
+                len(replacement_ids),
+            ),
         )  # fmt: skip
         if is_independent:
-            count = mask_tokens.of(input_ids.dtype)(*arrays, rows, length, capacity, *numbers)
+            count = mask_tokens.of(input_ids.dtype)(*arguments)
         else:
             starts = np.ones((rows, length), np.uint8) if word_starts is None else word_starts
             starts = _plain(starts.astype(np.uint8, copy=False))
             count = mask_units.of(input_ids.dtype)(
-                *arrays, id(starts), id(tables), rows, length, capacity, *numbers,
-                config.unit is Unit.SPAN, config.budget is Budget.EXACT,
-                config.corrupt is Corrupt.UNIT,
+                *arguments, id(starts), id(tables), config.unit is Unit.SPAN,
+                config.budget is Budget.EXACT, config.corrupt is Corrupt.UNIT,
             )  # fmt: skip
         if count >= 0:
             break

@@ -9,6 +9,8 @@ selected places the labels noted and the mask written, protected ids left out. A
 batch, the random replacements. The slow readable twin is `tests/reference/masking.py`.
 """
 
+import struct
+
 import numpy as np
 
 from mlmlab.compiled import compiled, data, inlined, pointer
@@ -24,6 +26,9 @@ MARGIN = 4
 """How many more than T a list may hold."""
 PLACE_LISTS = 5
 """Scratch: how many lists of as many numbers as there is room for predicted tokens."""
+NUMBERS = struct.Struct("=4qQ3q")
+"""Rows B, length T, room for predicted tokens, epoch, seed, mask id, vocabulary's size, and how
+many replacement ids."""
 _SHIFT = np.uint64(32)
 _SELECT, _REPLACE = int(Domain.SELECT) << 24, int(Domain.REPLACE) << 24
 _CORRUPT, _BUDGET = int(Domain.CORRUPT) << 24, int(Domain.BUDGET) << 24
@@ -100,17 +105,16 @@ def _parts(out, rows, size, capacity):  # type: ignore[no-untyped-def]
     return positions, labels, row_offsets, replaced, replaced_identity, high, low, lists
 
 
-_ARRAYS = "item[] uint64[] int64[] uint64[] uint8[] int64[]"
-_NUMBERS = "int64 int64 int64 int64 int64 uint64 int64 uint64"
-
-
-@compiled(f"{_ARRAYS} {_NUMBERS}")
+@compiled("item[] uint64[] int64[] uint64[] uint8[] int64[] numbers")
 def mask_tokens(  # type: ignore[no-untyped-def]
-    input_ids, example_ids, out, thresholds, protected, replacement_ids,
-    rows, length, capacity, mask_id, vocabulary_size, choices, epoch, seed,
-):  # fmt: skip
+    input_ids, example_ids, out, thresholds, protected, replacement_ids, numbers
+):
     """Independent tokens. `out` holds ids, positions, labels and row offsets one after another;
     what is behind them is scratch."""
+    rows, length, capacity, epoch, seed = (
+        numbers[0], numbers[1], numbers[2], numbers[3], np.uint64(numbers[4])
+    )  # fmt: skip
+    mask_id, vocabulary_size, choices = numbers[5], numbers[6], np.uint64(numbers[7])
     input_ids, example_ids, thresholds = data(input_ids), data(example_ids), data(thresholds)
     protected, replacement_ids = data(protected), data(replacement_ids)
     ids = data(out)
@@ -147,13 +151,18 @@ def mask_tokens(  # type: ignore[no-untyped-def]
     return count
 
 
-@compiled(f"{_ARRAYS} uint8[] uint64[] {_NUMBERS} int64 int64 int64")
+@compiled(
+    "item[] uint64[] int64[] uint64[] uint8[] int64[] numbers uint8[] uint64[] int64 int64 int64"
+)
 def mask_units(  # type: ignore[no-untyped-def]
-    input_ids, example_ids, out, thresholds, protected, replacement_ids, word_starts,
-    tables, rows, length, capacity, mask_id, vocabulary_size, choices, epoch, seed,
-    is_span, is_exact, per_unit,
+    input_ids, example_ids, out, thresholds, protected, replacement_ids, numbers, word_starts,
+    tables, is_span, is_exact, per_unit,
 ):  # fmt: skip
-    """Words, spans and exact budgets. `out` as for `mask_tokens`."""
+    """Words, spans and exact budgets. The others as for `mask_tokens`."""
+    rows, length, capacity, epoch, seed = (
+        numbers[0], numbers[1], numbers[2], numbers[3], np.uint64(numbers[4])
+    )  # fmt: skip
+    mask_id, vocabulary_size, choices = numbers[5], numbers[6], np.uint64(numbers[7])
     input_ids, example_ids, thresholds = data(input_ids), data(example_ids), data(thresholds)
     protected, replacement_ids = data(protected), data(replacement_ids)
     ids = data(out)
