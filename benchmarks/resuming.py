@@ -71,12 +71,13 @@ def first_update(first: int, folder: Path) -> dict[str, float]:
     )  # fmt: skip
     model.initialize(0)
     tokenizer = word_tokenizer([f"w{number}" for number in range(995)])
+    replica = Replica(model, ALONE, Compute(torch.device("cpu"), Precision.FP32))
     optimizer = build_optimizer(model, mlmlab.compose().train)
     state = folder / f"step_{first}"
     if not state.exists():
         record = ProgressRecord(batches=first, updates=first)
-        save_state(state, model, tokenizer, optimizer, record, "")
-    record = load_state(state, model, optimizer)
+        save_state(state, replica, tokenizer, optimizer, record, "")
+    record = load_state(state, replica, optimizer)
     vocabulary = VocabularyInfo(1000, 4, (0, 1, 2, 3, 4))
     loader = TrainLoader(
         blocks=GeneratedBlocks(),  # type: ignore[arg-type]  # what a training needs of Blocks
@@ -86,9 +87,8 @@ def first_update(first: int, folder: Path) -> dict[str, float]:
         seed=0,
     )
     batch = next(loader.batches(record.batches, record.updates))
-    compute = Compute(torch.device("cpu"), Precision.FP32)
     apply_update(
-        Replica(model, ALONE, compute), optimizer, batch,
+        replica, optimizer, batch,
         learning_rate=1e-4, max_grad_norm=1.0, seed=0, suppressed=torch.zeros(()),
     )  # fmt: skip
     now = time.perf_counter()

@@ -14,6 +14,7 @@ from mlmlab.filling import FillMask
 from mlmlab.inputs import Inputs, gather
 from mlmlab.loader import EvalLoader, TrainLoader
 from mlmlab.micro_batch import Masker
+from mlmlab.model import MaskedLanguageModel
 from mlmlab.model_card import model_card
 from mlmlab.optimum import SENTENCES, exact_answers, floor_perplexity
 from mlmlab.processes import LOST, World, is_lost, joined, outlast_sigterm
@@ -29,7 +30,7 @@ from mlmlab.training.interruption import Interruptions
 from mlmlab.training.loop import Loop, Outputs, Training
 from mlmlab.training.precision import Compute, resolve, uses_cuda
 from mlmlab.training.profiling import Profiler
-from mlmlab.training.replica import Replica
+from mlmlab.training.replica import build_replica
 from mlmlab.training.state import ProgressRecord
 
 
@@ -82,9 +83,8 @@ def _run(config: RunConfig, world: World, *, quiet: bool) -> Summary:
         outputs = _outputs(config, inputs, compute, world, run_dir, resumption, stack, quiet=quiet)
         loop = build_loop(config, inputs, world, compute, outputs, resumption)
         training = loop.train()
-        return world.from_first(
-            lambda: _written(config, inputs, loop, training, outputs, fill_mask)
-        )
+        model = loop.replica.whole_model()
+        return world.from_first(lambda: _written(config, inputs, model, loop, training, outputs))
 
 
 def gather_in_turn(config: RunConfig, world: World, *, quiet: bool) -> tuple[RunConfig, Inputs]:
@@ -158,7 +158,7 @@ def build_loop(
     """The loop of a run, at its beginning or where it goes on."""
     train_loader, eval_loader = _loaders(config, inputs, world, compute, outputs.interruptions)
     return Loop(
-        Replica(inputs.model, world, compute),
+        build_replica(inputs.model, world, compute, config.runtime.parallel),
         train_loader,
         eval_loader,
         config=config.train,
@@ -172,14 +172,15 @@ def build_loop(
 def _written(
     config: RunConfig,
     inputs: Inputs,
+    model: MaskedLanguageModel | None,
     loop: Loop,
     training: Training,
     outputs: Outputs,
-    fill_mask: FillMask,
 ) -> Summary:
     """What the first process leaves behind."""
     progress, tracker, run_dir = outputs.progress, outputs.tracker, outputs.run_dir
     assert tracker is not None
+    assert model is not None
     floor = floor_perplexity(inputs, loop.eval_loader)
     summary = _summary(config, training, loop.replica.compute, floor, run_dir)
     final = {
@@ -187,10 +188,10 @@ def _written(
         "final/eval_perplexity": summary.eval_perplexity,
     }
     tracker.log_hyperparameters(schema.to_mapping(config), final)
-    _export(config, inputs, summary, run_dir)
+    _export(config, inputs, model, summary, run_dir)
     progress.line(terminal.closing(summary, training))
     if _sentences(config, inputs):
-        progress.line(_filled(config, inputs, fill_mask))
+        progress.line(_filled(config, inputs, FillMask(model, inputs.tokenizer)))
     progress.line(terminal.next_commands(config, inputs, run_dir))
     return summary
 
@@ -276,10 +277,12 @@ def _summary(
     )
 
 
-def _export(config: RunConfig, inputs: Inputs, summary: Summary, run_dir: Path) -> None:
+def _export(
+    config: RunConfig, inputs: Inputs, model: MaskedLanguageModel, summary: Summary, run_dir: Path
+) -> None:
     """The Hub layout and its card; summary.json last, the sign of a finished run."""
     export = run_dir / "export"
-    save_pretrained(inputs.model, inputs.tokenizer, export)
+    save_pretrained(model, inputs.tokenizer, export)
     # The file's name, not its path: a card is published, and the path is the user's own business.
     data = config.data
     text = data.url or data.repository or Path(data.path or inputs.text.source.description).name

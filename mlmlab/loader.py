@@ -34,6 +34,8 @@ class EvalChunk:
     batch: MicroBatch
     owners: torch.Tensor
     """int64 `[M]`, the document of each predicted token."""
+    counts: bool = True
+    """False: a row to meet the model with, of which nothing is scored."""
 
 
 class Request(IntFlag):
@@ -186,7 +188,9 @@ class EvalLoader:
         a time: whole chunks, each of which meets the model alone.
 
         Args:
-            world: of the chunks, a process gets every `size`-th from its rank on.
+            world: of the chunks, a process gets every `size`-th from its rank on; and a row that
+                does not count where the last round has no chunk for it, since the model may be in
+                shards (fsdp) and every forward pass a meeting of all processes.
         """
         bounds = self._bounds()[world.rank :: world.size]
         group = max(1, self.batch_size // self._chunk_size)
@@ -196,6 +200,9 @@ class EvalLoader:
 
         for chunks in _ahead(prepared, 0, -(-len(bounds) // group)):
             yield from chunks
+        if len(bounds) < -(-self.chunk_count // world.size):
+            row = self._chunk(0, 0, 1)
+            yield EvalChunk(row.batch.without_predictions(), row.owners[:0], counts=False)
 
     def _chunk(self, draw: int, first: int, end: int) -> EvalChunk:
         examples = np.arange(first, end)

@@ -58,7 +58,7 @@ class MicroBatch:
 
     def without_predictions(self) -> "MicroBatch":
         """The same with nothing to predict, for a process that has no rows of its own: its loss is
-        a zero that still reaches every parameter, as DDP expects of each process."""
+        a zero that still reaches every parameter, as DDP and FSDP expect of each process."""
         nothing = self.labels[:0]
         offsets = torch.zeros_like(self.row_offsets)
         return dataclasses.replace(

@@ -68,11 +68,10 @@ def replay(config: RunConfig, *, quiet: bool = False) -> float:
             attempt = Attempt(loop.record, batch, loop.attempt(batch))
         loss_sum = math.fsum(world.gather(attempt.result.loss_sum.item()))
         loss, grad_norm = loss_sum / batch.masked_count, attempt.result.grad_norm.item()
-        broken = [
-            name
-            for name, parameter in loop.replica.model.named_parameters()
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
-        ]
+        gradients = loop.replica.gradients()
+        mine = {name for name, g in gradients.items() if not torch.isfinite(g).all()}
+        anywhere = set().union(*world.gather(mine))
+        broken = [name for name in gradients if name in anywhere]
         examples = loop.train_loader.order.batch(batch.number)[1].tolist()
         tell(terminal.replay(batch, loss, grad_norm, examples, first_module, broken))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):

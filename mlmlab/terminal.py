@@ -17,7 +17,7 @@ from mlmlab.resuming import Resumption
 from mlmlab.style import Style, styled
 from mlmlab.tracking.progress import shown
 from mlmlab.tracking.summary import Summary
-from mlmlab.training.config import Split, TrainConfig
+from mlmlab.training.config import Parallel, Split, TrainConfig
 from mlmlab.training.evaluation import Evaluation, perplexity
 from mlmlab.training.horizon import Horizon
 from mlmlab.training.loop import Training
@@ -71,8 +71,8 @@ def plan(
         _row("masking", f"{_masking(config.masking)}, {config.masking.mode.value}"),
         _row("updates", f"{horizon.updates:,} of {train.batch_size} sequences{accumulation}, "
              f"learning rate {train.learning_rate:g} {train.schedule.value}{warmup}"),
-        _row("compute", str(compute) + (f", {world.size} processes" if world.size > 1 else "")),
-        _row("memory", _memory(config, inputs.model, compute, _rows(config, world))),
+        _row("compute", f"{compute}{_processes(config.runtime.parallel, world)}"),
+        _row("memory", _memory(config, inputs.model, compute, world)),
         _row("folder", str(run_dir)),
     ]  # fmt: skip
     return "\n".join(rows) + "\n"
@@ -210,14 +210,25 @@ def _rows(config: RunConfig, world: World) -> int:
     return min(config.train.micro_batch_size or share, share)
 
 
-def _memory(config: RunConfig, model: MaskedLanguageModel, compute: Compute, rows: int) -> str:
-    length = config.data.block_size
+def _processes(parallel: Parallel, world: World) -> str:
+    """How many, and whether each has all of the model; nothing for a process alone."""
+    if world.size == 1:
+        nothing = "; one process: runtime.parallel=fsdp has nothing to shard"
+        return nothing if parallel is Parallel.FSDP else ""
+    sharded = ", the model sharded over them (fsdp)" if parallel is Parallel.FSDP else ""
+    return f", {world.size} processes{sharded}"
+
+
+def _memory(config: RunConfig, model: MaskedLanguageModel, compute: Compute, world: World) -> str:
+    rows, length = _rows(config, world), config.data.block_size
     needed = expected_memory_bytes(
         model,
         compute,
         rows=rows,
         length=length,
         masked_tokens=round(rows * length * config.masking.rate),
+        shards=world.size if config.runtime.parallel is Parallel.FSDP else 1,
+        accumulates=_share(config, world) > rows,
     )
     text = f"about {needed / 2**30:.2f} GiB of tensors"
     if compute.device.type == "cpu":

@@ -290,15 +290,13 @@ def test_a_saved_state_continues_with_the_same_bits(tmp_path: Path) -> None:
     straight_optimizer = _optimizer(straight)
     train(straight, straight_optimizer, range(3))
     record = ProgressRecord(batches=3, updates=3, tokens=99, initial_eval_loss=4.5)
-    save_state(
-        tmp_path / "checkpoints" / "step_3", straight, TOKENIZER, straight_optimizer, record, ""
-    )
+    folder = tmp_path / "checkpoints" / "step_3"
+    save_state(folder, Replica(straight, ALONE, CPU), TOKENIZER, straight_optimizer, record, "")
     train(straight, straight_optimizer, range(3, 6))
 
     resumed = _model(dropout=0.1, seed=1)
     resumed_optimizer = _optimizer(resumed)
-    folder = tmp_path / "checkpoints" / "step_3"
-    assert load_state(folder, resumed, resumed_optimizer) == record
+    assert load_state(folder, Replica(resumed, ALONE, CPU), resumed_optimizer) == record
     train(resumed, resumed_optimizer, range(3, 6))
     for (name, a), b in zip(straight.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
@@ -309,7 +307,8 @@ def test_old_checkpoints_are_removed_by_number_not_by_name(tmp_path: Path) -> No
     optimizer = _optimizer(model)
     for step in (2, 9, 10, 100):
         folder = tmp_path / "checkpoints" / f"step_{step}"
-        save_state(folder, model, TOKENIZER, optimizer, ProgressRecord(updates=step), "")
+        record = ProgressRecord(updates=step)
+        save_state(folder, Replica(model, ALONE, CPU), TOKENIZER, optimizer, record, "")
     remove_old(tmp_path, 2, ProgressRecord(updates=100, best_step=2))
     assert [folder.name for folder in checkpoint_folders(tmp_path)] == [
         "step_2",
@@ -329,7 +328,7 @@ def test_a_checkpoint_that_could_not_be_finished_is_not_there(
     with pytest.raises(OSError, match="disk full"):
         save_state(
             tmp_path / "checkpoints" / "step_1",
-            model,
+            Replica(model, ALONE, CPU),
             TOKENIZER,
             _optimizer(model),
             ProgressRecord(),

@@ -155,7 +155,7 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     ),
     "train runtime.precision=fp8": ("runtime.precision", "fp8", "fp32, bf16, fp16", "=auto"),
     "train runtime.mask_on=gpu": ("runtime.mask_on", "gpu", "cpu, device", "=cpu"),
-    "train runtime.parallel=fsdp": ("runtime.parallel", "fsdp", "ddp", "runtime.parallel=ddp"),
+    "train runtime.parallel=tp": ("runtime.parallel", "tp", "ddp, fsdp", "runtime.parallel=ddp"),
     "train runtime.processes=0": ("runtime.processes", "0", "one or more", "runtime.processes=2"),
     "train train.early_stopping_patience=0": (
         "train.early_stopping_patience", "0", "more than zero", "train.early_stopping_patience=1"

@@ -44,6 +44,7 @@ class Parallel(Enum):
     """How several processes share a run."""
 
     DDP = "ddp"
+    FSDP = "fsdp"
 
 
 class Split(Enum):
@@ -251,8 +252,9 @@ class RuntimeConfig:
     mask_on: MaskOn
     """cpu: a thread beside the step. device: the Triton kernel on CUDA. The masks are the same."""
     parallel: Parallel
-    """How the processes that torchrun starts share a run: each has the model and a part of every
-    batch (ddp)."""
+    """How the processes that torchrun starts share a run. ddp: each has the model, and a part of
+    every batch. fsdp: each has a part of both; less memory for more traffic. The results and the
+    checkpoints are the same."""
     processes: int | None
     """Processes that the command starts itself, on this machine; null: one, or torchrun's."""
     deterministic: bool

@@ -126,10 +126,9 @@ def evaluate(
     model.eval()
     sums = _Sums(loader)
     mine = progress.during_evaluation(loader.chunks(world), loader.example_count, world.size)
-    for _ in range(-(-loader.chunk_count // world.size)):
-        chunk = next(mine, None)  # in the last round, not every process has one
-        score = None if chunk is None else _score_chunk(model, chunk, loader, compute)
-        gathered = world.gather((score, is_interrupted()))
+    for chunk in mine:  # as many in every process
+        score = _score_chunk(model, chunk, loader, compute)
+        gathered = world.gather((score if chunk.counts else None, is_interrupted()))
         if any(interrupted for _, interrupted in gathered):
             raise EvaluationInterrupted
         for one, _ in gathered:  # in the order of the examples

@@ -43,7 +43,7 @@ def write_failure(
     """Keeps an update in failures/step_N: the state before it, and batch.json.
 
     Args:
-        save: writes the state to a folder.
+        save: writes the state to a folder; every process calls it.
 
     Returns:
         What to tell the user.
@@ -51,23 +51,23 @@ def write_failure(
     loss_sum = math.fsum(world.gather(attempt.result.loss_sum.item()))
     loss, grad_norm = loss_sum / attempt.batch.masked_count, attempt.result.grad_norm.item()
     folder = failure_folder(run_dir, attempt.step)
-    if world.is_first:
-        _, examples = order.batch(attempt.batch.number)
-        content = {
-            "step": attempt.step,
-            "batch": attempt.batch.number,
-            "epoch": attempt.batch.epoch,
-            "loss": _strict(loss),
-            "grad_norm": _strict(grad_norm),
-            "masked_tokens": attempt.batch.masked_count,
-            "example_ids": examples.tolist(),
-        }
-        try:
-            save(folder)
+    _, examples = order.batch(attempt.batch.number)
+    content = {
+        "step": attempt.step,
+        "batch": attempt.batch.number,
+        "epoch": attempt.batch.epoch,
+        "loss": _strict(loss),
+        "grad_norm": _strict(grad_norm),
+        "masked_tokens": attempt.batch.masked_count,
+        "example_ids": examples.tolist(),
+    }
+    try:
+        save(folder)
+        if world.is_first:
             text = json.dumps(content, indent=2) + "\n"
             (folder / "batch.json").write_text(text, encoding="utf-8")
-        except OSError as error:
-            return f"{describe(attempt, loss, grad_norm)}\nNothing could be kept of it: {error}"
+    except OSError as error:
+        return f"{describe(attempt, loss, grad_norm)}\nNothing could be kept of it: {error}"
     return (
         f"{describe(attempt, loss, grad_norm)}\n"
         f"Its examples and the state before it are in {folder}. To look at it again:\n"

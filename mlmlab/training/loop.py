@@ -83,7 +83,7 @@ class Loop:
         self.horizon = Horizon.of(config, train_loader.order.batches_per_epoch)
         self.record = ProgressRecord()
         if resumed_from is not None:
-            self.record = load_state(resumed_from, replica.model, self.optimizer)
+            self.record = load_state(resumed_from, replica, self.optimizer)
         self.window = Window(self.record, self.world, replica.compute.device)
         self.suppressed = torch.zeros((), device=replica.compute.device)
         self.unread: Attempt | None = None
@@ -261,14 +261,15 @@ class Loop:
 
     def _score(self) -> Evaluation:
         try:
-            return evaluate(
-                self.replica.model,
-                self.eval_loader,
-                self.replica.compute,
-                self.progress,
-                world=self.world,
-                is_interrupted=lambda: self.outputs.interruptions.is_stop_asked,
-            )
+            with self.replica.evaluating() as model:
+                return evaluate(
+                    model,
+                    self.eval_loader,
+                    self.replica.compute,
+                    self.progress,
+                    world=self.world,
+                    is_interrupted=lambda: self.outputs.interruptions.is_stop_asked,
+                )
         except EvaluationInterrupted:
             self._stop()
 
@@ -308,13 +309,13 @@ class Loop:
     def _save(self) -> None:
         """A checkpoint; if the disk is full, the run goes on without it."""
         self.record = self.window.noted(self.record)
-        keep = self.config.keep_checkpoints
-        if not keep or not self.world.is_first:
+        if not (keep := self.config.keep_checkpoints):
             return
         run_dir, step = self.outputs.run_dir, self.record.updates
         try:
             self._save_to(run_dir / "checkpoints" / f"step_{step}")
-            remove_old(run_dir, keep, self.record)
+            if self.world.is_first:
+                remove_old(run_dir, keep, self.record)
         except OSError as error:
             self.progress.line(
                 f"checkpoint of update {step:,} NOT written: {error.strerror or error}; those "
@@ -326,7 +327,7 @@ class Loop:
             self.outputs.tracker.flush()
         save_state(
             folder,
-            self.replica.model,
+            self.replica,
             self.outputs.tokenizer,
             self.optimizer,
             self.record,

@@ -20,10 +20,19 @@ _WEIGHT_COPIES = 4
 kernels keep none."""
 _LOGIT_COPIES = 4
 """Logits, their log-softmax and the gradients of both, fp32."""
+_LAYERS_GATHERED = 2
+"""Of a model in shards: the one that computes, and the next one, on its way."""
 
 
 def expected_memory_bytes(
-    model: MaskedLanguageModel, compute: Compute, *, rows: int, length: int, masked_tokens: int
+    model: MaskedLanguageModel,
+    compute: Compute,
+    *,
+    rows: int,
+    length: int,
+    masked_tokens: int,
+    shards: int = 1,
+    accumulates: bool = False,
 ) -> int:
     """An estimate of the peak of a training step's tensors (not of the process: its libraries take
     about half a GiB of host memory besides).
@@ -32,6 +41,8 @@ def expected_memory_bytes(
         rows: sequences of a micro-batch.
         length: tokens of each.
         masked_tokens: predicted tokens among them.
+        shards: processes that share the states of the model (fsdp).
+        accumulates: whether an update has several micro-batches, whose gradients wait whole.
     """
     config = model.config
     element = 4 if compute.precision is Precision.FP32 else 2
@@ -43,11 +54,25 @@ def expected_memory_bytes(
     logits = masked_tokens * config.vocabulary_size * 4 * _LOGIT_COPIES
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     states = model.parameter_count() * _WEIGHT_BYTES + trained * _TRAINING_BYTES
+    if shards > 1:
+        states = states // shards + _gathered_bytes(model, element, trained * accumulates)
     layers = _layers_with_backward(model)
     if model.gradient_checkpointing and layers:
         inputs = layers * rows * length * config.hidden_size * element
         return states + inputs + layer + logits  # one layer at a time is computed again
     return states + layers * layer + logits
+
+
+def _gathered_bytes(model: MaskedLanguageModel, element: int, waiting: int) -> int:
+    """What a process has beside its shards: embeddings and head with their gradients, a layer and
+    the next one with the gradients of one, copies of these gradients on their way; autocast's
+    rounded weights, which backward needs; and the numbers of gradients that wait for the last
+    micro-batch."""
+    layer = sum(p.numel() for p in model.layers[0].parameters())
+    ends = model.parameter_count() - layer * len(model.layers)
+    whole = (ends + _LAYERS_GATHERED * layer) + 2 * max(ends, layer) + waiting
+    rounded = 0 if element == _WEIGHT_BYTES else model.parameter_count() * element
+    return whole * _WEIGHT_BYTES + rounded
 
 
 def _layers_with_backward(model: MaskedLanguageModel) -> int:

@@ -1,6 +1,7 @@
-"""The model in this process: alone, or one of DDP's replicas."""
+"""The model in this process: alone, or one of DDP's replicas; sharding.py has the other form."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -8,24 +9,34 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.processes import World
+from mlmlab.training.config import Parallel
 from mlmlab.training.precision import Compute
 
 
 class Replica:
-    """A model and how its gradients come together."""
+    """A model, and how its gradients and its parts in other processes come together.
+
+    Here every process has all of it. Whatever needs a whole weight, gradient or moment asks the
+    replica, which alone knows where they are.
+    """
 
     def __init__(self, model: MaskedLanguageModel, world: World, compute: Compute) -> None:
-        self.model = model.to(compute.device)
+        self.model = model
+        """The encoder: the names, the parameters and, in `evaluating`, the forward pass."""
         self.world = world
         self.compute = compute
-        self.trained: nn.Module = model
+        self.trained: nn.Module = self._trained()
         """What a training step calls: its backward pass averages gradients over the processes."""
-        if world.is_distributed:
-            self.trained = DistributedDataParallel(
-                model,
-                device_ids=[compute.device] if compute.is_cuda else None,
-                gradient_as_bucket_view=True,
-            )
+
+    def _trained(self) -> nn.Module:
+        model = self.model.to(self.compute.device)
+        if not self.world.is_distributed:
+            return model
+        return DistributedDataParallel(
+            model,
+            device_ids=[self.compute.device] if self.compute.is_cuda else None,
+            gradient_as_bucket_view=True,
+        )
 
     def accumulating(self, *, is_last: bool) -> AbstractContextManager[object]:
         """The context of a backward pass: gradients meet in an update's last one only."""
@@ -34,6 +45,43 @@ class Replica:
             return context
         return nullcontext()
 
-    def gradients(self) -> list[torch.Tensor]:
-        """Those of the parameters that are trained."""
-        return [p.grad for p in self.model.parameters() if p.grad is not None]
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """What this process has of the gradient, by the names of the parameters that train."""
+        named = self.model.named_parameters()
+        return {name: p.grad for name, p in named if p.grad is not None}
+
+    def norm(self, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The whole gradient's norm, an fp32 scalar with the same bits in every process."""
+        return torch.nn.utils.get_total_norm(list(gradients.values()))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[MaskedLanguageModel]:
+        """The model, for forward passes alone. Every process makes as many of them."""
+        yield self.model
+
+    def whole(self, part: torch.Tensor) -> torch.Tensor | None:
+        """A weight or moment, put together on the host of the first process; None in the others.
+
+        Every process calls it with its own part of the same tensor.
+        """
+        return part.detach().cpu() if self.world.is_first else None
+
+    def part(self, whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+        """What this process keeps of a parameter's weights or of its moments, on its device."""
+        return whole.to(parameter.device)
+
+    def whole_model(self) -> MaskedLanguageModel | None:
+        """The model with all of its weights in the first process; None in the others."""
+        return self.model if self.world.is_first else None
+
+
+def build_replica(
+    model: MaskedLanguageModel, world: World, compute: Compute, parallel: Parallel
+) -> Replica:
+    """The form that `runtime.parallel` names. Without torchrun there is one process, which has all
+    of the model in any case."""
+    if parallel is Parallel.FSDP and world.is_distributed:
+        from mlmlab.training.sharding import ShardedReplica  # no other run waits for its import
+
+        return ShardedReplica(model, world, compute)
+    return Replica(model, world, compute)

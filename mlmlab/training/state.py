@@ -15,17 +15,18 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from mlmlab.checkpoints import save_pretrained
 from mlmlab.checkpoints.key_maps import hub_names
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.fetch.cache import flush
-from mlmlab.model import MaskedLanguageModel
+from mlmlab.training.replica import Replica
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
@@ -100,7 +101,7 @@ class DamagedCheckpoint(Exception):  # noqa: N818 (what it is, not what happened
 
 def save_state(
     folder: Path,
-    model: MaskedLanguageModel,
+    replica: Replica,
     tokenizer: Tokenizer,
     optimizer: torch.optim.Optimizer,
     progress: ProgressRecord,
@@ -108,19 +109,25 @@ def save_state(
 ) -> None:
     """Writes a checkpoint under a temporary name and renames it: complete or absent.
 
+    Every process calls it with its part, and the first one writes. It has all of them before it
+    begins to, so that no other process waits for a full disk.
+
     Args:
         fingerprint: of the run's config, without what a resumed run may change.
 
     Raises:
         OSError: it could not be written; what was there before is still there.
     """
+    model, moments = replica.whole_model(), _moments(replica, optimizer)
+    if model is None:
+        return
     building = folder.with_name(f".{folder.name}.building")
     for left_behind in folder.parent.glob(".step_*.building"):  # by a run that was killed
         shutil.rmtree(left_behind, ignore_errors=True)
     try:
         building.mkdir(parents=True)
         save_pretrained(model, tokenizer, building)
-        _write(building, model, optimizer, progress, fingerprint)
+        _write(building, moments, progress, fingerprint)
         for file in building.iterdir():
             flush(file)
         flush(building)
@@ -137,19 +144,19 @@ def save_state(
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _write(
-    folder: Path,
-    model: MaskedLanguageModel,
-    optimizer: torch.optim.Optimizer,
-    progress: ProgressRecord,
-    fingerprint: str,
-) -> None:
-    moments = {
-        f"{name}.{kind}": optimizer.state[p][kind].detach().cpu()
-        for name, p in model.named_parameters()
+def _moments(replica: Replica, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """All of them in the first process; none in the others."""
+    return {
+        f"{name}.{kind}": whole
+        for name, p in replica.model.named_parameters()
         for kind in _MOMENTS
-        if p in optimizer.state
+        if p in optimizer.state and (whole := replica.whole(optimizer.state[p][kind])) is not None
     }
+
+
+def _write(
+    folder: Path, moments: dict[str, torch.Tensor], progress: ProgressRecord, fingerprint: str
+) -> None:
     record = {"fingerprint": fingerprint, "progress": dataclasses.asdict(progress)}
     save_file(moments, str(folder / _OPTIMIZER))
     (folder / _PROGRESS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -157,19 +164,20 @@ def _write(
     (folder / _DIGESTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
 
 
-def load_state(
-    folder: Path, model: MaskedLanguageModel, optimizer: torch.optim.Optimizer
-) -> ProgressRecord:
-    """Puts a checkpoint's weights and moments into a model and its optimizer."""
-    weights = load_file(str(folder / _MODEL))
-    moments = load_file(str(folder / _OPTIMIZER))
-    theirs = hub_names(model.config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.cat([weights[part] for part in theirs[name]]))
-            if f"{name}.step" in moments:
-                optimizer.state[parameter] = {
-                    kind: moments[f"{name}.{kind}"].to(parameter.device) for kind in _MOMENTS
+def load_state(folder: Path, replica: Replica, optimizer: torch.optim.Optimizer) -> ProgressRecord:
+    """Puts a checkpoint's weights and moments into a model and its optimizer, one after the other:
+    a process never holds more of it than its part and one tensor."""
+    theirs = hub_names(replica.model.config)
+    opened = partial(safe_open, framework="pt")
+    with opened(str(folder / _MODEL)) as weights, opened(str(folder / _OPTIMIZER)) as moments:
+        there = set(moments.keys())
+        for name, p in replica.model.named_parameters():
+            whole = torch.cat([weights.get_tensor(part) for part in theirs[name]])
+            with torch.no_grad():
+                p.copy_(replica.part(whole, p))
+            if f"{name}.step" in there:
+                optimizer.state[p] = {
+                    kind: replica.part(moments.get_tensor(f"{name}.{kind}"), p) for kind in _MOMENTS
                 }
     record, _ = _read_progress(folder)
     return record

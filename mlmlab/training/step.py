@@ -58,8 +58,8 @@ def apply_update(
     """Backward over the micro-batches, then unscale, clip, check, update.
 
     The loss is the mean over the predicted tokens of the whole update: each micro-batch's sum is
-    divided by the update's count, so that accumulation changes nothing but rounding. DDP averages
-    gradients over the processes, hence the factor of their number.
+    divided by the update's count, so that accumulation changes nothing but rounding. DDP and FSDP
+    average gradients over the processes, hence the factor of their number.
 
     Args:
         suppressed: fp32 scalar on the device, 1 once a gradient was not finite: then neither this
@@ -82,8 +82,8 @@ def apply_update(
 
     gradients = replica.gradients()
     if loss_scale != 1.0:
-        torch._foreach_mul_(gradients, 1.0 / loss_scale)
-    grad_norm = torch.nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_(list(gradients.values()), 1.0 / loss_scale)
+    grad_norm = replica.norm(gradients)
     overflowed = loss_scale != 1.0 and not torch.isfinite(grad_norm)
     # A loss that is not finite itself cannot be helped by another scale.
     if overflowed and all(world.gather(bool(torch.isfinite(loss_sum)))):
