@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 from torch.distributed import TCPStore
 
 import mlmlab
@@ -28,7 +29,8 @@ START_SECONDS = 120.0
 """So long a start may take where other work fills the machine."""
 _ROOT = str(Path(mlmlab.__file__).parents[1])
 _PRELOADED = ["ranks", "mlmlab.train", "mlmlab.launch", "torch._inductor"]
-"""What each process imports in the end, DDP's own imports among them."""
+_PRELOADED += ["mlmlab.training.sharding"]
+"""What each process imports in the end, those of DDP and FSDP among them."""
 _FREE = re.compile(r"(seconds|per_second|peak_memory_bytes)$")
 
 
@@ -308,6 +310,17 @@ def metrics(run_dir: Path) -> list[dict[str, float]]:
     """The events without what no two runs have in common."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [_fixed(json.loads(line)) for line in lines]
+
+
+def assert_same_curve(
+    found: Sequence[dict[str, float]], expected: Sequence[dict[str, float]]
+) -> None:
+    """Two runs are the same to rounding, event by event."""
+    assert len(found) == len(expected) > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert ours[key] == pytest.approx(value, rel=1e-7 if key == "eval/loss" else 1e-5), key
 
 
 def results(run_dir: Path) -> tuple[bytes, list[dict[str, float]], dict[str, Any]]:

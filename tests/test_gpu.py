@@ -72,12 +72,36 @@ def test_masks_made_on_the_device_give_the_same_bits(tmp_path: Path) -> None:
     assert runs[0] == runs[1]
 
 
-def test_one_process_over_nccl_follows_the_run_without(tmp_path: Path) -> None:
-    alone = trained(tmp_path / "alone", "runtime.precision=fp32")
+def over_nccl(*overrides: str) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc-per-node=1", "-m", "mlmlab.train", *RUN]
-    subprocess.run(
-        [*command, "runtime.precision=fp32", f"run_dir={tmp_path / 'nccl'}"],
-        check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
+    command = [*torchrun, "--nproc-per-node=1", "-m", "mlmlab.train", *overrides]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_one_process_over_nccl_follows_the_run_without(tmp_path: Path, parallel: str) -> None:
+    alone = trained(tmp_path / "alone", "runtime.precision=fp32")
+    shared = ("runtime.precision=fp32", f"runtime.parallel={parallel}")
+    over_nccl(*RUN, *shared, f"run_dir={tmp_path / 'nccl'}")
     assert losses(tmp_path / "nccl") == pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_shards_in_half_precision_go_on_with_the_bits_of_the_uninterrupted_run(
+    tmp_path: Path, precision: str
+) -> None:
+    run_dir = tmp_path / "run"
+    exact = (f"runtime.precision={precision}", "runtime.deterministic=true")
+    accumulated = ("train.micro_batch_size=12", "train.gradient_checkpointing=true")
+    over_nccl(
+        *RUN, *exact, *accumulated, "runtime.parallel=fsdp", "train.save_every_steps=70",
+        f"run_dir={run_dir}",
+    )  # fmt: skip
+    whole, before = losses(run_dir), weights(run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step_200")  # as if killed before it
+    over_nccl(f"resume={run_dir}")
+    assert losses(run_dir) == whole
+    assert weights(run_dir) == before
+    alone = trained(tmp_path / "alone", *exact, *accumulated)
+    torch.use_deterministic_algorithms(False)
+    assert whole == pytest.approx(alone, rel=1e-2)

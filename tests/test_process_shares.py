@@ -7,77 +7,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from ranks import in_ranks
+from shares import BLOCK, CPU, UNEQUAL, loader_of, small_model
 
 import mlmlab
-from mlmlab.data.blocks import PackedBlocks
-from mlmlab.data.corpus import Shard
-from mlmlab.data.order import Order
-from mlmlab.loader import EvalLoader, TrainLoader, UpdateBatch
-from mlmlab.masking import MaskingConfig, VocabularyInfo
-from mlmlab.micro_batch import Masker
-from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
+from mlmlab.loader import EvalLoader, UpdateBatch
 from mlmlab.processes import ALONE, World, joined
 from mlmlab.tracking.progress import Progress
-from mlmlab.training.config import Precision
 from mlmlab.training.evaluation import evaluate
 from mlmlab.training.optimizer import build_optimizer
-from mlmlab.training.precision import Compute
 from mlmlab.training.replica import Replica
 from mlmlab.training.step import apply_update
-
-BLOCK = 16
-VOCABULARY = VocabularyInfo(60, 4, (0, 1, 2, 3, 4))
-CPU = Compute(torch.device("cpu"), Precision.FP32)
-
-
-def _model() -> MaskedLanguageModel:
-    model = MaskedLanguageModel(
-        ModelConfig(
-            family=Family.ROBERTA,
-            vocabulary_size=60,
-            hidden_size=32,
-            layers=1,
-            heads=2,
-            intermediate_size=64,
-            max_positions=BLOCK,
-            position_offset=2,
-            token_types=1,
-            layer_norm_eps=1e-5,
-            pad_id=1,
-            initializer_range=0.02,
-            dropout=0.0,
-            attention_dropout=0.0,
-        )
-    )
-    model.initialize(0)
-    return model
-
-
-def _loader(world: World = ALONE, micro_batch_size: int = 8, tokens_free: str = "") -> TrainLoader:
-    """50 examples in batches of 8, the last of 2.
-
-    Args:
-        tokens_free: for each example of batches 0, 1, ... in turn: "." where no token may be
-            predicted, "1" where one may, "#" where all may, as beyond the text's end.
-    """
-    order = Order(50, 8, 0)
-    tokens = np.random.default_rng(0).integers(5, 60, (50, BLOCK)).astype(np.uint16)
-    places = [example for number in range(7) for example in order.batch(number)[1]]
-    for example, free in zip(places, tokens_free, strict=False):
-        tokens[example, {".": 0, "1": 1, "#": BLOCK}[free] :] = 3  # a protected id
-    blocks = PackedBlocks(Shard(tokens.ravel(), np.arange(0, tokens.size + 1, BLOCK)), BLOCK)
-    return TrainLoader(
-        blocks=blocks,
-        order=order,
-        micro_batch_size=micro_batch_size,
-        masker=Masker(MaskingConfig(rate=0.3), VOCABULARY),
-        seed=0,
-        world=world,
-    )
 
 
 def _rows(batch: UpdateBatch) -> list[tuple[list[int], list[int], list[int]]]:
@@ -98,8 +40,10 @@ def _rows(batch: UpdateBatch) -> list[tuple[list[int], list[int], list[int]]]:
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 8])
 def test_the_processes_rows_together_are_the_batch_of_one(size: int, micro_batch_size: int) -> None:
     for number in (0, 5, 6, 7, 13):  # 6 and 13 are the short ones
-        whole = _loader().batch(number)
-        parts = [_loader(World(rank, size), micro_batch_size).batch(number) for rank in range(size)]
+        whole = loader_of().batch(number)
+        parts = [
+            loader_of(World(rank, size), micro_batch_size).batch(number) for rank in range(size)
+        ]
         rows = [_rows(part) for part in parts]
         for n, row in enumerate(_rows(whole)):
             assert rows[n % size].pop(0) == row
@@ -122,22 +66,10 @@ class Updated:
     own_masked_counts: list[int]
 
 
-# Of 8 rows two processes take 4 each in turn, three take 3, 3 and 2.
-UNEQUAL = (
-    "#.#.#.#."  # the second of two has nothing to predict
-    ".1.#.1.1"  # the first of two
-    "#......."  # all but one
-    "###....."  # in micro-batches of 1: none in the second ones of two
-    "........"  # an update without anything
-    "########"
-    "##"  # fewer rows than three processes
-)
-
-
 def _updates(world: World, micro_batch_size: int) -> list[Updated | None]:
-    model = _model()
+    model = small_model()
     optimizer = build_optimizer(model, mlmlab.compose().train)
-    loader = _loader(world, micro_batch_size, UNEQUAL)
+    loader = loader_of(world, micro_batch_size, UNEQUAL)
     replica = Replica(model, world, CPU)
     found: list[Updated | None] = []
     for number in range(7):
@@ -197,19 +129,21 @@ def test_no_two_micro_batches_of_an_update_share_their_dropout_noise(
     seeds: list[int] = []
     monkeypatch.setattr("torch.manual_seed", seeds.append)
     for rank in range(3):
-        replica = Replica(_model(), World(rank, 3), CPU)  # in a world of its own, but for the noise
+        replica = Replica(
+            small_model(), World(rank, 3), CPU
+        )  # in a world of its own, but for the noise
         optimizer = build_optimizer(replica.model, mlmlab.compose().train)
         apply_update(
-            replica, optimizer, _loader(replica.world, 1).batch(0), learning_rate=1e-3,
+            replica, optimizer, loader_of(replica.world, 1).batch(0), learning_rate=1e-3,
             max_grad_norm=0.0, seed=0, suppressed=torch.zeros(()),
         )  # fmt: skip
     assert len(set(seeds)) == len(seeds) == 3 * 3
 
 
 def _evaluation(world: World) -> dict[str, object]:
-    loader = _loader()
+    loader = loader_of()
     chunks = EvalLoader(loader.blocks, loader.masker, seed=0, batch_size=64, draws=5)
-    result = evaluate(_model(), chunks, CPU, Progress(0, quiet=True), world=world)
+    result = evaluate(small_model(), chunks, CPU, Progress(0, quiet=True), world=world)
     assert chunks.chunk_count == 5
     return {**dataclasses.asdict(result), "hex": result.loss.hex()}
 

@@ -5,7 +5,6 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ranks import (
     PATIENCE_SECONDS,
     Ended,
     Running,
+    assert_same_curve,
     forked,
     forked_to_the_end,
     metrics,
@@ -82,19 +82,9 @@ def _alone(folder: Path, *overrides: str) -> list[dict[str, float]]:
     return metrics(folder / "one")
 
 
-def _assert_same_curve(
-    found: Sequence[dict[str, float]], expected: Sequence[dict[str, float]]
-) -> None:
-    assert len(found) == len(expected) > 0
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.keys() == theirs.keys()
-        for key, value in theirs.items():
-            assert ours[key] == pytest.approx(value, rel=1e-7 if key == "eval/loss" else 1e-5), key
-
-
 def test_two_processes_follow_the_loss_curve_of_one(one: Run, two: Ended) -> None:
     assert [event["step"] for event in one.metrics if "train/loss" in event] == [*range(1, 51)]
-    _assert_same_curve(metrics(two.folder / "run"), one.metrics)
+    assert_same_curve(metrics(two.folder / "run"), one.metrics)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +104,7 @@ def test_any_division_of_a_batch_follows_the_same_curve(
         found = _alone(tmp_path, division)
     else:
         found = _forked_run(tmp_path, processes, division)
-    _assert_same_curve(found, one.metrics)
+    assert_same_curve(found, one.metrics)
 
 
 def test_the_first_evaluation_has_the_same_bits(one: Run, two: Ended) -> None:
@@ -128,7 +118,7 @@ def test_batches_that_are_mostly_empty_follow_the_same_curve(tmp_path: Path) -> 
     alone = _alone(tmp_path, *few)  # one token of 256, over all processes
     consumed = round(alone[-1]["epoch"] * 68)
     assert consumed > 25  # at least 5 batches without any predicted token
-    _assert_same_curve(_forked_run(tmp_path, 2, *few), alone)
+    assert_same_curve(_forked_run(tmp_path, 2, *few), alone)
 
 
 def test_a_last_batch_of_fewer_rows_than_processes_follows_the_same_curve(tmp_path: Path) -> None:
@@ -136,7 +126,7 @@ def test_a_last_batch_of_fewer_rows_than_processes_follows_the_same_curve(tmp_pa
              "train.batch_size=17", "train.micro_batch_size=3")  # fmt: skip
     alone = _alone(tmp_path, *short)
     assert alone[-1]["step"] == 12  # 52 examples: 17, 17, 17, 1
-    _assert_same_curve(_forked_run(tmp_path, 3, *short), alone)
+    assert_same_curve(_forked_run(tmp_path, 3, *short), alone)
 
 
 # One voice, one folder

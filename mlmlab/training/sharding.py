@@ -61,8 +61,7 @@ class ShardedReplica(Replica):
         return {name: _local(gradient) for name, gradient in super().gradients().items()}
 
     def norm(self, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The norm of the shards' norms. (The sum of their squares, which DTensor would take,
-        overflows where the norm does not.)"""
+        """The norm of the shards' norms, which every process takes of the same numbers."""
         mine = super().norm(gradients)
         norms = [torch.empty_like(mine) for _ in range(self.world.size)]
         dist.all_gather(norms, mine)

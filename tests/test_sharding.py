@@ -1,0 +1,535 @@
+"""runtime.parallel=fsdp: each process keeps a part of the model, and nothing else is different."""
+
+import contextlib
+import dataclasses
+import gc
+import io
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import (
+    PATIENCE_SECONDS,
+    Ended,
+    assert_same_curve,
+    forked,
+    forked_to_the_end,
+    in_ranks,
+    metrics,
+    results,
+)
+from shares import CPU, UNEQUAL, loader_of, small_model
+from stopping import as_killed
+from torch.distributed.tensor import DTensor
+
+import mlmlab
+from mlmlab.data.tokenizer import word_tokenizer
+from mlmlab.loader import EvalLoader
+from mlmlab.model import MaskedLanguageModel
+from mlmlab.processes import ALONE, World, joined
+from mlmlab.tracking.progress import Progress
+from mlmlab.training.config import Parallel, TrainConfig
+from mlmlab.training.evaluation import evaluate
+from mlmlab.training.memory import expected_memory_bytes
+from mlmlab.training.optimizer import build_optimizer
+from mlmlab.training.replica import Replica, build_replica
+from mlmlab.training.state import ProgressRecord, load_state, save_state
+from mlmlab.training.step import UpdateResult, apply_update
+from mlmlab.training.trainable import freeze
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # as in the processes
+
+
+# What the processes hold, and what an update does to it
+
+
+@dataclass
+class Sharing:
+    """A small model that trains in this process, alone or with others."""
+
+    world: World
+    config: TrainConfig = dataclasses.field(default_factory=lambda: mlmlab.compose().train)
+    model: MaskedLanguageModel = dataclasses.field(default_factory=small_model)
+    micro_batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        freeze(self.model, self.config)
+        self.model.gradient_checkpointing = self.config.gradient_checkpointing
+        self.replica = build_replica(self.model, self.world, CPU, Parallel.FSDP)
+        self.optimizer = build_optimizer(self.model, self.config)
+        self.loader = loader_of(self.world, self.micro_batch_size, UNEQUAL)
+        self.suppressed = torch.zeros(())
+
+    def update(self, number: int) -> UpdateResult:
+        return apply_update(
+            self.replica,
+            self.optimizer,
+            self.loader.batch(number),
+            learning_rate=1e-3,
+            max_grad_norm=self.config.max_grad_norm,
+            seed=0,
+            suppressed=self.suppressed,
+        )
+
+    def whole(self, of: Callable[[torch.nn.Parameter], torch.Tensor | None]) -> torch.Tensor | None:
+        """Something of every parameter, in a row; None in all processes but the first."""
+        parts = [part for p in self.model.parameters() if (part := of(p)) is not None]
+        wholes = [self.replica.whole(part) for part in parts]
+        if not self.world.is_first:
+            return None
+        return torch.cat([whole.flatten() for whole in wholes if whole is not None])
+
+
+VARIANTS: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
+    "in one": (8, {"max_grad_norm": 0.0}, {}),
+    "accumulated": (2, {"max_grad_norm": 0.0}, {}),
+    "clipped, computed again, a rate for each part": (
+        2,
+        {"max_grad_norm": 0.05, "gradient_checkpointing": True, "layer_decay": 0.5},
+        {"layers": 3},
+    ),
+    "frozen below": (8, {"freeze": ("embeddings", "layers.0")}, {"layers": 2}),
+    "frozen above": (8, {"freeze": ("layers.1", "head")}, {"layers": 2}),
+}
+"""Rows of a micro-batch (but all in a process alone); and what is special in training and model."""
+
+
+def _updates(world: World, variant: str) -> list[tuple[object, ...]]:
+    """Of each update: gradient, norm, loss, and how much this process predicts in micro-batches."""
+    micro_batch_size, train, architecture = VARIANTS[variant]
+    rows = 8 if world is ALONE else micro_batch_size
+    config = dataclasses.replace(mlmlab.compose().train, **train)
+    sharing = Sharing(world, config, small_model(**architecture), rows)
+    found: list[tuple[object, ...]] = []
+    for number in (0, 1, 2, 3, 5, 6):  # without the one in which nothing is predicted
+        result = sharing.update(number)
+        shares = [micro.masked_count for micro in sharing.loader.batch(number).micro_batches]
+        found.append(
+            (
+                sharing.whole(lambda p: p.grad),
+                result.grad_norm.item(),
+                sum(world.gather(result.loss_sum.item())),
+                shares,
+            )
+        )
+    return found
+
+
+def _save_updates(folder: Path) -> None:
+    torch.set_num_threads(1)
+    with joined(use_cuda=False) as world:
+        found = {variant: _updates(world, variant) for variant in VARIANTS}
+        torch.save(found, folder / f"{world.rank}.pt")
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_unequal_and_empty_shares_add_up_to_the_update_of_one_process(
+    tmp_path: Path, size: int
+) -> None:
+    in_ranks(size, _save_updates, tmp_path)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
+    assert any(not any(shares) for rank in ranks for *_, shares in rank["in one"])
+    ends = {(s[0] > 0, s[-1] > 0) for rank in ranks for *_, s in rank["accumulated"] if len(s) > 1}
+    assert ends >= {(False, False), (True, False), (True, True)}
+    for variant in VARIANTS:
+        for number, (gradient, grad_norm, loss_sum, _) in enumerate(_updates(ALONE, variant)):
+            for rank in ranks:
+                assert rank[variant][number][1] == ranks[0][variant][number][1]
+            found, found_norm, found_loss, _ = ranks[0][variant][number]
+            assert found_norm == pytest.approx(grad_norm, rel=1e-5), variant
+            assert found_loss == pytest.approx(loss_sum, rel=1e-6), variant
+            assert found.shape == gradient.shape
+            assert (found - gradient).norm() <= 1e-5 * gradient.norm(), variant
+
+
+def _live_bytes() -> int:
+    """Of all tensors that anything in this process refers to."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and not isinstance(thing, DTensor):
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _hold_a_part(state: Path) -> None:
+    torch.set_num_threads(1)
+    with joined(use_cuda=False) as world:
+        before = _live_bytes()
+        sharing = Sharing(world, model=small_model(hidden_size=64, layers=8, vocabulary_size=1001))
+        whole = sum(p.numel() for p in sharing.model.parameters()) * 4
+
+        def held() -> float:  # in shards of the weights
+            return (_live_bytes() - before) / whole * world.size
+
+        assert held() == pytest.approx(1.0, rel=0.1)  # weights; the last process may have fewer
+        sharing.update(0)
+        assert held() == pytest.approx(4.0, rel=0.1)  # gradients and two moments
+        for p, moments in sharing.optimizer.state.items():
+            for tensor in (p, p.grad, moments["exp_avg"], moments["exp_avg_sq"]):
+                assert isinstance(tensor, DTensor)
+                most_rows = -(-len(tensor) // world.size)
+                assert len(tensor.to_local()) <= most_rows
+        within: list[float] = []
+        look = sharing.model.layers[4].register_forward_hook(lambda *_: within.append(held()))
+        with sharing.replica.evaluating() as model:
+            _evaluation(model, world, draws=2)
+        look.remove()
+        # Embeddings, head and two layers besides, and some activations; not all of the others.
+        assert within
+        assert max(within) < 4.2 + 0.7 * world.size
+        assert held() == pytest.approx(4.0, rel=0.1)
+        sharing.optimizer.zero_grad()
+        record = ProgressRecord()
+        save_state(state, sharing.replica, word_tokenizer(["a"]), sharing.optimizer, record, "")
+        world.gather(None)  # now it is there
+        load_state(state, sharing.replica, sharing.optimizer)
+        assert held() == pytest.approx(3.0, rel=0.1)
+
+
+def test_a_process_holds_its_share_of_weights_gradients_and_moments(tmp_path: Path) -> None:
+    in_ranks(2, _hold_a_part, tmp_path / "step_1")
+
+
+@pytest.mark.slow
+def test_one_of_three_processes_holds_a_third(tmp_path: Path) -> None:
+    in_ranks(3, _hold_a_part, tmp_path / "step_1")
+
+
+def _count_reductions() -> None:
+    torch.set_num_threads(1)
+    with joined(use_cuda=False) as world:
+        sharing = Sharing(world, micro_batch_size=1)
+        reduced: list[int] = []
+        for p in sharing.model.parameters():
+            p.register_post_accumulate_grad_hook(lambda p: reduced.append(id(p)))
+        sharing.update(0)
+        assert len(sharing.loader.batch(0).micro_batches) == 4
+        assert len(reduced) == len(set(reduced)) == len(list(sharing.model.parameters()))
+
+
+def test_gradients_travel_once_an_update_whatever_the_number_of_micro_batches() -> None:
+    in_ranks(2, _count_reductions)
+
+
+def _see_a_gradient_that_is_not_finite_elsewhere() -> None:
+    torch.set_num_threads(1)
+    with joined(use_cuda=False) as world:
+        sharing = Sharing(world)
+        assert not sharing.update(0).is_non_finite()
+        weights, moments = _weights_and_moments(sharing)
+        if world.rank == 1:  # in a single number of its own shard
+            sharing.model.head.decoder_bias.register_post_accumulate_grad_hook(
+                lambda p: p.grad.to_local()[-1:].fill_(torch.inf)
+            )
+        result = sharing.update(1)
+        assert result.is_non_finite()
+        assert result.grad_norm.item() == torch.inf
+        assert sharing.update(2).is_non_finite()  # from now on
+        again = _weights_and_moments(sharing)
+        assert torch.equal(again[0], weights)
+        assert torch.equal(again[1], moments)
+
+
+def _weights_and_moments(sharing: Sharing) -> tuple[torch.Tensor, torch.Tensor]:
+    def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
+        local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+        return torch.cat([t.detach().flatten().clone() for t in local])
+
+    states = sharing.optimizer.state.values()
+    return (
+        flat(list(sharing.model.parameters())),
+        flat([state[kind] for state in states for kind in ("step", "exp_avg", "exp_avg_sq")]),
+    )
+
+
+def test_a_shard_that_is_not_finite_is_suppressed_in_all_processes() -> None:
+    in_ranks(2, _see_a_gradient_that_is_not_finite_elsewhere)
+
+
+# Evaluations and checkpoints
+
+
+def _evaluation(model: MaskedLanguageModel, world: World, draws: int) -> dict[str, object]:
+    loader = loader_of()
+    chunks = EvalLoader(loader.blocks, loader.masker, seed=0, batch_size=64, draws=draws)
+    assert chunks.chunk_count == draws
+    result = evaluate(model, chunks, CPU, Progress(0, quiet=True), world=world)
+    return {**dataclasses.asdict(result), "hex": result.loss.hex()}
+
+
+DRAWS = (1, 2, 3, 5)
+"""Chunks of an evaluation: fewer than processes, and numbers that they do not divide."""
+
+
+def _save_evaluations(folder: Path) -> None:
+    torch.set_num_threads(1)
+    with joined(use_cuda=False) as world:
+        sharing = Sharing(world, model=small_model(layers=2))
+        found = []
+        for draws in DRAWS:
+            with sharing.replica.evaluating() as model:
+                found.append(_evaluation(model, world, draws))
+        torch.save(found, folder / f"{world.rank}.pt")
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_an_evaluation_has_the_bits_of_one_process_whatever_the_number_of_chunks(
+    tmp_path: Path, size: int
+) -> None:
+    in_ranks(size, _save_evaluations, tmp_path)
+    alone = [_evaluation(small_model(layers=2), ALONE, draws) for draws in DRAWS]
+    for rank in range(size):
+        assert torch.load(tmp_path / f"{rank}.pt", weights_only=False) == alone
+
+
+TOKENIZER = word_tokenizer([f"w{number}" for number in range(55)])
+
+
+def _save_once_more(folder: Path) -> None:
+    torch.set_num_threads(1)
+    with joined(use_cuda=False) as world:
+        model = small_model(layers=2)
+        model.initialize(1)  # to other weights than those that are loaded
+        sharing = Sharing(world, model=model)
+        record = load_state(folder / "alone", sharing.replica, sharing.optimizer)
+        copy = folder / "sharded"
+        save_state(copy, sharing.replica, TOKENIZER, sharing.optimizer, record, "this run's")
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_checkpoint_that_was_loaded_into_shards_is_saved_with_the_same_bytes(
+    tmp_path: Path, size: int
+) -> None:
+    alone = Sharing(ALONE, model=small_model(layers=2))
+    for number in range(4):
+        alone.update(number)
+    record = ProgressRecord(batches=4, updates=4, seconds=1.5)
+    folder = tmp_path / "alone"
+    save_state(folder, alone.replica, TOKENIZER, alone.optimizer, record, "this run's")
+    in_ranks(size, _save_once_more, tmp_path)
+    names = sorted(file.name for file in folder.iterdir())
+    assert {"model.safetensors", "optimizer.safetensors", "digests.json"} <= set(names)
+    assert sorted(file.name for file in (tmp_path / "sharded").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "sharded" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+# Whole runs
+
+TINY = (
+    "run_dir=run",
+    "runtime.device=cpu",
+    "runtime.threads=1",
+    "model.layers=2",
+    "model.hidden_size=32",
+    "model.heads=2",
+    "model.intermediate_size=64",
+    "model.dropout=0.0",
+    "data.limit=400",
+    "train.batch_size=9",  # 5 and 4 rows for two processes
+    "train.micro_batch_size=2",
+    "train.max_steps=12",
+    "train.log_every_steps=1",
+    "train.save_every_steps=3",
+    "train.keep_checkpoints=10",
+    "eval.every_steps=6",
+    "eval.mask_draws=2",
+)
+FSDP = "runtime.parallel=fsdp"
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    with contextlib.chdir(folder):
+        mlmlab.run(mlmlab.compose(*TINY), quiet=True)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    return forked_to_the_end(tmp_path_factory.mktemp("two"), *TINY, FSDP)
+
+
+def test_two_processes_follow_the_curves_of_one(one: Path, two: Ended) -> None:
+    expected = metrics(one)
+    assert [event["step"] for event in expected if "train/grad_norm" in event] == [*range(1, 13)]
+    assert len([event for event in expected if "eval/loss" in event]) == 3
+    assert_same_curve(metrics(two.folder / "run"), expected)
+    assert metrics(two.folder / "run")[0]["eval/loss"].hex() == expected[0]["eval/loss"].hex()
+
+
+@pytest.mark.slow
+def test_three_processes_with_unequal_shares_follow_the_curves_of_one(
+    one: Path, tmp_path: Path
+) -> None:
+    forked_to_the_end(tmp_path, *TINY, FSDP, processes=3)
+    assert_same_curve(metrics(tmp_path / "run"), metrics(one))
+
+
+def test_the_plan_says_that_the_model_is_sharded(two: Ended) -> None:
+    plan = " ".join(two.stdout.split())
+    assert "2 processes, the model sharded over them (fsdp)" in plan
+    assert two.stderr == ""
+
+
+def test_a_process_alone_says_that_there_is_nothing_to_shard(one: Path, tmp_path: Path) -> None:
+    printed = io.StringIO()
+    with contextlib.chdir(tmp_path), contextlib.redirect_stdout(printed):
+        mlmlab.run(mlmlab.compose(*TINY, FSDP))
+    plan = " ".join(printed.getvalue().split())
+    assert "one process: runtime.parallel=fsdp has nothing to shard" in plan
+    assert results(tmp_path / "run")[:2] == results(one)[:2]
+
+
+def test_export_and_checkpoints_open_with_transformers(two: Ended) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    ids = torch.arange(5, 21)[None]
+    run_dir = two.folder / "run"
+    for folder in (run_dir / "export", run_dir / "checkpoints" / "step_12"):
+        theirs, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+        assert not any(report[name] for name in ("missing_keys", "unexpected_keys"))
+        ours, _ = mlmlab.load_pretrained(folder)
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(ids).logits, ours(ids), atol=1e-5, rtol=0)
+
+
+def test_the_run_folder_holds_what_a_single_process_writes(one: Path, two: Ended) -> None:
+    def files(folder: Path) -> list[str]:
+        paths = [path.relative_to(folder) for path in folder.rglob("*")]
+        return sorted(str(path) for path in paths if "tfevents" not in path.name)
+
+    assert files(two.folder / "run") == files(one)
+    last = [event for event in metrics(two.folder / "run") if "eval/loss" in event][-1]
+    report = mlmlab.evaluate_checkpoint(
+        mlmlab.compose_evaluation(
+            f"checkpoint={two.folder / 'run'}", "eval.mask_draws=2", "runtime.precision=fp32"
+        ),
+        quiet=True,
+    )
+    assert report.evaluation.loss == last["eval/loss"]  # the export has the last update's weights
+
+
+# Going on
+
+
+def test_a_run_goes_on_with_copies_of_the_model_and_then_in_one_process(
+    one: Path, two: Ended, tmp_path: Path
+) -> None:
+    as_killed(two.folder / "run", tmp_path / "run", checkpoints=[3, 6])
+    ended = forked_to_the_end(tmp_path, "resume=run", "runtime.parallel=ddp")
+    assert "changed    runtime.parallel=ddp" in ended.stdout
+    assert_same_curve(metrics(tmp_path / "run"), metrics(one))
+    last = as_killed(tmp_path / "run", tmp_path / "last", checkpoints=[6, 9])
+    shutil.rmtree(tmp_path / "run")
+    last.rename(tmp_path / "run")
+    with contextlib.chdir(tmp_path):
+        mlmlab.run(mlmlab.compose("resume=run", "runtime.parallel=ddp"), quiet=True)
+    assert_same_curve(metrics(tmp_path / "run"), metrics(one))
+
+
+def test_a_run_of_one_process_goes_on_in_shards(one: Path, tmp_path: Path) -> None:
+    as_killed(one, tmp_path / "run", checkpoints=[3, 6])
+    ended = forked_to_the_end(tmp_path, "resume=run", FSDP)
+    assert "changed    runtime.parallel=fsdp" in ended.stdout
+    assert_same_curve(metrics(tmp_path / "run"), metrics(one))
+    (line,) = (tmp_path / "run" / "resumes.jsonl").read_text().splitlines()
+    assert json.loads(line)["overrides"] == ["runtime.parallel=fsdp"]
+
+
+NOISY = (*TINY, FSDP, "model.dropout=0.1", "train.gradient_checkpointing=true")
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return forked_to_the_end(tmp_path_factory.mktemp("noisy"), *NOISY).folder / "run"
+
+
+def test_a_run_that_goes_on_in_shards_has_the_bits_of_the_uninterrupted_one(
+    noisy: Path, tmp_path: Path
+) -> None:
+    as_killed(noisy, tmp_path / "run", checkpoints=[3, 6])
+    forked_to_the_end(tmp_path, "resume=run")
+    assert results(tmp_path / "run") == results(noisy)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = (run / "checkpoints" / "step_12" / name for run in (tmp_path / "run", noisy))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_whose_process_is_stopped_goes_on_with_the_same_bits(
+    noisy: Path, tmp_path: Path, number: signal.Signals, rank: int
+) -> None:
+    with forked(tmp_path, *NOISY) as run:
+        run.wait_for_metrics(9)
+        run.send(number, rank)
+        ended = run.end(PATIENCE_SECONDS)
+    if number == signal.SIGKILL:
+        assert ended.message().startswith("another process of the run has ended")
+    else:
+        assert ended.statuses == [128 + number] * 2
+    forked_to_the_end(tmp_path, "resume=run")
+    assert results(tmp_path / "run") == results(noisy)
+
+
+@pytest.mark.slow
+def test_a_diverging_run_is_told_and_kept_once_and_can_be_replayed(tmp_path: Path) -> None:
+    wild = ("train.learning_rate=1e30", "train.max_grad_norm=0", "train.warmup_steps=0")
+    with forked(tmp_path, *TINY, FSDP, *wild) as run:
+        ended = run.end()
+    assert ended.statuses == [1, 1]
+    (folder,) = (tmp_path / "run" / "failures").iterdir()
+    kept = json.loads((folder / "batch.json").read_text())
+    mlmlab.load_pretrained(folder)  # the weights before it, all of them
+    replay = ("resume=run", "debug=replay", f"debug.step={kept['step']}")
+    for parallel in ("fsdp", "ddp"):
+        with forked(tmp_path, *replay, f"runtime.parallel={parallel}") as run:
+            again = run.end()
+        assert again.statuses == [1, 1]
+        assert again.message() == ended.message().partition(" Its examples")[0]
+        assert "parameters, embeddings.token.weight the first of them" in " ".join(
+            again.stdout.split()
+        )
+
+
+@pytest.mark.slow
+def test_a_sound_update_is_replayed_with_the_loss_it_had(two: Ended) -> None:
+    ended = forked_to_the_end(two.folder, "resume=run", "debug=replay", "debug.step=8")
+    (then,) = [event["train/loss"] for event in metrics(two.folder / "run") if event["step"] == 8]
+    assert f"{then:.6g}" in ended.stdout
+    assert "every parameter's gradient is finite" in " ".join(ended.stdout.split())
+
+
+# What the plan expects
+
+
+def test_the_expected_memory_shrinks_with_the_number_of_shards() -> None:
+    model = small_model(hidden_size=64, layers=24)
+    one, eight, accumulating = (
+        expected_memory_bytes(model, CPU, rows=1, length=1, masked_tokens=1, **sharing)
+        for sharing in ({}, {"shards": 8}, {"shards": 8, "accumulates": True})
+    )
+    states = 16 * model.parameter_count()
+    assert one > states
+    assert states / 8 < eight < 0.4 * states
+    assert accumulating - eight == 4 * model.parameter_count()  # gradients that wait are whole
+
+
+def test_without_torchrun_there_is_a_plain_replica() -> None:
+    assert type(build_replica(small_model(), ALONE, CPU, Parallel.FSDP)) is Replica
