@@ -23,14 +23,14 @@ from mlmlab.run_folder import RunFolder, check_run_dir
 from mlmlab.tracking.progress import Progress, tokenization_bar
 from mlmlab.tracking.summary import Summary, git_commit, peak_memory_bytes, versions
 from mlmlab.tracking.tracker import Tracker
-from mlmlab.training.config import MaskOn
+from mlmlab.training.config import MaskOn, Parallel
 from mlmlab.training.evaluation import perplexity
 from mlmlab.training.horizon import Horizon
 from mlmlab.training.interruption import Interruptions
 from mlmlab.training.loop import Loop, Outputs, Training
 from mlmlab.training.precision import Compute, resolve, uses_cuda
 from mlmlab.training.profiling import Profiler
-from mlmlab.training.replica import build_replica
+from mlmlab.training.replica import Replica
 from mlmlab.training.state import ProgressRecord
 
 
@@ -167,6 +167,18 @@ def build_loop(
         outputs=outputs,
         resumed_from=None if resumption is None else resumption.state,
     )
+
+
+def build_replica(
+    model: MaskedLanguageModel, world: World, compute: Compute, parallel: Parallel
+) -> Replica:
+    """The form that `runtime.parallel` names. Without torchrun there is one process, which has all
+    of the model in any case."""
+    if parallel is Parallel.FSDP and world.is_distributed:
+        from mlmlab.training.sharding import ShardedReplica  # no other run waits for its import
+
+        return ShardedReplica(model, world, compute)
+    return Replica(model, world, compute)
 
 
 def _written(

@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor
 
 import mlmlab
 from mlmlab.data.tokenizer import word_tokenizer
+from mlmlab.launch import build_replica
 from mlmlab.loader import EvalLoader
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.processes import ALONE, World, joined
@@ -38,7 +39,7 @@ from mlmlab.training.config import Parallel, TrainConfig
 from mlmlab.training.evaluation import evaluate
 from mlmlab.training.memory import expected_memory_bytes
 from mlmlab.training.optimizer import build_optimizer
-from mlmlab.training.replica import Replica, build_replica
+from mlmlab.training.replica import Replica
 from mlmlab.training.state import ProgressRecord, load_state, save_state
 from mlmlab.training.step import UpdateResult, apply_update
 from mlmlab.training.trainable import freeze

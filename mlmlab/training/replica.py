@@ -9,7 +9,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.processes import World
-from mlmlab.training.config import Parallel
 from mlmlab.training.precision import Compute
 
 
@@ -73,15 +72,3 @@ class Replica:
     def whole_model(self) -> MaskedLanguageModel | None:
         """The model with all of its weights in the first process; None in the others."""
         return self.model if self.world.is_first else None
-
-
-def build_replica(
-    model: MaskedLanguageModel, world: World, compute: Compute, parallel: Parallel
-) -> Replica:
-    """The form that `runtime.parallel` names. Without torchrun there is one process, which has all
-    of the model in any case."""
-    if parallel is Parallel.FSDP and world.is_distributed:
-        from mlmlab.training.sharding import ShardedReplica  # no other run waits for its import
-
-        return ShardedReplica(model, world, compute)
-    return Replica(model, world, compute)
