@@ -299,6 +299,17 @@ def test_an_evaluation_has_the_bits_of_one_process_whatever_the_number_of_chunks
         assert torch.load(tmp_path / f"{rank}.pt", weights_only=False) == alone
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+def test_every_process_has_a_chunk_in_every_round_and_each_example_counts_once(size: int) -> None:
+    loader = loader_of()
+    chunks = EvalLoader(loader.blocks, loader.masker, seed=0, batch_size=64, draws=3)
+    shares = [list(chunks.chunks(World(rank, size))) for rank in range(size)]
+    assert {len(share) for share in shares} == {-(-3 // size)}
+    dealt = [chunk for share in shares for chunk in share]
+    assert sum(len(c.batch.input_ids) for c in dealt if c.counts) == chunks.example_count
+    assert all(c.batch.masked_count == len(c.owners) == 0 for c in dealt if not c.counts)
+
+
 TOKENIZER = word_tokenizer([f"w{number}" for number in range(55)])
 
 
