@@ -20,6 +20,7 @@ from mlmlab.training.failure import Attempt, describe, failure_folder
 from mlmlab.training.interruption import Interruptions
 from mlmlab.training.loop import Loop, Outputs
 from mlmlab.training.precision import resolve, uses_cuda
+from mlmlab.training.replica import Replica
 from mlmlab.training.state import (
     DamagedCheckpoint,
     ProgressRecord,
@@ -68,15 +69,20 @@ def replay(config: RunConfig, *, quiet: bool = False) -> float:
             attempt = Attempt(loop.record, batch, loop.attempt(batch))
         loss_sum = math.fsum(world.gather(attempt.result.loss_sum.item()))
         loss, grad_norm = loss_sum / batch.masked_count, attempt.result.grad_norm.item()
-        gradients = loop.replica.gradients()
-        mine = {name for name, g in gradients.items() if not torch.isfinite(g).all()}
-        anywhere = set().union(*world.gather(mine))
-        broken = [name for name in gradients if name in anywhere]
+        broken = not_finite(loop.replica)
         examples = loop.train_loader.order.batch(batch.number)[1].tolist()
         tell(terminal.replay(batch, loss, grad_norm, examples, first_module, broken))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise RunFailed(describe(attempt, loss, grad_norm))
         return loss
+
+
+def not_finite(replica: Replica) -> list[str]:
+    """The parameters whose gradient is not finite in some process, the same in all of them."""
+    gradients = replica.gradients()
+    mine = {name for name, g in gradients.items() if not torch.isfinite(g).all()}
+    anywhere = set().union(*replica.world.gather(mine))
+    return [name for name in gradients if name in anywhere]
 
 
 def _state_before(config: RunConfig, run_dir: Path, step: int) -> Resumption:

@@ -34,6 +34,7 @@ from mlmlab.launch import build_replica
 from mlmlab.loader import EvalLoader
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.processes import ALONE, World, joined
+from mlmlab.replaying import not_finite
 from mlmlab.tracking.progress import Progress
 from mlmlab.training.config import Parallel, TrainConfig
 from mlmlab.training.evaluation import evaluate
@@ -241,6 +242,7 @@ def _see_a_gradient_that_is_not_finite_elsewhere() -> None:
         result = sharing.update(1)
         assert result.is_non_finite()
         assert result.grad_norm.item() == torch.inf
+        assert not_finite(sharing.replica) == ["head.decoder_bias"]
         assert sharing.update(2).is_non_finite()  # from now on
         again = _weights_and_moments(sharing)
         assert torch.equal(again[0], weights)
