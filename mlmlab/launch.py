@@ -249,7 +249,7 @@ def _loaders(
         seed=config.seed,
         updates=Horizon.of(config.train, order.batches_per_epoch).updates,
         world=world,
-        requested=interruptions.take,
+        requested=interruptions.requests,
     )
     eval_loader = EvalLoader(
         blocks=inputs.test,

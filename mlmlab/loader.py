@@ -6,7 +6,6 @@ B sequences   T positions   M predicted tokens
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from enum import IntFlag
 from typing import TypeVar
 
 import numpy as np
@@ -38,12 +37,15 @@ class EvalChunk:
     """False: a row to meet the model with, of which nothing is scored."""
 
 
-class Request(IntFlag):
-    """What someone asks of the run between two updates; the same for all its processes."""
+@dataclass(frozen=True, kw_only=True)
+class Requests:
+    """What someone asks of the run between two updates, summed over its processes. The counts only
+    grow, so that a batch that is thrown away takes no request with it: the next one has it, too."""
 
-    NONE = 0
-    STOP = 1
-    SAVE = 2
+    stops: int = 0
+    """Processes that were asked to stop."""
+    saves: int = 0
+    """How often a process was asked for a checkpoint, since the run began or went on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +64,8 @@ class UpdateBatch:
     """The share of them that was to be predicted."""
     sequences: int = 0
     """Rows of the whole update."""
-    requests: Request = Request.NONE
-    """What any process was asked for when this batch was prepared."""
+    requests: Requests = Requests()
+    """All that had been asked for when this batch was prepared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +82,8 @@ class TrainLoader:
     """Updates of the whole run, for a masking rate that moves."""
     world: World = ALONE
     """Of a batch's rows, this process takes every `size`-th, from its rank on."""
-    requested: Callable[[], Request] = lambda: Request.NONE
-    """Asked once for each batch."""
+    requested: Callable[[], Requests] = Requests
+    """Of this process; asked once for each batch."""
 
     def batch(self, number: int, update: int = 0) -> UpdateBatch:
         """A batch; every process asks for the same ones in the same order.
@@ -94,11 +96,12 @@ class TrainLoader:
         rate = self.masker.config.rate_at(update, self.updates)
         micro_batches = tuple(self._micro_batches(examples, epoch, rate))
         requests = self.requested()
-        masked, tokens, *asked = self.world.sum_ahead(
+        masked, tokens, stops, saves = self.world.sum_ahead(
             [
                 sum(micro.masked_count for micro in micro_batches),
                 sum(micro.token_count for micro in micro_batches),
-                *(int(request in requests) for request in Request),
+                requests.stops,
+                requests.saves,
             ]
         )
         return UpdateBatch(
@@ -109,9 +112,7 @@ class TrainLoader:
             token_count=tokens,
             masking_rate=rate,
             sequences=len(examples),
-            requests=Request(
-                sum(request for request, count in zip(Request, asked, strict=True) if count)
-            ),
+            requests=Requests(stops=stops, saves=saves),
         )
 
     def _micro_batches(

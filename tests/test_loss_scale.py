@@ -2,6 +2,8 @@
 
 import functools
 import json
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ from stopping import TINY, bits
 
 import mlmlab
 from mlmlab.errors import RunFailed
-from mlmlab.loader import UpdateBatch
+from mlmlab.loader import TrainLoader, UpdateBatch
 from mlmlab.tracking.summary import Summary
 from mlmlab.training import loop, state
 from mlmlab.training.loop import Loop
 from mlmlab.training.schedule import learning_rate_factor
-from mlmlab.training.state import LossScale, ProgressRecord
+from mlmlab.training.state import LossScale, ProgressRecord, checkpoint_folders
 from mlmlab.training.step import UpdateResult
 
 UPDATES = 24
@@ -148,6 +150,39 @@ def test_a_killed_run_in_fp16_goes_on_to_the_same_bits(
             _run(tmp_path / "killed")
     mlmlab.run(mlmlab.compose(f"resume={tmp_path / 'killed'}"), quiet=True)
     assert bits(tmp_path / "killed") == whole
+
+
+def test_a_request_for_a_checkpoint_outlives_the_batch_that_an_overflow_throws_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "GROWTH_UPDATES", 3)
+    _begin_with_scale(monkeypatch, 2.0**30)
+    rare = ("train.save_every_steps=1000", f"eval.every_steps={UPDATES}")
+    _run(tmp_path / "whole", *rare)
+    attempt, batch = Loop.attempt, TrainLoader.batch
+    tried = [-1]
+    asked_after: list[int] = []
+
+    def asked(self: Loop, one: UpdateBatch) -> UpdateResult:
+        result = attempt(self, one)
+        if result.overflowed and self.record.updates > 5 and not asked_after:
+            asked_after.append(self.record.updates)
+            signal.raise_signal(signal.SIGUSR1)
+        tried.append(one.number)
+        return result
+
+    def delayed(self: TrainLoader, number: int, update: int = 0) -> UpdateBatch:
+        while number - 1 > tried[-1]:  # the batch ahead is the one to take the request
+            time.sleep(0.0001)
+        return batch(self, number, update)
+
+    monkeypatch.setattr(Loop, "attempt", asked)
+    monkeypatch.setattr(TrainLoader, "batch", delayed)
+    _run(tmp_path / "run", *rare)
+    (step,) = asked_after
+    saved = [folder.name for folder in checkpoint_folders(tmp_path / "run")]
+    assert saved == [f"step_{step + 1}", f"step_{UPDATES}"]  # and it is met once
+    assert bits(tmp_path / "run") == bits(tmp_path / "whole")
 
 
 def test_a_loss_that_is_not_finite_itself_ends_the_run_in_fp16_too(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import time
 from types import FrameType
 from typing import Any
 
-from mlmlab.loader import Request
+from mlmlab.loader import Requests
 from mlmlab.processes import is_started_by_torchrun, outlast_sigterm
 
 _ECHO_SECONDS = 2.0
@@ -23,7 +23,7 @@ class Interruptions:
     def __init__(self) -> None:
         self.signal: int | None = None
         """The one that asked to stop."""
-        self._save = False
+        self._saves = 0
         self._first_at = 0.0
         self._before: dict[int, Any] = {}
 
@@ -42,7 +42,7 @@ class Interruptions:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGUSR1:
-            self._save = True
+            self._saves += 1
             return
         if number == signal.SIGINT and self.signal == signal.SIGINT and not self._is_echo():
             raise KeyboardInterrupt
@@ -57,9 +57,6 @@ class Interruptions:
         """Whether this process was asked to stop."""
         return self.signal is not None
 
-    def take(self) -> Request:
-        """What was asked for since the last call; a wish to stop is told again and again."""
-        save, self._save = self._save, False
-        return (Request.SAVE if save else Request.NONE) | (
-            Request.STOP if self.is_stop_asked else Request.NONE
-        )
+    def requests(self) -> Requests:
+        """What this process was asked for so far."""
+        return Requests(stops=int(self.is_stop_asked), saves=self._saves)

@@ -12,7 +12,7 @@ import torch
 
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.errors import Interrupted, RunFailed
-from mlmlab.loader import EvalLoader, Request, TrainLoader, UpdateBatch
+from mlmlab.loader import EvalLoader, TrainLoader, UpdateBatch
 from mlmlab.tracking.progress import Progress, shown
 from mlmlab.tracking.summary import peak_memory_bytes
 from mlmlab.tracking.tracker import Tracker
@@ -86,6 +86,8 @@ class Loop:
             self.record = load_state(resumed_from, replica, self.optimizer)
         self.window = Window(self.record, self.world, replica.compute.device)
         self.suppressed = torch.zeros((), device=replica.compute.device)
+        self.saves_made = 0
+        """Requests for a checkpoint that have been met: the batch ahead may still have them."""
         self.unread: Attempt | None = None
         """The last update, whose gradient nobody has looked at yet."""
 
@@ -112,7 +114,7 @@ class Loop:
             if at_end or self._is_multiple(result, self.config.log_every_steps):
                 self._log(result)
             evaluate_now = at_end or self._evaluation_is_due(result)
-            save_now = at_end or Request.SAVE in batch.requests
+            save_now = at_end or batch.requests.saves > self.saves_made
             save_now = save_now or self._save_is_due(result, evaluate_now)
             if evaluate_now or save_now:
                 self._refuse_non_finite()
@@ -124,6 +126,7 @@ class Loop:
                 is_best = self.record.best_step == self.record.updates
                 if save_now or is_best or early:
                     self._save()
+                    self.saves_made = batch.requests.saves
                 self.window.resume()
             if result is not None and result.overflowed:
                 batches.close()  # the one ahead was prepared for one update more
@@ -253,7 +256,7 @@ class Loop:
         """Alone, a process stops at once; several must agree, which they did a batch ahead."""
         if self.world.size == 1:
             return self.outputs.interruptions.is_stop_asked
-        return Request.STOP in batch.requests
+        return batch.requests.stops > 0
 
     def _has_lost_patience(self) -> bool:
         patience = self.config.early_stopping_patience
