@@ -1,5 +1,6 @@
 """Hydra composes the YAML under conf/; `config.build` makes a run's config of it."""
 
+import copy
 import difflib
 import re
 import traceback
@@ -16,11 +17,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
-from yaml import YAMLError
 
 from mlmlab import schema
 from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
 from mlmlab.errors import Problem, UserError
+from mlmlab.snapshot import allowed_changes, read_snapshot
 
 
 def config_folder() -> Path:
@@ -69,7 +70,8 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         composed: what Hydra made of the defaults and the overrides.
 
     Raises:
-        UserError: there is no run to go on with, or an override that is no single key.
+        UserError: there is no run to go on with, an override that is no single key, or one that
+            would make it another run.
     """
     mapping = {key: value for key, value in composed.items() if key != "sweep_dir"}
     if mapping["resume"] is None:
@@ -89,36 +91,15 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         if not (Path(mapping["run_dir"]) / "config.yaml").is_file():
             return mapping | {"resume": None}
     run_dir = Path(str(mapping["resume"]))
-    resumed = _snapshot(run_dir) | {"resume": str(run_dir)}
+    snapshot = read_snapshot(run_dir)
+    resumed = copy.deepcopy(snapshot) | {"resume": str(run_dir)}
     for key in given:
         if key == "debug":
             resumed["debug"] = mapping["debug"]
         elif key not in skipped and not key.startswith("hydra."):
             _put(resumed, mapping, key)
+    allowed_changes(snapshot, resumed)  # before they are read: they may contradict its other keys
     return resumed
-
-
-def _snapshot(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise UserError.of(
-            "resume",
-            found=f"{run_dir}, where there is no config.yaml",
-            expected="the folder of a run",
-            remedy="resume=RUN_DIR, one of those under runs/",
-        )
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, UnicodeDecodeError):
-        content = None
-    if not isinstance(content, dict) or not content:
-        raise UserError.of(
-            "resume",
-            found=f"{path}, which holds no keys",
-            expected="the config.yaml that a run has written",
-            remedy="resume=ANOTHER_RUN_DIR",
-        )
-    return {str(key): value for key, value in content.items()}
 
 
 def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:

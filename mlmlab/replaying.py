@@ -14,7 +14,7 @@ from mlmlab.errors import RunFailed, UserError
 from mlmlab.launch import build_loop, gather_in_turn, print_unless
 from mlmlab.loader import UpdateBatch
 from mlmlab.processes import joined
-from mlmlab.resuming import Resumption, changed_keys, check_changes, fingerprint
+from mlmlab.resuming import Resumption, changes_of, fingerprint
 from mlmlab.tracking.progress import Progress
 from mlmlab.training.failure import Attempt, describe, failure_folder
 from mlmlab.training.interruption import Interruptions
@@ -50,7 +50,7 @@ def replay(config: RunConfig, *, quiet: bool = False) -> float:
     with joined(use_cuda=uses_cuda(config.runtime)) as world:
         quiet = quiet or not world.is_first
         compute = resolve(config.runtime, world.local_rank)
-        check_changes(config, changed_keys(config, run_dir))
+        changes_of(config)  # refuses those that would make it another run
         found = world.from_first(lambda: _state_before(config, run_dir, step))
         config, inputs = gather_in_turn(config, world, quiet=quiet)
         outputs = Outputs(

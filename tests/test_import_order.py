@@ -34,6 +34,7 @@ STAGES = (
     "config",
     "inputs",
     "run_folder",
+    "snapshot",
     "resuming",
     "model_card",
     "optimum",

@@ -1,5 +1,6 @@
 """What a resumed run may change, and in which folder it may go on."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -38,6 +39,7 @@ def _refusal(run_dir: Path, *overrides: str) -> UserError:
         "seed=1",
         "name=other",
         "run_dir=other",
+        "checkpoint=other",
         "checkpoint_head=fresh",
         "tokenizer.path=tokenizer",
         "tokenizer.kind=wordpiece",
@@ -65,9 +67,20 @@ def _refusal(run_dir: Path, *overrides: str) -> UserError:
 )
 def test_a_key_that_says_what_run_it_is_is_refused_by_name(whole: Path, override: str) -> None:
     key = override.partition("=")[0]
-    problem = next(p for p in _refusal(whole, override).problems if p.where == key)
-    assert problem.found
-    assert problem.remedy
+    (problem,) = _refusal(whole, override).problems
+    assert problem.where == key
+    assert problem.found.startswith(f"{key}=")
+    assert problem.found.endswith(", for a run that began with another")
+    assert problem.expected.startswith("what the run began with")
+    assert problem.remedy.startswith(f"without {key} to go on")
+
+
+def test_a_config_that_was_changed_in_python_is_refused_like_an_override(whole: Path) -> None:
+    config = dataclasses.replace(mlmlab.compose(f"resume={whole}"), seed=1)
+    before = listing(whole)
+    with pytest.raises(UserError, match=r"^seed\n"):
+        mlmlab.run(config)
+    assert listing(whole) == before
 
 
 def test_keys_that_are_refused_are_reported_together(whole: Path) -> None:
