@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlmlab.checkpoints import LoadedModel, check_vocabularies, load_model
+from mlmlab.checkpoints.hub_config import read_hub_config
 from mlmlab.config import CheckpointHead, EvaluateConfig, RunConfig
 from mlmlab.data.blocks import Blocks, DocumentBlocks, PackedBlocks
 from mlmlab.data.config import DataConfig, Layout, Source, TokenizerConfig
@@ -42,7 +43,7 @@ class EvaluationInputs:
     tokenizer: Tokenizer
     model: MaskedLanguageModel
     loaded: LoadedModel | None
-    """The checkpoint that the model came from; None from scratch."""
+    """The checkpoint that the model came from; None from scratch, and for a run that goes on."""
     data: DataConfig
     """As configured, with the commit in place of a data set's branch."""
     masking: MaskingConfig
@@ -71,8 +72,15 @@ class Inputs(EvaluationInputs):
     """The same as `text`, unless data.eval_path names text of its own."""
 
 
-def gather(config: RunConfig, progress: Progress | None = None) -> Inputs:
+def gather(
+    config: RunConfig, progress: Progress | None = None, state: Path | None = None
+) -> Inputs:
     """Finds, reads and tokenizes what the config names, and freezes what shall not train.
+
+    Args:
+        state: a checkpoint of the run itself. Architecture and tokenizer are then its own: what the
+            run began with need not be there any more. Its weights come into the model later, with
+            the moments (`load_state`).
 
     Raises:
         UserError: whatever is missing or does not fit. A checkpoint and a data set that cannot be
@@ -80,17 +88,22 @@ def gather(config: RunConfig, progress: Progress | None = None) -> Inputs:
     """
     fresh = config.checkpoint_head is CheckpointHead.FRESH
     loaded, source, data = _found(
-        config.checkpoint,
+        config.checkpoint if state is None else None,
         config.data,
         fresh_head_seed=derive_seed(config.seed, Domain.INITIALIZE) if fresh else None,
         dropout=config.model.dropout,
     )
-    if loaded is not None:
-        freeze(loaded.model, config.train)  # refuses now, not after an hour of tokenizing
+    model = loaded.model if loaded is not None else None
+    if state is not None:
+        model = MaskedLanguageModel(read_hub_config(state))
+    if model is not None:
+        freeze(model, config.train)  # refuses now, not after an hour of tokenizing
     test_source = _eval_source(data)
     if data.eval_path is not None:  # every other document is trained on
         data = dataclasses.replace(data, test_fraction=0.0)
-    tokenizer = _tokenizer(config.tokenizer, data, loaded, source)
+    tokenizer = (
+        load_tokenizer(state) if state else _tokenizer(config.tokenizer, data, loaded, source)
+    )
     _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
     unit = config.masking.unit
     text = _text(source, tokenizer, data, data.test_fraction, unit, progress)
@@ -100,7 +113,7 @@ def gather(config: RunConfig, progress: Progress | None = None) -> Inputs:
     train = _blocks(text.corpus.train, data, tokenizer, keep_rest=False)
     test = _blocks(test_text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(train, "training", text), (test, "test", test_text)])
-    model = loaded.model if loaded else _from_scratch(config, tokenizer)
+    model = model or _from_scratch(config, tokenizer)
     model.gradient_checkpointing = config.train.gradient_checkpointing
     return Inputs(
         text=text,

@@ -74,7 +74,8 @@ def _run(config: RunConfig, world: World, *, quiet: bool) -> Summary:
         else:
             run_dir = world.from_first(opened)  # before anything in it is looked at
             resumption = world.from_first(lambda: find_resumption(config, print_unless(quiet)))
-        config, inputs = gather_in_turn(config, world, quiet=quiet)
+        state = None if resumption is None else resumption.state
+        config, inputs = gather_in_turn(config, world, state, quiet=quiet)
         fill_mask = FillMask(inputs.model, inputs.tokenizer)
         for text in _sentences(config, inputs):
             fill_mask.encode(text)  # refuses a text without a mask now, not after the training
@@ -87,8 +88,13 @@ def _run(config: RunConfig, world: World, *, quiet: bool) -> Summary:
         return world.from_first(lambda: _written(config, inputs, model, loop, training, outputs))
 
 
-def gather_in_turn(config: RunConfig, world: World, *, quiet: bool) -> tuple[RunConfig, Inputs]:
+def gather_in_turn(
+    config: RunConfig, world: World, state: Path | None, *, quiet: bool
+) -> tuple[RunConfig, Inputs]:
     """The first process downloads and tokenizes; the others find all of it there.
+
+    Args:
+        state: the checkpoint from which the run goes on.
 
     Returns:
         The config, with commits in place of the branches of checkpoint and data set; and what it
@@ -98,12 +104,12 @@ def gather_in_turn(config: RunConfig, world: World, *, quiet: bool) -> tuple[Run
 
     def first() -> RunConfig:
         with tokenization_bar(quiet=quiet) as show:
-            inputs = gather(config, show)
+            inputs = gather(config, show, state)
         gathered.append(inputs)
         return _pinned(config, inputs)
 
     pinned = world.from_first(first)
-    return pinned, gathered[0] if gathered else gather(pinned)
+    return pinned, gathered[0] if gathered else gather(pinned, state=state)
 
 
 def _outputs(
@@ -220,7 +226,7 @@ def print_unless(quiet: bool) -> Callable[[str], None]:
 
 def _pinned(config: RunConfig, inputs: Inputs) -> RunConfig:
     """The config with commits in place of the branches of checkpoint and data set."""
-    checkpoint = None if inputs.loaded is None else inputs.loaded.resolved
+    checkpoint = config.checkpoint if inputs.loaded is None else inputs.loaded.resolved
     return dataclasses.replace(config, checkpoint=checkpoint, data=inputs.data)
 
 

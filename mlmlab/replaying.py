@@ -52,7 +52,7 @@ def replay(config: RunConfig, *, quiet: bool = False) -> float:
         compute = resolve(config.runtime, world.local_rank)
         changes_of(config)  # refuses those that would make it another run
         found = world.from_first(lambda: _state_before(config, run_dir, step))
-        config, inputs = gather_in_turn(config, world, quiet=quiet)
+        config, inputs = gather_in_turn(config, world, found.state, quiet=quiet)
         outputs = Outputs(
             run_dir=run_dir,
             progress=Progress(0, quiet=quiet),
