@@ -1,6 +1,7 @@
 """python -m mlmlab.evaluate: masked perplexity and accuracy of a checkpoint on some text."""
 
 import json
+import os
 import sys
 
 from omegaconf import OmegaConf
@@ -15,7 +16,8 @@ accuracy of its guesses. The last line printed is JSON.
 
 A run's folder is scored on the run's own test documents with the run's own
 masks: the same bits as its last evaluation. Text that you name is scored
-whole, to its last token.
+whole, to its last token. Several processes, torchrun's or this command's own
+(runtime.processes=N), share the text and find the same figures.
 
 Examples
   python -m mlmlab.evaluate checkpoint=runs/world/TIME
@@ -36,9 +38,16 @@ def main(arguments: list[str] | None = None) -> None:
         print(_HELP + _keys())
         return
     config = compose_evaluation(*arguments)
+    if config.runtime.processes is not None and "RANK" not in os.environ:
+        from mlmlab.starting import evaluate_in_processes
+
+        print(json.dumps(evaluate_in_processes(config)))
+        return
     from mlmlab.evaluating import evaluate_checkpoint  # a wrong key need not wait for PyTorch
 
-    print(json.dumps(evaluate_checkpoint(config).to_mapping()))
+    report = evaluate_checkpoint(config)
+    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+        print(json.dumps(report.to_mapping()))
 
 
 def _keys() -> str:

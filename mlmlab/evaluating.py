@@ -6,14 +6,17 @@ from typing import Any
 
 from mlmlab import terminal
 from mlmlab.config import EvaluateConfig
+from mlmlab.errors import RunFailed
+from mlmlab.gathering import gather_in_turn
 from mlmlab.inputs import gather_evaluation
 from mlmlab.loader import EvalLoader
 from mlmlab.micro_batch import Masker
 from mlmlab.optimum import floor_perplexity
-from mlmlab.tracking.progress import Progress, tokenization_bar
+from mlmlab.processes import LOST, World, joined
+from mlmlab.tracking.progress import Progress
 from mlmlab.training.config import Split
 from mlmlab.training.evaluation import Evaluation, Score, evaluate
-from mlmlab.training.precision import resolve
+from mlmlab.training.precision import resolve, uses_cuda
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,17 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+_LOST = (
+    "another process of the evaluation has ended, and it goes on with all of them or not at all.\n"
+    "Why it ended, it may have said itself, further up; if it has not, it was killed (kill -9, or\n"
+    "the system out of memory). Nothing was written: the same command evaluates again."
+)
+
+
 def evaluate_checkpoint(config: EvaluateConfig, *, quiet: bool = False) -> EvaluationReport:
     """Scores a checkpoint on text.
+
+    Under torchrun every process calls it, scores its share, and gets the same report.
 
     Args:
         config: from `mlmlab.compose_evaluation`.
@@ -78,14 +90,24 @@ def evaluate_checkpoint(config: EvaluateConfig, *, quiet: bool = False) -> Evalu
 
     Raises:
         UserError: the config or what it names is wrong.
+        RunFailed: another process ended.
     """
-    compute = resolve(config.runtime)
-    with tokenization_bar(quiet=quiet) as show:
-        inputs = gather_evaluation(config, show)
+    with joined(use_cuda=uses_cuda(config.runtime)) as world:
+        try:
+            return _evaluate(config, world, quiet=quiet or not world.is_first)
+        except RunFailed as error:
+            if error.args != (LOST,):
+                raise
+            raise RunFailed(_LOST) from error  # there is nothing to resume
+
+
+def _evaluate(config: EvaluateConfig, world: World, *, quiet: bool) -> EvaluationReport:
+    compute = resolve(config.runtime, world.local_rank)
+    config, inputs = gather_in_turn(config, world, gather_evaluation, quiet=quiet)
     assert inputs.loaded is not None
     assert config.eval.split is not None
     progress = Progress(0, quiet=quiet)
-    progress.line(terminal.evaluation_plan(config, inputs, compute))
+    progress.line(terminal.evaluation_plan(config, inputs, compute, world))
     loader = EvalLoader(
         blocks=inputs.test,
         masker=Masker(config.masking, inputs.tokenizer.vocabulary(), compute.is_cuda),
@@ -93,8 +115,9 @@ def evaluate_checkpoint(config: EvaluateConfig, *, quiet: bool = False) -> Evalu
         batch_size=config.eval.batch_size,
         draws=config.eval.mask_draws,
     )
-    evaluation = evaluate(inputs.model.to(compute.device), loader, compute, progress)
-    floor = floor_perplexity(inputs, loader)
+    model = inputs.model.to(compute.device)
+    evaluation = evaluate(model, loader, compute, progress, world=world)
+    floor = world.from_first(lambda: floor_perplexity(inputs, loader))
     progress.line(terminal.scores(evaluation, floor))
     return EvaluationReport(
         evaluation=evaluation,

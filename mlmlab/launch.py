@@ -1,6 +1,5 @@
 """run(config) -> Summary: what `python -m mlmlab.train` does, for notebooks and tests."""
 
-import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,9 +7,11 @@ from pathlib import Path
 from mlmlab import schema, terminal
 from mlmlab.checkpoints import save_pretrained
 from mlmlab.config import DebugMode, RunConfig
+from mlmlab.data.corpus import Progress as TokenizationProgress
 from mlmlab.data.order import Order
 from mlmlab.errors import RunFailed
 from mlmlab.filling import FillMask
+from mlmlab.gathering import gather_in_turn
 from mlmlab.inputs import Inputs, gather
 from mlmlab.loader import EvalLoader, TrainLoader
 from mlmlab.micro_batch import Masker
@@ -20,7 +21,7 @@ from mlmlab.optimum import SENTENCES, exact_answers, floor_perplexity
 from mlmlab.processes import LOST, World, is_lost, joined, outlast_sigterm
 from mlmlab.resuming import Resumption, find_resumption, fingerprint
 from mlmlab.run_folder import RunFolder, check_run_dir
-from mlmlab.tracking.progress import Progress, tokenization_bar
+from mlmlab.tracking.progress import Progress
 from mlmlab.tracking.summary import Summary, git_commit, peak_memory_bytes, versions
 from mlmlab.tracking.tracker import Tracker
 from mlmlab.training.config import MaskOn, Parallel
@@ -75,7 +76,7 @@ def _run(config: RunConfig, world: World, *, quiet: bool) -> Summary:
             run_dir = world.from_first(opened)  # before anything in it is looked at
             resumption = world.from_first(lambda: find_resumption(config, print_unless(quiet)))
         state = None if resumption is None else resumption.state
-        config, inputs = gather_in_turn(config, world, state, quiet=quiet)
+        config, inputs = gather_run(config, world, state, quiet=quiet)
         fill_mask = FillMask(inputs.model, inputs.tokenizer)
         for text in _sentences(config, inputs):
             fill_mask.encode(text)  # refuses a text without a mask now, not after the training
@@ -88,28 +89,16 @@ def _run(config: RunConfig, world: World, *, quiet: bool) -> Summary:
         return world.from_first(lambda: _written(config, inputs, model, loop, training, outputs))
 
 
-def gather_in_turn(
+def gather_run(
     config: RunConfig, world: World, state: Path | None, *, quiet: bool
 ) -> tuple[RunConfig, Inputs]:
-    """The first process downloads and tokenizes; the others find all of it there.
+    """What the run works on, from its beginning or from one of its checkpoints; and its config with
+    commits in place of branches."""
 
-    Args:
-        state: the checkpoint from which the run goes on.
+    def gathered(config: RunConfig, show: TokenizationProgress | None) -> Inputs:
+        return gather(config, show, state)
 
-    Returns:
-        The config, with commits in place of the branches of checkpoint and data set; and what it
-        names.
-    """
-    gathered: list[Inputs] = []
-
-    def first() -> RunConfig:
-        with tokenization_bar(quiet=quiet) as show:
-            inputs = gather(config, show, state)
-        gathered.append(inputs)
-        return _pinned(config, inputs)
-
-    pinned = world.from_first(first)
-    return pinned, gathered[0] if gathered else gather(pinned, state=state)
+    return gather_in_turn(config, world, gathered, quiet=quiet)
 
 
 def _outputs(
@@ -222,12 +211,6 @@ def batches_per_epoch(config: RunConfig, inputs: Inputs) -> int:
 def print_unless(quiet: bool) -> Callable[[str], None]:
     """`print`, or nothing."""
     return (lambda text: None) if quiet else print
-
-
-def _pinned(config: RunConfig, inputs: Inputs) -> RunConfig:
-    """The config with commits in place of the branches of checkpoint and data set."""
-    checkpoint = config.checkpoint if inputs.loaded is None else inputs.loaded.resolved
-    return dataclasses.replace(config, checkpoint=checkpoint, data=inputs.data)
 
 
 def _order(config: RunConfig, inputs: Inputs) -> Order:

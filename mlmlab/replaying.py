@@ -11,7 +11,7 @@ from torch import nn
 from mlmlab import terminal
 from mlmlab.config import RunConfig
 from mlmlab.errors import RunFailed, UserError
-from mlmlab.launch import build_loop, gather_in_turn, print_unless
+from mlmlab.launch import build_loop, gather_run, print_unless
 from mlmlab.loader import UpdateBatch
 from mlmlab.processes import joined
 from mlmlab.resuming import Resumption, changes_of, fingerprint
@@ -52,7 +52,7 @@ def replay(config: RunConfig, *, quiet: bool = False) -> float:
         compute = resolve(config.runtime, world.local_rank)
         changes_of(config)  # refuses those that would make it another run
         found = world.from_first(lambda: _state_before(config, run_dir, step))
-        config, inputs = gather_in_turn(config, world, found.state, quiet=quiet)
+        config, inputs = gather_run(config, world, found.state, quiet=quiet)
         outputs = Outputs(
             run_dir=run_dir,
             progress=Progress(0, quiet=quiet),

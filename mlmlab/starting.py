@@ -8,8 +8,8 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -17,8 +17,10 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mlmlab import schema
 from mlmlab.command import exit_status
-from mlmlab.config import RunConfig, build
+from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
 from mlmlab.errors import ProcessFailed
+
+Result = TypeVar("Result")
 
 
 def run_in_processes(config: RunConfig) -> float:
@@ -30,7 +32,22 @@ def run_in_processes(config: RunConfig) -> float:
     Raises:
         ProcessFailed: one of them failed, and has said why.
     """
-    count = config.runtime.processes
+    return _first_of(config.runtime.processes, _run, schema.to_mapping(config))
+
+
+def evaluate_in_processes(config: EvaluateConfig) -> dict[str, Any]:
+    """As `run_in_processes`, for `mlmlab.evaluate`.
+
+    Returns:
+        The report, as JSON has it.
+    """
+    return _first_of(config.runtime.processes, _evaluate, schema.to_mapping(config))
+
+
+def _first_of(
+    count: int | None, function: Callable[[Mapping[str, Any]], Result], mapping: Mapping[str, Any]
+) -> Result:
+    """What a function returns in the first of so many processes."""
     assert count is not None
     # Each process would otherwise take all cores. torchrun says 1 here.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -50,19 +67,27 @@ def run_in_processes(config: RunConfig) -> float:
         # A process says itself why it failed; the launcher's own traceback tells nothing more.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        results = elastic_launch(settings, _run)(schema.to_mapping(config))
+        results: dict[int, Result] = elastic_launch(settings, function)(mapping)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
         raise ProcessFailed(status) from error
     except SignalException as error:
         raise ProcessFailed(128 + error.sigval) from error
-    return float(results[0])
+    return results[0]
 
 
 def _run(mapping: Mapping[str, Any]) -> float:
-    """One of the processes."""
+    """One of a run's processes."""
     from mlmlab.launch import run
 
     with exit_status():
         return run(build(mapping)).eval_loss
+
+
+def _evaluate(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """One of an evaluation's."""
+    from mlmlab.evaluating import evaluate_checkpoint
+
+    with exit_status():
+        return evaluate_checkpoint(build_evaluation(mapping)).to_mapping()

@@ -71,7 +71,7 @@ def plan(
         _row("masking", f"{_masking(config.masking)}, {config.masking.mode.value}"),
         _row("updates", f"{horizon.updates:,} of {train.batch_size} sequences{accumulation}, "
              f"learning rate {train.learning_rate:g} {train.schedule.value}{warmup}"),
-        _row("compute", f"{compute}{_processes(config.runtime.parallel, world)}"),
+        _row("compute", _compute(compute, world, config.runtime.parallel)),
         _row("memory", _memory(config, inputs.model, compute, world)),
         _row("folder", str(run_dir)),
     ]  # fmt: skip
@@ -119,7 +119,9 @@ def replay(
     return "\n".join(rows)
 
 
-def evaluation_plan(config: EvaluateConfig, inputs: EvaluationInputs, compute: Compute) -> str:
+def evaluation_plan(
+    config: EvaluateConfig, inputs: EvaluationInputs, compute: Compute, world: World
+) -> str:
     """What is about to be scored."""
     assert inputs.loaded is not None
     draws = config.eval.mask_draws
@@ -130,9 +132,19 @@ def evaluation_plan(config: EvaluateConfig, inputs: EvaluationInputs, compute: C
         _text("text", inputs.text),
         _row("scored", f"{which}: {_examples(inputs.test)}"),
         _row("masking", _masking(config.masking) + (f", {draws} draws" if draws > 1 else "")),
-        _row("compute", str(compute)),
+        _row("compute", _compute(compute, world)),
     ]  # fmt: skip
     return "\n".join(rows) + "\n"
+
+
+def _compute(compute: Compute, world: World, parallel: Parallel = Parallel.DDP) -> str:
+    """Where, in how many processes, and whether each of them has all of the model."""
+    is_sharded = parallel is Parallel.FSDP
+    if world.size == 1:
+        nothing = "; one process: runtime.parallel=fsdp has nothing to shard"
+        return f"{compute}{nothing if is_sharded else ''}"
+    how = ", the model sharded over them (fsdp)" if is_sharded else ""
+    return f"{compute}, {world.size} processes{how}"
 
 
 def _masking(masking: MaskingConfig) -> str:
@@ -208,15 +220,6 @@ def _rows(config: RunConfig, world: World) -> int:
     """Sequences of a forward pass."""
     share = _share(config, world)
     return min(config.train.micro_batch_size or share, share)
-
-
-def _processes(parallel: Parallel, world: World) -> str:
-    """How many, and whether each has all of the model; nothing for a process alone."""
-    if world.size == 1:
-        nothing = "; one process: runtime.parallel=fsdp has nothing to shard"
-        return nothing if parallel is Parallel.FSDP else ""
-    sharded = ", the model sharded over them (fsdp)" if parallel is Parallel.FSDP else ""
-    return f", {world.size} processes{sharded}"
 
 
 def _memory(config: RunConfig, model: MaskedLanguageModel, compute: Compute, world: World) -> str:

@@ -1,5 +1,6 @@
 """Runs of several processes: under torchrun, or forked from one that has imported PyTorch."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -178,11 +179,14 @@ class Forked(Running):
         overrides: tuple[str, ...],
         processes: int,
         environment: Mapping[str, str] | None = None,
+        module: str = "mlmlab.train",
     ) -> None:
         super().__init__(folder)
         for file in (self.out, self.err):
             file.touch()
-        self._ranks = _Ranks(processes, _command, folder, overrides, dict(environment or {}))
+        self._ranks = _Ranks(
+            processes, _command, module, folder, overrides, dict(environment or {})
+        )
 
     def pids(self) -> list[int]:
         return [process.pid or 0 for process in self._ranks.processes]
@@ -246,16 +250,17 @@ def _as_rank(
     function(*arguments)
 
 
-def _command(folder: Path, overrides: tuple[str, ...], environment: dict[str, str]) -> None:
-    from mlmlab.train import main
-
+def _command(
+    module: str, folder: Path, overrides: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    main = importlib.import_module(module).main
     os.environ |= environment
     os.chdir(folder)
     for number, name in ((1, "stdout.txt"), (2, "stderr.txt")):
         file = os.open(folder / name, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
-    sys.argv = ["train", *overrides]
+    sys.argv = [module, *overrides]
     as_command(main)
 
 
@@ -275,9 +280,10 @@ def forked(
     *overrides: str,
     processes: int = 2,
     environment: Mapping[str, str] | None = None,
+    module: str = "mlmlab.train",
 ) -> Iterator[Forked]:
-    """A run in forked processes, in a folder that need not exist."""
-    run = Forked(folder, overrides, processes, environment)
+    """A run (or another command) in forked processes, in a folder that need not exist."""
+    run = Forked(folder, overrides, processes, environment, module)
     try:
         yield run
     finally:

@@ -33,6 +33,7 @@ STAGES = (
     # The whole run.
     "config",
     "inputs",
+    "gathering",
     "run_folder",
     "snapshot",
     "resuming",
