@@ -16,6 +16,7 @@ from mlmlab.command import as_command, exit_status
 from mlmlab.composition import config_folder, plain, run_mapping
 from mlmlab.config import DebugMode, build
 from mlmlab.errors import UserError
+from mlmlab.sweeping import refuse_shared_folder
 
 
 def _job_folder(number: int, overrides: str) -> str:
@@ -39,20 +40,7 @@ def train(composed: DictConfig) -> float:
 
 def _with_job_folder(mapping: dict[str, Any]) -> dict[str, Any]:
     _refuse_under_torchrun()
-    if mapping["run_dir"] is not None:
-        raise UserError.of(
-            "run_dir",
-            found=f"{mapping['run_dir']}, for every job of a sweep",
-            expected="run_dir=null: each job gets a folder of its own",
-            remedy="sweep_dir=FOLDER chooses the folder that holds them",
-        )
-    if mapping["resume"] not in (None, "auto"):
-        raise UserError.of(
-            "resume",
-            found=f"{mapping['resume']}, for every job of a sweep",
-            expected="resume=auto: each job goes on in its own folder",
-            remedy="-m resume=auto sweep_dir=FOLDER, with the sweep's other overrides as before",
-        )
+    refuse_shared_folder(mapping)  # where another sweeper than Hydra's own has chosen the job
     return mapping | {"run_dir": HydraConfig.get().runtime.output_dir}
 
 

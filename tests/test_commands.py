@@ -168,12 +168,39 @@ def test_a_checkpoint_and_a_file_that_are_missing_are_reported_together(command:
     assert "missing.txt: no such file" in message
 
 
-@pytest.mark.parametrize("values", ["train.epochs=three,four", "train.epoch=3,4"])
-def test_a_sweep_over_wrong_values_ends_with_the_message(command: Command, values: str) -> None:
-    finished = command("-m", values)
-    assert finished.status == 2
-    assert "Traceback" not in finished.stderr
-    assert f"mlmlab: {values.partition('=')[0]}" in finished.stderr
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        (["seed=0,1", "masking.rate=0.15,3"], ["masking.rate"]),
+        (["train.epochs=1,three", "seed=0,x"], ["seed", "train.epochs"]),
+        (["data.block_size=16,400"], ["data.block_size"]),  # only beside model.max_positions
+        (["train.epoch=3,4"], ["train.epoch: there is no such key"]),
+        (["seed=0,1", "masking=bert,nope"], ["masking"]),
+        (["seed=0,1", "run_dir=x"], ["run_dir"]),
+        (["seed=0,1", "resume=x"], ["resume"]),
+    ],
+)
+def test_a_sweep_with_a_wrong_job_is_refused_before_the_first_one(
+    command: Command, overrides: list[str], where: list[str]
+) -> None:
+    finished = command("-m", *overrides, "debug=one_step")
+    finished.refusal()
+    lines = finished.stderr.removeprefix("mlmlab: ").splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == where
+    assert list(finished.folder.iterdir()) == []
+
+
+def test_a_sweep_that_an_experiment_of_ones_own_describes_is_checked_like_any_other(
+    command: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine" / "experiment" / "sweep.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\nhydra: {sweeper: {params: {seed: '0,x'}}}\n")
+    finished = command(
+        "-m", "--config-dir", str(tmp_path / "mine"), "+experiment=sweep", "debug=one_step"
+    )
+    assert finished.refusal().startswith("mlmlab: seed found x")
+    assert list(finished.folder.iterdir()) == []
 
 
 def test_help_lists_groups_and_keys_in_eighty_columns(command: Command) -> None:

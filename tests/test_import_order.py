@@ -47,6 +47,7 @@ STAGES = (
     "composition",
     "command",
     "starting",
+    "sweeping",
 )
 """Modules and packages of mlmlab, each below all that it may import. An entry point (a module that
 runs with `python -m`) stands below them all."""
@@ -161,7 +162,12 @@ def test_no_framework_that_mlmlab_replaces_is_imported() -> None:
 def test_only_entry_points_and_what_they_share_know_hydra() -> None:
     knowing = importers_of("hydra")
     assert "mlmlab.composition" in knowing
-    assert knowing <= {"mlmlab.composition", "mlmlab.command", *ENTRY_POINTS}
+    assert knowing <= {
+        "mlmlab.composition",
+        "mlmlab.command",
+        "mlmlab.sweeping",
+        *ENTRY_POINTS,
+    }
 
 
 def reached_by_importing(module: str) -> set[str]:
