@@ -1,7 +1,6 @@
 """Runs of several processes: under torchrun, or forked from one that has imported PyTorch."""
 
 import importlib
-import json
 import multiprocessing
 import os
 import random
@@ -32,7 +31,6 @@ _ROOT = str(Path(mlmlab.__file__).parents[1])
 _PRELOADED = ["ranks", "mlmlab.train", "mlmlab.launch", "torch._inductor"]
 _PRELOADED += ["mlmlab.training.sharding"]
 """What each process imports in the end, those of DDP and FSDP among them."""
-_FREE = re.compile(r"(seconds|per_second|peak_memory_bytes)$")
 
 
 @dataclass(frozen=True)
@@ -312,12 +310,6 @@ def pause(rng: random.Random, longest_seconds: float) -> None:
     time.sleep(rng.uniform(0.0, longest_seconds))
 
 
-def metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The events without what no two runs have in common."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [_fixed(json.loads(line)) for line in lines]
-
-
 def assert_same_curve(
     found: Sequence[dict[str, float]], expected: Sequence[dict[str, float]]
 ) -> None:
@@ -327,14 +319,3 @@ def assert_same_curve(
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
             assert ours[key] == pytest.approx(value, rel=1e-7 if key == "eval/loss" else 1e-5), key
-
-
-def results(run_dir: Path) -> tuple[bytes, list[dict[str, float]], dict[str, Any]]:
-    """All that must be equal where two runs are: weights, metrics and summary."""
-    summary = json.loads((run_dir / "summary.json").read_text())
-    weights = (run_dir / "export" / "model.safetensors").read_bytes()
-    return weights, metrics(run_dir), _fixed(summary)
-
-
-def _fixed(content: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in content.items() if not _FREE.search(key)}

@@ -16,23 +16,27 @@ from typing import Any
 
 import mlmlab
 
-TINY = (
+SMALLEST = (
     "model.layers=1",
     "model.hidden_size=32",
     "model.heads=2",
     "model.intermediate_size=64",
-    "model.dropout=0.1",
     "data.limit=400",
     "train.batch_size=8",
+    "runtime.device=cpu",
+    "runtime.threads=1",
+)
+"""A model and a text for runs of many updates a second."""
+TINY = (
+    *SMALLEST,
+    "model.dropout=0.1",
     "train.max_steps=60",
     "train.warmup_steps=5",
     "train.log_every_steps=7",
     "train.save_every_steps=15",
     "eval.every_steps=21",
     "eval.fill_mask=[]",
-    "runtime.device=cpu",
     "runtime.precision=fp32",
-    "runtime.threads=1",
 )
 """A run of a second or two. Its checkpoints lie between log lines, its evaluations behind one."""
 

@@ -16,11 +16,10 @@ from ranks import (
     Ended,
     forked,
     forked_to_the_end,
-    metrics,
     pause,
-    results,
     torchrun,
 )
+from stopping import SMALLEST, events, results
 
 import mlmlab
 from mlmlab.training.state import checkpoint_folders, newest_state
@@ -28,16 +27,9 @@ from mlmlab.training.state import checkpoint_folders, newest_state
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 NOISY = (
+    *SMALLEST,
     "run_dir=run",
-    "runtime.device=cpu",
-    "runtime.threads=1",
-    "model.layers=1",
-    "model.hidden_size=32",
-    "model.heads=2",
-    "model.intermediate_size=64",
     "model.dropout=0.1",
-    "data.limit=400",
-    "train.batch_size=8",
     "train.micro_batch_size=3",  # a second micro-batch of one row
     "train.max_steps=120",
     "train.log_every_steps=3",
@@ -118,7 +110,7 @@ def test_the_others_end_when_one_is_killed_during_an_evaluation(tmp_path: Path, 
         ended = run.end(PATIENCE_SECONDS)
     assert ended.statuses[1 - rank] == 1
     assert ended.message().startswith(LOST)
-    assert metrics(tmp_path / "run") == []  # it was not over
+    assert events(tmp_path / "run") == []  # it was not over
     assert checkpoint_folders(tmp_path / "run") == []
 
 
@@ -233,7 +225,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
         ended = run.end(PATIENCE_SECONDS)
     assert ended.statuses == [143] * before
     forked_to_the_end(tmp_path, "resume=run", processes=after)
-    found, expected = metrics(tmp_path / "run"), metrics(tmp_path / "reference")
+    found, expected = events(tmp_path / "run"), events(tmp_path / "reference")
     assert len(found) == len(expected) == EVENTS
     for ours, theirs in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)

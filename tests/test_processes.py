@@ -16,24 +16,17 @@ from ranks import (
     assert_same_curve,
     forked,
     forked_to_the_end,
-    metrics,
     torchrun,
 )
+from stopping import SMALLEST, events
 
 import mlmlab
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 TINY = (
-    "runtime.device=cpu",
-    "runtime.threads=1",
-    "model.layers=1",
-    "model.hidden_size=32",
-    "model.heads=2",
-    "model.intermediate_size=64",
+    *SMALLEST,
     "model.dropout=0.0",
-    "data.limit=400",
-    "train.batch_size=8",
     "train.max_steps=50",
     "train.log_every_steps=1",
     "eval.every_steps=25",
@@ -51,7 +44,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        return metrics(self.folder)
+        return events(self.folder)
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +66,18 @@ def two(tmp_path_factory: pytest.TempPathFactory, one: Run) -> Ended:
 
 def _forked_run(folder: Path, processes: int, *overrides: str) -> list[dict[str, float]]:
     forked_to_the_end(folder, *TINY, *overrides, "run_dir=run", processes=processes)
-    return metrics(folder / "run")
+    return events(folder / "run")
 
 
 def _alone(folder: Path, *overrides: str) -> list[dict[str, float]]:
     with contextlib.chdir(folder):
         mlmlab.run(mlmlab.compose(*TINY, *overrides, "run_dir=one"), quiet=True)
-    return metrics(folder / "one")
+    return events(folder / "one")
 
 
 def test_two_processes_follow_the_loss_curve_of_one(one: Run, two: Ended) -> None:
     assert [event["step"] for event in one.metrics if "train/loss" in event] == [*range(1, 51)]
-    assert_same_curve(metrics(two.folder / "run"), one.metrics)
+    assert_same_curve(events(two.folder / "run"), one.metrics)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +101,7 @@ def test_any_division_of_a_batch_follows_the_same_curve(
 
 
 def test_the_first_evaluation_has_the_same_bits(one: Run, two: Ended) -> None:
-    ours, theirs = metrics(two.folder / "run")[0], one.metrics[0]
+    ours, theirs = events(two.folder / "run")[0], one.metrics[0]
     assert ours["step"] == 0
     assert ours["eval/loss"].hex() == theirs["eval/loss"].hex()
 
@@ -215,5 +208,5 @@ def test_a_diverging_run_is_told_and_kept_once_and_can_be_replayed(tmp_path: Pat
 def test_a_sound_update_is_replayed_with_the_loss_it_had(two: Ended) -> None:
     replay = ("resume=run", "debug=replay", "debug.step=30")
     ended = forked_to_the_end(two.folder, *replay)
-    (then,) = [event["train/loss"] for event in metrics(two.folder / "run") if event["step"] == 30]
+    (then,) = [event["train/loss"] for event in events(two.folder / "run") if event["step"] == 30]
     assert f"{then:.6g}" in ended.stdout
