@@ -17,9 +17,10 @@ from stopping import TINY, Running, as_killed, bits, results, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mlmlab
-from mlmlab.errors import RunFailed
+from mlmlab.errors import Interrupted, RunFailed
 from mlmlab.tracking.summary import Summary
 from mlmlab.training.evaluation import Evaluation
+from mlmlab.training.interruption import Interruptions
 from mlmlab.training.loop import Loop
 from mlmlab.training.state import checkpoint_folders
 
@@ -150,6 +151,34 @@ def test_a_checkpoint_of_a_run_with_another_config_is_passed_over(
     said = capsys.readouterr().out
     assert "step_60 is passed over: it belongs to a run with another config" in said
     assert bits(run_dir) == bits(whole)
+
+
+@pytest.mark.parametrize("is_new_one_there", [False, True])
+def test_a_checkpoint_that_was_about_to_be_replaced_counts_until_the_new_one_is_there(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], is_new_one_there: bool
+) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45, 60])
+    new = run_dir / "checkpoints" / "step_60"
+    shutil.copytree(new, new.with_name("step_60.replaced"))
+    if not is_new_one_there:
+        shutil.rmtree(new)
+    _resume(run_dir)
+    name = "step_60" if is_new_one_there else "step_60.replaced"
+    said = "".join(capsys.readouterr().out.split())
+    assert f"fromupdate60({run_dir}/checkpoints/{name})" in said
+    assert results(run_dir) == results(whole)
+
+
+def test_a_run_that_shall_keep_no_checkpoints_writes_none_and_says_so_when_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = (*TINY, "train.keep_checkpoints=0", "train.max_steps=20")
+    mlmlab.run(mlmlab.compose(*keys, f"run_dir={tmp_path}/run"), quiet=True)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    monkeypatch.setattr(Interruptions, "is_stop_asked", True)
+    with pytest.raises(Interrupted, match="keep_checkpoints=0: no checkpoint was written"):
+        mlmlab.run(mlmlab.compose(*keys, f"run_dir={tmp_path}/stopped"), quiet=True)
+    assert not (tmp_path / "stopped" / "checkpoints").exists()
 
 
 # On a disk that is full

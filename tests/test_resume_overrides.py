@@ -136,6 +136,14 @@ def test_a_changed_horizon_and_intervals_are_said_and_noted_and_config_yaml_stay
     assert [event["step"] for event in events if event["step"] > 60] == [63, 66, 66]
 
 
+def test_what_is_no_part_of_the_run_is_no_change_of_it(whole: Path, tmp_path: Path) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45])
+    _resume(run_dir, "debug.profile_steps=2")
+    assert json.loads((run_dir / "resumes.jsonl").read_text())["overrides"] == []
+    assert (run_dir / "profile" / "trace.json").is_file()
+    assert bits(run_dir) == bits(whole)
+
+
 def test_a_run_that_is_finished_can_be_resumed_and_stays_as_it_is(
     whole: Path, tmp_path: Path
 ) -> None:

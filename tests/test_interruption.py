@@ -1,0 +1,57 @@
+"""What the signals of a run mean, and that they mean again afterwards what they meant before."""
+
+import signal
+import time
+
+import pytest
+
+from mlmlab.training.interruption import Interruptions
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+def test_the_first_signal_is_the_one_that_stopped_the_run() -> None:
+    with Interruptions() as interruptions:
+        assert interruptions.requests().stops == 0
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # no second Ctrl-C: the first was none
+        assert interruptions.signal == signal.SIGTERM
+        assert interruptions.requests().stops == 1
+
+
+def test_a_second_ctrl_c_raises() -> None:
+    with Interruptions() as interruptions:
+        signal.raise_signal(signal.SIGINT)
+        assert interruptions.is_stop_asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_under_torchrun_a_second_ctrl_c_raises_only_if_it_is_no_echo_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Interruptions():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        now += 3
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_requests_for_checkpoints_are_counted_and_never_taken_back() -> None:
+    with Interruptions() as interruptions:
+        for count in (1, 2):
+            signal.raise_signal(signal.SIGUSR1)
+            assert [interruptions.requests().saves for _ in range(2)] == [count, count]
+        assert not interruptions.is_stop_asked
+
+
+def test_after_the_run_signals_mean_what_they_meant_before() -> None:
+    before = [signal.getsignal(number) for number in NUMBERS]
+    with Interruptions():
+        assert all(signal.getsignal(n) != b for n, b in zip(NUMBERS, before, strict=True))
+    assert [signal.getsignal(number) for number in NUMBERS] == before
