@@ -10,18 +10,26 @@ from mlmlab.training.interruption import Interruptions
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
+def _send(number: int) -> None:
+    """A signal that must not end the run at once (pytest itself would end with it)."""
+    try:
+        signal.raise_signal(number)
+    except KeyboardInterrupt:
+        pytest.fail("the run ends at once")
+
+
 def test_the_first_signal_is_the_one_that_stopped_the_run() -> None:
     with Interruptions() as interruptions:
         assert interruptions.requests().stops == 0
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)  # no second Ctrl-C: the first was none
+        _send(signal.SIGTERM)
+        _send(signal.SIGINT)  # no second Ctrl-C: the first was none
         assert interruptions.signal == signal.SIGTERM
         assert interruptions.requests().stops == 1
 
 
 def test_a_second_ctrl_c_raises() -> None:
     with Interruptions() as interruptions:
-        signal.raise_signal(signal.SIGINT)
+        _send(signal.SIGINT)
         assert interruptions.is_stop_asked
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -35,8 +43,8 @@ def test_under_torchrun_a_second_ctrl_c_raises_only_if_it_is_no_echo_of_the_firs
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     with Interruptions():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+        _send(signal.SIGINT)
+        _send(signal.SIGINT)
         now += 3
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -45,7 +53,7 @@ def test_under_torchrun_a_second_ctrl_c_raises_only_if_it_is_no_echo_of_the_firs
 def test_requests_for_checkpoints_are_counted_and_never_taken_back() -> None:
     with Interruptions() as interruptions:
         for count in (1, 2):
-            signal.raise_signal(signal.SIGUSR1)
+            _send(signal.SIGUSR1)
             assert [interruptions.requests().saves for _ in range(2)] == [count, count]
         assert not interruptions.is_stop_asked
 
