@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from stopping import TINY, Running, listing, start
 
 import mlmlab
 from mlmlab.data.order import Order
-from mlmlab.errors import RunFailed, UserError
+from mlmlab.errors import Interrupted, RunFailed, UserError
 from mlmlab.inputs import gather
+from mlmlab.loader import UpdateBatch
 from mlmlab.replaying import replay
 from mlmlab.training.loop import Loop
+from mlmlab.training.step import UpdateResult
 
 DIVERGING = (
     *TINY,
@@ -131,6 +134,24 @@ def test_a_failed_run_that_is_resumed_fails_at_the_same_update_again(
     with pytest.raises(RunFailed, match=f"update {batch['step']}: loss"):
         mlmlab.run(mlmlab.compose(f"resume={run_dir}"), quiet=True)
     assert _failure(run_dir) == (folder, batch)
+
+
+def test_a_run_that_is_stopped_right_after_a_failed_update_fails_and_keeps_no_checkpoint_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advance = Loop.advance
+
+    def stopped(loop: Loop, batch: UpdateBatch) -> UpdateResult | None:
+        result = advance(loop, batch)
+        if result is not None and result.is_non_finite():
+            loop.outputs.interruptions.signal = signal.SIGTERM
+        return result
+
+    monkeypatch.setattr(Loop, "advance", stopped)
+    with pytest.raises((RunFailed, Interrupted)) as end:  # the latter would end pytest itself
+        mlmlab.run(mlmlab.compose(*DIVERGING, f"run_dir={tmp_path / 'run'}"), quiet=True)
+    assert isinstance(end.value, RunFailed)
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 # Of a healthy run

@@ -10,6 +10,7 @@ from stopping import TINY, as_killed, bits, listing, start
 
 import mlmlab
 from mlmlab.errors import UserError
+from mlmlab.run_folder import RunFolder
 from mlmlab.tracking.summary import Summary
 
 
@@ -183,6 +184,17 @@ def test_a_folder_where_a_run_is_at_work_is_refused_to_a_second_one(tmp_path: Pa
     finally:
         first.kill()
     assert _resume(run_dir, "train.max_steps=20").steps >= 15  # the kill has released it
+
+
+def test_of_two_runs_that_found_a_folder_empty_one_gets_it(tmp_path: Path) -> None:
+    config = mlmlab.compose(*TINY, f"run_dir={tmp_path / 'run'}")
+    with RunFolder(config) as run_dir:
+        written = (run_dir / "config.yaml").read_text()
+        with pytest.raises(UserError, match="where another run is at work now"):
+            RunFolder(config)
+    with pytest.raises(UserError, match="there already and not empty"):
+        RunFolder(config)
+    assert (run_dir / "config.yaml").read_text() == written != ""
 
 
 def test_resume_auto_begins_goes_on_or_is_content(whole: Path, tmp_path: Path) -> None:
