@@ -57,7 +57,7 @@ def _mask_array(
     input_ids, example_ids = _plain(input_ids), _plain(example_ids)
     if example_ids.itemsize != 8:
         example_ids = example_ids.astype(np.uint64)
-    thresholds, tables = config.threshold_array, config.span_tables
+    thresholds = config.threshold_array
     protected, replacement_ids = vocabulary.protected, vocabulary.replacement_ids
     seed = int(seed) & _WORD64
     capacity = _capacity(size, length, config)
@@ -78,7 +78,7 @@ def _mask_array(
             count = mask_tokens.of(input_ids.dtype)(*arguments)
         else:
             starts = np.ones((rows, length), np.uint8) if word_starts is None else word_starts
-            starts = _plain(starts.astype(np.uint8, copy=False))
+            starts, tables = _plain(starts.astype(np.uint8, copy=False)), config.span_tables
             count = mask_units.of(input_ids.dtype)(
                 *arguments, id(starts), id(tables), config.unit is Unit.SPAN,
                 config.budget is Budget.EXACT, config.corrupt is Corrupt.UNIT,
@@ -114,9 +114,9 @@ def _capacity(size: int, length: int, config: MaskingConfig) -> int:
 
     Only what is touched costs memory, and a fresh page costs more than the tokens on it.
     """
-    if not config.is_independent:
-        return size + 1
-    return min(size, int(1.25 * config.rate * size) + length + 256) + 1
+    if config.is_independent:
+        return int(1.25 * config.rate * size) + length + 257
+    return size + 1
 
 
 def _check(
@@ -128,7 +128,7 @@ def _check(
 ) -> None:
     if input_ids.ndim != 2 or input_ids.dtype.kind not in "iu":
         raise ValueError(f"input_ids: integers [B, T], not {input_ids.dtype} {input_ids.shape}")
-    if example_ids.shape != input_ids.shape[:1] or example_ids.dtype.kind not in "iu":
+    if example_ids.shape != (len(input_ids),) or example_ids.dtype.kind not in "iu":
         raise ValueError(
             f"example_ids: integers [{len(input_ids)}], not {example_ids.dtype} {example_ids.shape}"
         )
