@@ -86,7 +86,7 @@ class Compiled:
     def _load(self, item: str) -> Callable[..., int]:
         types = [argument.replace("item", item) for argument in self._arguments]
         file = _folder() / f"{self._function.__name__.lstrip('_')}-{item}.o"
-        code = _read(file)
+        code = object_code(file)
         if code is None:
             code = _compile(self._function, types)
             _write(file, code)
@@ -205,8 +205,8 @@ def _address(code: bytes) -> int:
     return address
 
 
-def _read(file: Path) -> bytes | None:
-    """None where there is none, or not whole."""
+def object_code(file: Path) -> bytes | None:
+    """What a file holds; None where there is none, or not whole."""
     try:
         content = file.read_bytes()
     except OSError:

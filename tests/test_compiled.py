@@ -5,13 +5,12 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import mlmlab
-from mlmlab.compiled import SOURCES, compiled
+from mlmlab.compiled import SOURCES, compiled, object_code
 
 PACKAGE = Path(mlmlab.__file__).parent
 
@@ -65,31 +64,33 @@ def test_a_change_of_an_inlined_function_is_never_hidden_by_an_object_file(tmp_p
     assert selected(tmp_path) == (before[0], False)
 
 
-def halve(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+def halved(content: bytes) -> bytes:
+    return content[: len(content) // 2]
 
 
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 16
-    file.write_bytes(content)
+def with_a_flipped_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :]
 
 
-def empty(file: Path) -> None:
-    file.write_bytes(b"")
+def emptied(_: bytes) -> bytes:
+    return b""
 
 
 def test_only_a_whole_object_file_is_loaded_and_it_needs_no_numba(tmp_path: Path) -> None:
     first, imported = selected(PACKAGE.parent, tmp_path)
     assert imported
-    assert selected(PACKAGE.parent, tmp_path) == (first, False)
     (file,) = tmp_path.rglob("mask_tokens-int64.o")
     whole = file.read_bytes()
-    damages: tuple[Callable[[Path], None], ...] = (halve, flip, empty, Path.unlink)
-    for damage in damages:
-        damage(file)
-        assert selected(PACKAGE.parent, tmp_path) == (first, True)  # compiled again
-        assert file.read_bytes() == whole
+    assert selected(PACKAGE.parent, tmp_path) == (first, False)
+    for damaged in (halved, emptied, with_a_flipped_bit):
+        assert object_code(file) is not None
+        file.write_bytes(damaged(whole))
+        assert object_code(file) is None, damaged.__name__
+        file.write_bytes(whole)
+    file.write_bytes(with_a_flipped_bit(whole))
+    assert selected(PACKAGE.parent, tmp_path) == (first, True)  # compiled again
+    assert file.read_bytes() == whole
     assert [other.name for other in file.parent.iterdir()] == [file.name]
 
 
