@@ -112,9 +112,13 @@ def child_environment() -> dict[str, str]:
 class Torchrun(Running):
     """Under torchrun itself."""
 
-    def __init__(self, folder: Path, overrides: tuple[str, ...], processes: int) -> None:
+    def __init__(
+        self, folder: Path, overrides: tuple[str, ...], processes: int, meet: str | None
+    ) -> None:
         super().__init__(folder)
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        alone = ["--standalone"]
+        pair = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint={meet}", "--rdzv-id=pair"]
+        command = [sys.executable, "-m", "torch.distributed.run", *(pair if meet else alone)]
         command += [f"--nproc-per-node={processes}", "-m", "mlmlab.train", *overrides]
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process = subprocess.Popen(
@@ -263,9 +267,15 @@ def _command(
 
 
 @contextmanager
-def torchrun(folder: Path, *overrides: str, processes: int = 2) -> Iterator[Torchrun]:
-    """A run under torchrun, in a folder that need not exist."""
-    run = Torchrun(folder, overrides, processes)
+def torchrun(
+    folder: Path, *overrides: str, processes: int = 2, meet: str | None = None
+) -> Iterator[Torchrun]:
+    """A run under torchrun, in a folder that need not exist.
+
+    Args:
+        meet: HOST:PORT where two torchruns meet, as those of two machines do.
+    """
+    run = Torchrun(folder, overrides, processes, meet)
     try:
         yield run
     finally:

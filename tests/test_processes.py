@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,29 @@ def _alone(folder: Path, *overrides: str) -> list[dict[str, float]]:
 def test_two_processes_follow_the_loss_curve_of_one(one: Run, two: Ended) -> None:
     assert [event["step"] for event in one.metrics if "train/loss" in event] == [*range(1, 51)]
     assert_same_curve(events(two.folder / "run"), one.metrics)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_torchruns_that_meet_make_one_run(one: Run, tmp_path: Path, parallel: str) -> None:
+    """As those of two machines with a disk in common; here both are on this one."""
+    overrides = (*TINY, f"runtime.parallel={parallel}", f"run_dir={tmp_path / 'run'}")
+    meet = f"localhost:{_free_port()}"
+    with (
+        torchrun(tmp_path / "first", *overrides, processes=2, meet=meet) as first,
+        torchrun(tmp_path / "second", *overrides, processes=1, meet=meet) as second,
+    ):
+        ended = first.end(), second.end()
+    assert [one.statuses for one in ended] == [[0], [0]], ended
+    assert sum("3 processes" in one.stdout for one in ended) == 1  # one voice
+    assert_same_curve(events(tmp_path / "run"), one.metrics)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @pytest.mark.parametrize(
