@@ -111,7 +111,7 @@ def main() -> None:
     found: dict[int, list[dict[str, float]]] = {batch: [] for batch in BATCHES}
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(arguments.repeats + 1):
-            for batch in BATCHES:
+            for batch in BATCHES[:: (-1) ** repeat]:  # neither is always the first of a pair
                 command = [sys.executable, __file__, "--one", str(batch), folder]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 if repeat:  # the first one fills caches
