@@ -198,6 +198,13 @@ def test_masks_do_not_depend_on_what_comes_after(length: int) -> None:
     assert np.array_equal(selected(cut), selected(whole)[:, :length])
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint64])
+def test_the_integer_type_of_example_ids_changes_nothing(dtype: type[np.integer]) -> None:
+    ids, names = random_ids(4, 70), np.array([0, 5, 100, 127])
+    for one, other in zip(mask(ids, names), mask(ids, names.astype(dtype)), strict=True):
+        assert np.array_equal(one, other)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.int32, torch.int64])
 def test_torch_tensors_get_the_masks_of_numpy_arrays(dtype: torch.dtype) -> None:
     ids, names = random_ids(5, 40), np.arange(5) + 2**40

@@ -252,6 +252,19 @@ def test_the_mean_of_exact_budgets_is_exact(unit: Unit, rate: float) -> None:
                                               ids).std()  # fmt: skip
 
 
+@pytest.mark.parametrize("unit", Unit)
+def test_how_many_words_an_exact_budget_sorts_at_first_changes_nothing(unit: Unit) -> None:
+    config = MaskingConfig(unit=unit, budget=Budget.EXACT, rate=0.3)
+    ids = ids_for(50, 90)
+    starts = starts_for(config, *ids.shape)
+    expected = mask(ids, config=config, word_starts=starts)
+    for spread in (0, 1 << 33):  # too few of them every other time, and all
+        other = dataclasses.replace(config)
+        other.threshold_array[3] = spread
+        for one, two in zip(expected, mask(ids, config=other, word_starts=starts), strict=True):
+            assert np.array_equal(one, two)
+
+
 def test_exact_budgets_select_every_token_equally_often() -> None:
     ids = np.full((60_000, 20), 7)
     chosen = selected(mask(ids, config=MaskingConfig(budget=Budget.EXACT)))
