@@ -1,5 +1,6 @@
 """run(config) -> Summary: what `python -m mlmlab.train` does, for notebooks and tests."""
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ from mlmlab.checkpoints import save_pretrained
 from mlmlab.config import DebugMode, RunConfig
 from mlmlab.data.corpus import Progress as TokenizationProgress
 from mlmlab.data.order import Order
-from mlmlab.errors import RunFailed
+from mlmlab.errors import Problem, RunFailed, UserError
 from mlmlab.filling import FillMask
 from mlmlab.gathering import gather_in_turn
 from mlmlab.inputs import Inputs, gather
@@ -21,6 +22,7 @@ from mlmlab.optimum import SENTENCES, exact_answers, floor_perplexity
 from mlmlab.processes import LOST, World, is_lost, joined, outlast_sigterm
 from mlmlab.resuming import Resumption, find_resumption, fingerprint
 from mlmlab.run_folder import RunFolder, check_run_dir
+from mlmlab.snapshot import is_fixed
 from mlmlab.tracking.progress import Progress
 from mlmlab.tracking.summary import Summary, git_commit, peak_memory_bytes, versions
 from mlmlab.tracking.tracker import Tracker
@@ -96,9 +98,22 @@ def gather_run(
     commits in place of branches."""
 
     def gathered(config: RunConfig, show: TokenizationProgress | None) -> Inputs:
-        return gather(config, show, state)
+        try:
+            return gather(config, show, state)
+        except UserError as error:
+            if config.resume is None:
+                raise
+            raise UserError(map(_put_back, error.problems)) from error
 
     return gather_in_turn(config, world, gathered, quiet=quiet)
+
+
+def _put_back(problem: Problem) -> Problem:
+    """A resumed run cannot be told to take something else."""
+    if not is_fixed(problem.where):
+        return problem
+    remedy = "put back what the run began with; or a new run: python -m mlmlab.train without resume"
+    return dataclasses.replace(problem, remedy=remedy)
 
 
 def _outputs(

@@ -130,6 +130,21 @@ def test_without_a_whole_checkpoint_and_what_it_began_with_that_is_named(
     (problem,) = error.value.problems
     assert problem.where == "checkpoint"
     assert f"{emptied.folder}/origin" in problem.found
+    assert problem.remedy.startswith("put back what the run began with")
+
+
+def test_without_its_text_a_run_is_not_told_to_take_another(place: Place, tmp_path: Path) -> None:
+    run_dir = as_killed(place.folder / "runs" / "checkpoint", tmp_path / "run", checkpoints=[45])
+    text = next(place.folder.glob("*.txt"))
+    text.rename(text.with_suffix(".away"))
+    try:
+        with pytest.raises(UserError) as error:
+            mlmlab.run(mlmlab.compose(f"resume={run_dir}"), quiet=True)
+    finally:
+        text.with_suffix(".away").rename(text)
+    (problem,) = error.value.problems
+    assert problem.where == "data.path"
+    assert problem.remedy.startswith("put back what the run began with")
 
 
 @pytest.mark.parametrize("how", ["resume={}", "run_dir={} resume=auto"])
