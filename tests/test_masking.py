@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -456,6 +457,24 @@ def test_the_memory_layout_of_what_goes_in_changes_nothing(unit: Unit) -> None:
         )  # fmt: skip
         for one, two in zip(expected, other, strict=True):
             assert np.array_equal(one, two), changed.__name__
+
+
+@pytest.mark.parametrize("unit", Unit)
+def test_four_workers_at_once_mask_as_one_does(unit: Unit) -> None:
+    ids, config = random_ids(64, 512, LARGE), MaskingConfig(unit=unit)
+    starts = None if unit is Unit.TOKEN else (ids % 3 > 0).astype(np.uint8)
+
+    def part(rows: NDArray[Any]) -> Arrays:
+        words = None if starts is None else starts[rows]
+        return mask(ids[rows], rows, config=config, vocabulary=LARGE, word_starts=words)
+
+    expected = part(np.arange(64))
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            parts = list(pool.map(part, np.array_split(np.arange(64), 16)))
+            for name in ("input_ids", "labels"):
+                joined = np.concatenate([getattr(one, name) for one in parts])
+                assert np.array_equal(joined, getattr(expected, name))
 
 
 def test_a_tensor_on_a_device_is_refused_by_name() -> None:

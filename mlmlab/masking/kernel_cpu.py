@@ -101,7 +101,7 @@ def _parts(out, rows, size, capacity):  # type: ignore[no-untyped-def]
     replaced_identity = pointer(replaced, 2 * capacity, np.uint64)
     high = pointer(replaced, 3 * capacity, np.uint32)
     low = pointer(replaced, 4 * capacity, np.uint32)
-    lists = pointer(replaced, 5 * capacity, np.int64)
+    lists = pointer(replaced, PLACE_LISTS * capacity, np.int64)
     return positions, labels, row_offsets, replaced, replaced_identity, high, low, lists
 
 
