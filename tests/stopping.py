@@ -25,6 +25,7 @@ SMALLEST = (
     "train.batch_size=8",
     "runtime.device=cpu",
     "runtime.threads=1",
+    "runtime.precision=fp32",
 )
 """A model and a text for runs of many updates a second."""
 TINY = (
@@ -36,7 +37,6 @@ TINY = (
     "train.save_every_steps=15",
     "eval.every_steps=21",
     "eval.fill_mask=[]",
-    "runtime.precision=fp32",
 )
 """A run of a second or two. Its checkpoints lie between log lines, its evaluations behind one."""
 

@@ -23,6 +23,7 @@ TINY = (
     "model.heads=2",
     "model.intermediate_size=64",
     "model.dropout=0",
+    "runtime.precision=fp32",
 )
 
 

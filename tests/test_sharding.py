@@ -348,6 +348,7 @@ TINY = (
     "run_dir=run",
     "runtime.device=cpu",
     "runtime.threads=1",
+    "runtime.precision=fp32",
     "model.layers=2",
     "model.hidden_size=32",
     "model.heads=2",
