@@ -13,17 +13,16 @@ if TYPE_CHECKING:
     from mlmlab.checkpoints import load_pretrained, save_pretrained
     from mlmlab.composition import compose, compose_evaluation
     from mlmlab.errors import RunFailed, UserError
-    from mlmlab.evaluating import evaluate_checkpoint
     from mlmlab.filling import FillMask
-    from mlmlab.launch import run
+    from mlmlab.runs import evaluate_checkpoint, run
 
 _HOMES = {
     "load_pretrained": "mlmlab.checkpoints",
     "save_pretrained": "mlmlab.checkpoints",
     "compose": "mlmlab.composition",
     "compose_evaluation": "mlmlab.composition",
-    "evaluate_checkpoint": "mlmlab.evaluating",
-    "run": "mlmlab.launch",
+    "evaluate_checkpoint": "mlmlab.runs",
+    "run": "mlmlab.runs",
     "FillMask": "mlmlab.filling",
     "UserError": "mlmlab.errors",
     "RunFailed": "mlmlab.errors",

@@ -21,7 +21,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from mlmlab import schema
 from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
 from mlmlab.errors import Problem, UserError
-from mlmlab.snapshot import allowed_changes, read_snapshot
+from mlmlab.snapshot import allowed_changes, keep_pins, read_snapshot
 
 
 def config_folder() -> Path:
@@ -63,8 +63,9 @@ def compose(*overrides: str) -> RunConfig:
 def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """What `config.build` makes a run's config of.
 
-    With `resume=RUN_DIR` that is the run's own config.yaml and the overrides, nothing else;
-    `resume=auto` is that if there is a run in `run_dir`, else a new run there.
+    With `resume=RUN_DIR` that is the run's own config.yaml and the overrides, nothing else.
+    `resume=auto` is the same if there is a run in `run_dir`, else a new run there; and it takes
+    groups, too (+experiment=NAME), so that the command that began a run also resumes it.
 
     Args:
         composed: what Hydra made of the defaults and the overrides.
@@ -76,9 +77,8 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     mapping = {key: value for key, value in composed.items() if key != "sweep_dir"}
     if mapping["resume"] is None:
         return mapping
-    given = _parsed(overrides)
-    skipped = {"resume", "sweep_dir"}
-    if mapping["resume"] == "auto":
+    is_auto = mapping["resume"] == "auto"
+    if is_auto:
         if mapping["run_dir"] is None:
             raise UserError.of(
                 "resume",
@@ -87,24 +87,38 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
                 remedy="run_dir=RUN_DIR resume=auto; or resume=RUN_DIR",
             )
         mapping["resume"] = mapping["run_dir"]
-        skipped.add("run_dir")
         if not (Path(mapping["run_dir"]) / "config.yaml").is_file():
             return mapping | {"resume": None}
-    run_dir = Path(str(mapping["resume"]))
-    snapshot = read_snapshot(run_dir)
-    resumed = copy.deepcopy(snapshot) | {"resume": str(run_dir)}
+    run_dir = str(mapping["resume"])
+    snapshot = read_snapshot(Path(run_dir))
+    resumed = copy.deepcopy(snapshot) | {"resume": run_dir}
+    given = [
+        key
+        for key in _parsed(overrides)
+        if key not in ("resume", "sweep_dir") and not key.startswith("hydra.")
+    ]
+    if is_auto:
+        given = [key for key in given if key != "run_dir"]
+        if any(_is_group(key) for key in given):  # the command that began the run, given again
+            resumed, given = copy.deepcopy(mapping) | {"run_dir": snapshot.get("run_dir")}, []
     for key in given:
         if key == "debug":
             resumed["debug"] = mapping["debug"]
-        elif key not in skipped and not key.startswith("hydra."):
+        else:
             _put(resumed, mapping, key)
+    keep_pins(snapshot, resumed)
     allowed_changes(snapshot, resumed)  # before they are read: they may contradict its other keys
     return resumed
 
 
+def _is_group(key: str) -> bool:
+    """Whether an overridden key is a group of options, such as masking or masking@eval.masking."""
+    return (config_folder() / key.partition("@")[0]).is_dir()
+
+
 def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:
     """Sets a dotted key to what was composed for it."""
-    if (config_folder() / key).is_dir():
+    if _is_group(key):
         raise UserError.of(
             key,
             found=f"the whole group {key}, with resume",
@@ -129,8 +143,8 @@ def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:
 def compose_evaluation(*overrides: str) -> EvaluateConfig:
     """The config that `python -m mlmlab.evaluate OVERRIDES` would score.
 
-    Where `checkpoint` is a run's folder, or one of its checkpoints, the run's own data, masking,
-    masks and runtime take the place of the defaults.
+    Where `checkpoint` is a run's folder, or one of its checkpoints, the run's own data, runtime and
+    eval.* take the place of the defaults.
 
     Args:
         overrides: as on the command line: "checkpoint=RUN_DIR", "eval.mask_draws=4".
@@ -143,10 +157,12 @@ def compose_evaluation(*overrides: str) -> EvaluateConfig:
     run_dir = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     chosen = list(overrides)
     is_run = (run_dir / "config.yaml").is_file()
+    names_data = any(key == "data" or key in _ADDRESSES for key in given)
     if is_run:
         chosen = [*_as_in_the_run(run_dir / "config.yaml", given), *chosen]
+        if names_data:
+            chosen += [key for key in _OF_THE_RUNS_TEXT if key.partition("=")[0] not in given]
     mapping = _composed(EVALUATE, chosen)
-    names_data = any(key == "data" or key in _ADDRESSES for key in given)
     if mapping["eval"]["split"] is None:
         mapping["eval"]["split"] = "test" if is_run and not names_data else "all"
     return build_evaluation(mapping)
@@ -159,6 +175,12 @@ def default_mapping(command: Composed) -> dict[str, Any]:
 
 _ADDRESSES = {f"data.{name}" for name in ("source", "path", "url", "repository", "files")}
 """Keys with which a user names other text."""
+_OF_THE_RUNS_TEXT = (
+    "data.fingerprint=null",
+    "data.eval_fingerprint=null",
+    "eval.max_examples=null",
+)
+"""What says nothing about other text than the run's."""
 
 
 def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
@@ -167,20 +189,28 @@ def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
         raise UserError([_syntax(error.override)]) from error
-    return {override.key_or_group: override.value() for override in parsed}
+    return {
+        f"{o.key_or_group}@{o.package}" if o.package else str(o.key_or_group): o.value()
+        for o in parsed
+    }
 
 
 def _as_in_the_run(snapshot: Path, given: Mapping[str, Any]) -> list[str]:
     """Makes the run's own groups options of Hydra's, and chooses them unless the user did."""
     content = OmegaConf.to_container(OmegaConf.load(snapshot))
-    groups = ("data", "masking", "runtime")
-    evaluation = ("batch_size", "seed", "mask_draws")
+    evaluation = ("seed", "mask_draws", "max_examples")
     try:
         assert isinstance(content, dict)
-        for group in groups:
-            ConfigStore.instance().store(_OF_THE_RUN, content[group], group=group)
-        chosen = [f"{group}={_OF_THE_RUN}" for group in groups if group not in given]
-        return chosen + [f"eval.{name}={content['eval'][name]}" for name in evaluation]
+        groups = {
+            "data": content["data"],
+            "runtime": content["runtime"],
+            "masking@eval.masking": content["eval"]["masking"],
+        }
+        for name, values in groups.items():
+            ConfigStore.instance().store(_OF_THE_RUN, values, group=name.partition("@")[0])
+        chosen = [f"{name}={_OF_THE_RUN}" for name in groups if name not in given]
+        chosen += [f"eval.{key}={schema.shown(content['eval'][key])}" for key in evaluation]
+        return chosen
     except (AssertionError, KeyError, TypeError) as error:
         raise UserError.of(
             "checkpoint",
@@ -267,6 +297,13 @@ def _interpolation(error: InterpolationResolutionError) -> Problem:
 
 
 def _no_such_key(command: Composed, key: str, value: str) -> Problem:
+    if command is EVALUATE and key == "masking":
+        return Problem(
+            key,
+            f"{key}={value}",
+            "a policy for eval.masking: an evaluation has no other",
+            f"masking@eval.masking={value}",
+        )
     return schema.unknown_key(command.kind, key, value)
 
 

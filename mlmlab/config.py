@@ -12,7 +12,7 @@ from mlmlab.data.config import DataConfig, TokenizerChoice, TokenizerConfig
 from mlmlab.errors import Problem, UserError
 from mlmlab.masking.config import MaskingConfig, MaskingMode
 from mlmlab.model.config import ModelSettings
-from mlmlab.training.config import EvalConfig, RuntimeConfig, TrainConfig, TrainEvalConfig
+from mlmlab.training.config import RuntimeConfig, ScoringConfig, TrainConfig, TrainEvalConfig
 
 
 class CheckpointHead(Enum):
@@ -151,25 +151,17 @@ class EvaluateConfig:
     """A checkpoint's or a run's folder, or owner/name[@revision] on the Hub."""
     tokenizer: TokenizerChoice
     data: DataConfig
-    masking: MaskingConfig
-    eval: EvalConfig
+    eval: ScoringConfig
     runtime: RuntimeConfig
 
     def problems(self) -> Iterator[Problem]:
-        """No checkpoint, and nothing to predict."""
+        """No checkpoint."""
         if self.checkpoint is None:
             yield Problem(
                 "checkpoint",
                 "null",
                 "the model to evaluate",
                 "checkpoint=RUN_DIR, or checkpoint=DIR_OR_HUB_ID data.source=file data.path=FILE",
-            )
-        if self.masking.rate == 0.0:
-            yield Problem(
-                "masking.rate",
-                "0.0",
-                "above 0: only masked tokens are scored",
-                "masking.rate=0.15",
             )
 
 

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from mlmlab.command import exit_status
 from mlmlab.composition import EVALUATE, compose_evaluation, config_folder, default_mapping
+from mlmlab.runs import evaluate_checkpoint
 
 _HELP = """python -m mlmlab.evaluate checkpoint=DIR_OR_HUB_ID [key=value] ...
 
@@ -37,15 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     if {"--help", "-h"} & set(arguments):
         print(_HELP + _keys())
         return
-    config = compose_evaluation(*arguments)
-    if config.runtime.processes is not None and "RANK" not in os.environ:
-        from mlmlab.starting import evaluate_in_processes
-
-        print(json.dumps(evaluate_in_processes(config)))
-        return
-    from mlmlab.evaluating import evaluate_checkpoint  # a wrong key need not wait for PyTorch
-
-    report = evaluate_checkpoint(config)
+    report = evaluate_checkpoint(compose_evaluation(*arguments))
     if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
         print(json.dumps(report.to_mapping()))
 

@@ -1,4 +1,4 @@
-"""evaluate_checkpoint(config): what `python -m mlmlab.evaluate` does, for notebooks and tests."""
+"""A checkpoint scored on text, in this process or as one of several."""
 
 import math
 from dataclasses import dataclass
@@ -79,19 +79,8 @@ _LOST = (
 )
 
 
-def evaluate_checkpoint(config: EvaluateConfig, *, quiet: bool = False) -> EvaluationReport:
-    """Scores a checkpoint on text.
-
-    Under torchrun every process calls it, scores its share, and gets the same report.
-
-    Args:
-        config: from `mlmlab.compose_evaluation`.
-        quiet: print nothing.
-
-    Raises:
-        UserError: the config or what it names is wrong.
-        RunFailed: another process ended.
-    """
+def score(config: EvaluateConfig, *, quiet: bool = False) -> EvaluationReport:
+    """Scores a checkpoint on text; see `mlmlab.evaluate_checkpoint`."""
     with joined(use_cuda=uses_cuda(config.runtime)) as world:
         try:
             return _evaluate(config, world, quiet=quiet or not world.is_first)
@@ -110,10 +99,10 @@ def _evaluate(config: EvaluateConfig, world: World, *, quiet: bool) -> Evaluatio
     progress.line(terminal.evaluation_plan(config, inputs, compute, world))
     loader = EvalLoader(
         blocks=inputs.test,
-        masker=Masker(config.masking, inputs.tokenizer.vocabulary(), compute.is_cuda),
+        masker=Masker(config.eval.masking, inputs.tokenizer.vocabulary(), compute.is_cuda),
         seed=config.eval.seed,
-        batch_size=config.eval.batch_size,
         draws=config.eval.mask_draws,
+        max_examples=config.eval.max_examples,
     )
     model = inputs.model.to(compute.device)
     evaluation = evaluate(model, loader, compute, progress, world=world)
@@ -127,7 +116,7 @@ def _evaluate(config: EvaluateConfig, world: World, *, quiet: bool) -> Evaluatio
         split=config.eval.split,
         documents=inputs.test.shard.documents,
         tokens=len(inputs.test.shard.tokens),
-        examples=len(inputs.test),
+        examples=loader.examples_per_draw,
         dropped_tokens=inputs.test.dropped_tokens,
         mask_draws=config.eval.mask_draws,
     )

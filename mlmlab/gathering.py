@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from mlmlab.config import EvaluateConfig, RunConfig
 from mlmlab.data.corpus import Progress
+from mlmlab.fetch.cache import absolute
 from mlmlab.inputs import EvaluationInputs
 from mlmlab.processes import World
 from mlmlab.tracking.progress import tokenization_bar
@@ -28,8 +30,8 @@ def gather_in_turn(
         quiet: show no progress.
 
     Returns:
-        The config, with commits in place of the branches of checkpoint and data set; and what it
-        names.
+        The pinned config (commits in place of branches, absolute paths, the texts' fingerprints);
+        and what it names.
     """
     gathered: list[Found] = []
 
@@ -38,7 +40,16 @@ def gather_in_turn(
             found = gather(config, show)
         gathered.append(found)
         checkpoint = config.checkpoint if found.loaded is None else found.loaded.resolved
-        return dataclasses.replace(config, checkpoint=checkpoint, data=found.data)
+        tokenizer = dataclasses.replace(config.tokenizer, path=_absolute(found.tokenizer_path))
+        return dataclasses.replace(
+            config, checkpoint=_absolute(checkpoint), tokenizer=tokenizer, data=found.data
+        )
 
     pinned = world.from_first(first)
     return pinned, gathered[0] if gathered else gather(pinned, None)
+
+
+def _absolute(name: str | None) -> str | None:
+    """A local path from any folder; a name on the Hub as it is."""
+    is_local = name is not None and Path(name).expanduser().exists()
+    return absolute(name) if is_local and name is not None else name

@@ -16,10 +16,10 @@ from mlmlab.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, wo
 from mlmlab.data.word_starts import with_word_starts
 from mlmlab.data.world import small_world
 from mlmlab.errors import Problem, UserError
-from mlmlab.fetch.cache import built_once, cache_folder
+from mlmlab.fetch.cache import absolute, built_once, cache_folder
 from mlmlab.fetch.hub import fetch_dataset, fetch_tokenizer
 from mlmlab.fetch.url import fetch_url
-from mlmlab.masking import MaskingConfig, Unit
+from mlmlab.masking import MaskingPolicy, Unit
 from mlmlab.model import MaskedLanguageModel, ModelConfig
 from mlmlab.random import Domain, derive_seed
 from mlmlab.training.config import Split
@@ -41,12 +41,15 @@ class EvaluationInputs:
     text: Text
     test: Blocks
     tokenizer: Tokenizer
+    tokenizer_path: str | None
+    """As configured, with the commit in place of a branch."""
     model: MaskedLanguageModel
     loaded: LoadedModel | None
     """The checkpoint that the model came from; None from scratch, and for a run that goes on."""
     data: DataConfig
     """As configured, with the commit in place of a data set's branch."""
-    masking: MaskingConfig
+    masking: MaskingPolicy
+    """Of the evaluations."""
 
     @property
     def has_known_optimum(self) -> bool:
@@ -101,15 +104,17 @@ def gather(
     test_source = _eval_source(data)
     if data.eval_path is not None:  # every other document is trained on
         data = dataclasses.replace(data, test_fraction=0.0)
-    tokenizer = (
-        load_tokenizer(state) if state else _tokenizer(config.tokenizer, data, loaded, source)
-    )
+    tokenizer_path = config.tokenizer.path
+    if state is not None:
+        tokenizer = load_tokenizer(state)
+    else:
+        tokenizer, tokenizer_path = _tokenizer(config.tokenizer, data, loaded, source)
     _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
-    unit = config.masking.unit
-    text = _text(source, tokenizer, data, data.test_fraction, unit, progress)
+    needs_words = {config.masking.unit, config.eval.masking.unit} != {Unit.TOKEN}
+    text = _text(source, tokenizer, data, data.test_fraction, needs_words, progress)
     test_text = text
     if test_source is not None:
-        test_text = _text(test_source, tokenizer, data, 1.0, unit, progress)
+        test_text = _text(test_source, tokenizer, data, 1.0, needs_words, progress)
     train = _blocks(text.corpus.train, data, tokenizer, keep_rest=False)
     test = _blocks(test_text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(train, "training", text), (test, "test", test_text)])
@@ -119,10 +124,11 @@ def gather(
         text=text,
         test=test,
         tokenizer=tokenizer,
+        tokenizer_path=tokenizer_path,
         model=model,
         loaded=loaded,
         data=dataclasses.replace(data, test_fraction=config.data.test_fraction),
-        masking=config.masking,
+        masking=config.eval.masking,
         train=train,
         test_text=test_text,
     )
@@ -140,15 +146,20 @@ def gather_evaluation(config: EvaluateConfig, progress: Progress | None = None) 
     fraction = data.test_fraction if config.eval.split is Split.TEST else 1.0
     if test_source is not None:
         source, fraction = test_source, 1.0
-    if config.tokenizer.path is None:
+    tokenizer_path = config.tokenizer.path
+    if tokenizer_path is None:
         tokenizer = load_tokenizer(loaded.folder)
     else:
-        tokenizer = load_tokenizer(fetch_tokenizer(config.tokenizer.path))
+        folder, tokenizer_path = fetch_tokenizer(tokenizer_path)
+        tokenizer = load_tokenizer(folder)
     _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
-    text = _text(source, tokenizer, data, fraction, config.masking.unit, progress)
+    policy = config.eval.masking
+    text = _text(source, tokenizer, data, fraction, policy.unit is not Unit.TOKEN, progress)
     test = _blocks(text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(test, "test" if config.eval.split is Split.TEST else "own", text)])
-    return EvaluationInputs(text, test, tokenizer, loaded.model, loaded, data, config.masking)
+    return EvaluationInputs(
+        text, test, tokenizer, tokenizer_path, loaded.model, loaded, data, policy
+    )
 
 
 def _found(
@@ -167,6 +178,8 @@ def _found(
     except UserError as error:
         problems += error.problems
     try:
+        if data.eval_path is not None:
+            data = dataclasses.replace(data, eval_path=absolute(data.eval_path))
         source, data = open_source(data)
         source.fingerprint()
     except UserError as error:
@@ -180,7 +193,8 @@ def open_source(config: DataConfig) -> tuple[TextSource, DataConfig]:
     """The stream of documents that the config names, downloaded first where it is elsewhere.
 
     Returns:
-        The source; and the config, with the commit in place of a data set's branch.
+        The source; and the config, with the commit in place of a data set's branch, and an
+        absolute path.
 
     Raises:
         UserError: it cannot be had.
@@ -198,8 +212,9 @@ def open_source(config: DataConfig) -> tuple[TextSource, DataConfig]:
         name = f"{config.repository}@{commit[:8]} ({count} {config.files})"
         return FileSource.of(files, config, name), dataclasses.replace(config, revision=commit)
     assert config.path is not None
-    files = matching_files(config.path, "data.path")
-    return FileSource.of(files, config, config.path), config
+    path = absolute(config.path)
+    files = matching_files(path, "data.path")
+    return FileSource.of(files, config, config.path), dataclasses.replace(config, path=path)
 
 
 def _eval_source(config: DataConfig) -> FileSource | None:
@@ -216,13 +231,13 @@ def _text(
     tokenizer: Tokenizer,
     data: DataConfig,
     test_fraction: float,
-    unit: Unit,
+    needs_words: bool,
     progress: Progress | None,
 ) -> Text:
     corpus = open_corpus(
         source, tokenizer, test_fraction=test_fraction, seed=data.seed, progress=progress
     )
-    if unit is not Unit.TOKEN:
+    if needs_words:
         corpus = with_word_starts(
             corpus, source, tokenizer,
             test_fraction=test_fraction, seed=data.seed, progress=progress,
@@ -257,14 +272,16 @@ def _from_scratch(config: RunConfig, tokenizer: Tokenizer) -> MaskedLanguageMode
 
 def _tokenizer(
     settings: TokenizerConfig, data: DataConfig, loaded: LoadedModel | None, source: TextSource
-) -> Tokenizer:
+) -> tuple[Tokenizer, str | None]:
+    """The tokenizer, and the pinned name of the one that `tokenizer.path` names."""
     if settings.path is not None:
-        return load_tokenizer(fetch_tokenizer(settings.path))
+        folder, pinned = fetch_tokenizer(settings.path)
+        return load_tokenizer(folder), pinned
     if loaded is not None:
-        return load_tokenizer(loaded.folder)
+        return load_tokenizer(loaded.folder), None
     if isinstance(source, WorldSource):
-        return word_tokenizer(small_world().words)
-    return _trained_tokenizer(settings, data, source)
+        return word_tokenizer(small_world().words), None
+    return _trained_tokenizer(settings, data, source), None
 
 
 def _trained_tokenizer(

@@ -1,4 +1,4 @@
-"""run(config) -> Summary: what `python -m mlmlab.train` does, for notebooks and tests."""
+"""A training run from top to bottom, in this process or as one of several."""
 
 import dataclasses
 from collections.abc import Callable
@@ -37,26 +37,11 @@ from mlmlab.training.replica import Replica
 from mlmlab.training.state import ProgressRecord
 
 
-def run(config: RunConfig, *, quiet: bool = False) -> Summary:
-    """Trains, evaluates and exports, in a folder of its own.
-
-    Under torchrun every process calls it, and each gets the same summary.
-
-    Args:
-        config: from `mlmlab.compose`.
-        quiet: print nothing.
-
-    Returns:
-        The content of the run's summary.json.
-
-    Raises:
-        UserError: the config or what it names is wrong; nothing was written.
-        RunFailed: the loss or a gradient became non-finite, or another process ended.
-        Interrupted: a signal asked the run to stop; there is a checkpoint.
-    """
+def train(config: RunConfig, *, quiet: bool = False) -> Summary:
+    """Trains, evaluates and exports; see `mlmlab.run`."""
     with joined(use_cuda=uses_cuda(config.runtime)) as world:
         try:
-            return _run(config, world, quiet=quiet or not world.is_first)
+            return _train(config, world, quiet=quiet or not world.is_first)
         except RuntimeError as error:
             if world.is_distributed and is_lost(error):
                 outlast_sigterm()
@@ -64,7 +49,7 @@ def run(config: RunConfig, *, quiet: bool = False) -> Summary:
             raise
 
 
-def _run(config: RunConfig, world: World, *, quiet: bool) -> Summary:
+def _train(config: RunConfig, world: World, *, quiet: bool) -> Summary:
     compute = resolve(config.runtime, world.local_rank)
     with ExitStack() as stack:
 
@@ -257,10 +242,10 @@ def _loaders(
     )
     eval_loader = EvalLoader(
         blocks=inputs.test,
-        masker=Masker(config.masking, vocabulary, compute.is_cuda),
+        masker=Masker(config.eval.masking, vocabulary, compute.is_cuda),
         seed=config.eval.seed,
-        batch_size=config.eval.batch_size,
         draws=config.eval.mask_draws,
+        max_examples=config.eval.max_examples,
     )
     return train_loader, eval_loader
 
@@ -323,6 +308,6 @@ def _filled(config: RunConfig, inputs: Inputs, fill_mask: FillMask) -> str:
         rows = answers if isinstance(answers[0], list) else [answers]
         exact = []
         if inputs.has_known_optimum:
-            exact = exact_answers(fill_mask.encode(text), config.masking, inputs.tokenizer)
+            exact = exact_answers(fill_mask.encode(text), config.eval.masking, inputs.tokenizer)
         lines.append(terminal.completion(text, rows, exact))
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mlmlab.data.blocks import Blocks
 from mlmlab.data.order import Order
-from mlmlab.masking import MaskingMode
+from mlmlab.masking import MaskingConfig, MaskingMode, MaskingPolicy
 from mlmlab.micro_batch import Masker, MicroBatch
 from mlmlab.processes import ALONE, World
 from mlmlab.random import Domain, derive_seed
@@ -76,7 +76,7 @@ class TrainLoader:
     order: Order
     micro_batch_size: int
     """Rows a forward pass, in each process."""
-    masker: Masker
+    masker: Masker[MaskingConfig]
     seed: int
     updates: int = 1
     """Updates of the whole run, for a masking rate that moves."""
@@ -154,16 +154,26 @@ class EvalLoader:
     """The test examples in canonical chunks, with masks that never change."""
 
     blocks: Blocks
-    masker: Masker
+    masker: Masker[MaskingPolicy]
     seed: int
-    batch_size: int
     draws: int = 1
     """How often each example is scored, each time with other masks."""
+    max_examples: int | None = None
+    """Score the fewest chunks that hold this many examples; None: all."""
+
+    @property
+    def examples_per_draw(self) -> int:
+        """Examples to score in one draw."""
+        if self.max_examples is None or self.max_examples >= len(self.blocks):
+            return len(self.blocks)
+        size = self._chunk_size
+        end = -(-self.max_examples // size) * size
+        return end if end <= self.blocks.even else len(self.blocks)
 
     @property
     def example_count(self) -> int:
         """Examples to score, over all draws."""
-        return len(self.blocks) * self.draws
+        return self.examples_per_draw * self.draws
 
     @property
     def chunk_count(self) -> int:
@@ -172,11 +182,12 @@ class EvalLoader:
 
     def _bounds(self) -> list[tuple[int, int, int]]:
         """Draw, first example and last of each chunk, in order."""
-        size = self._chunk_size
+        size, count = self._chunk_size, self.examples_per_draw
+        even = min(self.blocks.even, count)
         return [
             (draw, first, min(first + size, end))
             for draw in range(self.draws)
-            for start, end in ((0, self.blocks.even), (self.blocks.even, len(self.blocks)))
+            for start, end in ((0, even), (even, count))
             for first in range(start, end, size)
         ]
 
@@ -185,8 +196,7 @@ class EvalLoader:
         return max(1, CHUNK_TOKENS // self.blocks.block_size)
 
     def chunks(self, world: World = ALONE) -> Iterator[EvalChunk]:
-        """Every example once a draw, in order. `batch_size` decides only how many are prepared at
-        a time: whole chunks, each of which meets the model alone.
+        """The examples once per draw, in order, one chunk prepared ahead.
 
         Args:
             world: of the chunks, a process gets every `size`-th from its rank on; and a row that
@@ -194,13 +204,7 @@ class EvalLoader:
                 shards (fsdp) and every forward pass a meeting of all processes.
         """
         bounds = self._bounds()[world.rank :: world.size]
-        group = max(1, self.batch_size // self._chunk_size)
-
-        def prepared(number: int) -> list[EvalChunk]:
-            return [self._chunk(*bound) for bound in bounds[number * group : (number + 1) * group]]
-
-        for chunks in _ahead(prepared, 0, -(-len(bounds) // group)):
-            yield from chunks
+        yield from _ahead(lambda number: self._chunk(*bounds[number]), 0, len(bounds))
         if len(bounds) < -(-self.chunk_count // world.size):
             row = self._chunk(0, 0, 1)
             yield EvalChunk(row.batch.without_predictions(), row.owners[:0], counts=False)

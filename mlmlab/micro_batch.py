@@ -6,17 +6,19 @@ B sequences   T positions   M predicted tokens
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mlmlab.data.blocks import Blocks, Rows
-from mlmlab.masking import MaskedBatch, MaskingConfig, Unit, VocabularyInfo, mask_batch
+from mlmlab.masking import MaskedBatch, MaskingPolicy, Unit, VocabularyInfo, mask_batch
 
 if TYPE_CHECKING:
     from mlmlab.masking.kernel_cuda import DeviceMaskedBatch
+
+Policy = TypeVar("Policy", bound=MaskingPolicy, covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +76,10 @@ def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Masker:
+class Masker(Generic[Policy]):
     """Examples to micro-batches."""
 
-    config: MaskingConfig
+    config: Policy
     vocabulary: VocabularyInfo
     pin_memory: bool = False
     """Whether tensors lie in page-locked memory, from where they reach CUDA without a stop."""
@@ -96,7 +98,7 @@ class Masker:
             rate: in place of the config's, for one that moves.
         """
         rows = blocks.take(examples)
-        config = self.config
+        config: MaskingPolicy = self.config
         if rate != config.rate:
             config = dataclasses.replace(config, rate=rate)
         mask = self._on_host if self.device is None else self._on_device
@@ -120,7 +122,7 @@ class Masker:
         examples: NDArray[np.int64],
         epoch: int,
         seed: int,
-        config: MaskingConfig,
+        config: MaskingPolicy,
     ) -> MaskedBatch[torch.Tensor]:
         batch = mask_batch(
             rows.input_ids,
@@ -139,7 +141,7 @@ class Masker:
         examples: NDArray[np.int64],
         epoch: int,
         seed: int,
-        config: MaskingConfig,
+        config: MaskingPolicy,
     ) -> MaskedBatch[torch.Tensor]:
         """Runs in the loader's thread, on a stream beside the model's: only this thread waits."""
         from mlmlab.masking.kernel_cuda import mask_batch_on_device

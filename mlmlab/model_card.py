@@ -1,6 +1,7 @@
 """The README.md of an export: what the model is, how it was trained, how to use it."""
 
 import math
+from pathlib import Path
 
 from mlmlab.config import RunConfig
 from mlmlab.tracking.summary import Summary
@@ -14,6 +15,8 @@ def model_card(config: RunConfig, summary: Summary, text: str, mask_token: str) 
         mask_token: for the usage example.
     """
     start = config.checkpoint or "fresh weights"
+    if Path(start).is_absolute():  # a card is published: a folder's place is the user's business
+        start = Path(start).name
     front = ["library_name: transformers", "pipeline_tag: fill-mask", "tags: [mlmlab]"]
     if config.checkpoint and "@" in config.checkpoint:
         front.append(f"base_model: {config.checkpoint.partition('@')[0]}")

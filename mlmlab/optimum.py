@@ -6,7 +6,7 @@ from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.data.world import TokenChain, small_world
 from mlmlab.inputs import EvaluationInputs
 from mlmlab.loader import EvalLoader
-from mlmlab.masking import MaskingConfig
+from mlmlab.masking import MaskingPolicy
 from mlmlab.masking.floor import exact_floor, token_posteriors
 from mlmlab.training.evaluation import perplexity
 
@@ -39,7 +39,7 @@ def floor_perplexity(inputs: EvaluationInputs, loader: EvalLoader) -> float | No
 
 
 def exact_answers(
-    ids: list[int], masking: MaskingConfig, tokenizer: Tokenizer
+    ids: list[int], masking: MaskingPolicy, tokenizer: Tokenizer
 ) -> list[tuple[str, float]]:
     """For each mask the word that the world most likely put there, and its exact probability.
 

@@ -1,8 +1,9 @@
-"""replay(config): one update of a run once more, looked at closely. Nothing is written."""
+"""One update of a run again, looked at closely. Nothing is written."""
 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,16 +30,23 @@ from mlmlab.training.state import (
 )
 
 
-def replay(config: RunConfig, *, quiet: bool = False) -> float:
+@dataclass(frozen=True)
+class Replay:
+    """An update that was repeated."""
+
+    step: int
+    """Counted from 1."""
+    loss: float
+    """Nats per predicted token."""
+
+
+def replay(config: RunConfig, *, quiet: bool = False) -> Replay:
     """Repeats update `debug.step` of the run that `resume` names, from the state that was kept of
     it when it failed, or else from the newest checkpoint before it.
 
     Args:
         config: with `resume` and `debug=replay`.
         quiet: print nothing.
-
-    Returns:
-        The update's loss, in nats a predicted token.
 
     Raises:
         UserError: there is no such update, or no state to repeat it from.
@@ -74,7 +82,7 @@ def replay(config: RunConfig, *, quiet: bool = False) -> float:
         tell(terminal.replay(batch, loss, grad_norm, examples, first_module, broken))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise RunFailed(describe(attempt, loss, grad_norm))
-        return loss
+        return Replay(step, loss)
 
 
 def not_finite(replica: Replica) -> list[str]:

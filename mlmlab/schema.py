@@ -25,6 +25,12 @@ from mlmlab.errors import Problem
 
 Config = TypeVar("Config")
 _ABSENT = object()
+_REMOVED = {
+    "eval.batch_size": "nothing: chunks of 8,192 tokens are scored one at a time, so it never had "
+    "an effect on results or memory",
+    "eval.split": "nothing: a run scores its test documents; python -m mlmlab.evaluate has the key",
+}
+"""Keys of earlier versions, and what replaces them."""
 
 
 @runtime_checkable
@@ -86,6 +92,13 @@ def unknown_key(kind: type, key: str, value: Any, path: str = "") -> Problem:
         path: the dotted key of the `kind` itself.
     """
     prefix = f"{path}." if path else ""
+    if prefix + key in _REMOVED:
+        return Problem(
+            f"{prefix}{key}: this key has been removed",
+            f"{prefix}{key}={shown(value)}",
+            _REMOVED[prefix + key],
+            f"remove {prefix}{key}",
+        )
     name = key.rpartition(".")[2]
     leaves = list(_leaf_keys(kind))
     # The name may be right and the group missing or wrong: batch_size=8, model.rate=0.3.

@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     problems = list(config.problems())
     if problems:
         raise UserError(problems)
-    tokenizer = load_tokenizer(fetch_tokenizer(options.tokenizer))
+    tokenizer = load_tokenizer(fetch_tokenizer(options.tokenizer)[0])
     ids = np.array([tokenizer.encode(options.text)])
     starts = np.array(tokenizer.word_starts_batch([options.text]))
     print(_legend(), end="\n\n")

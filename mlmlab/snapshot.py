@@ -10,6 +10,7 @@ from yaml import YAMLError
 from mlmlab import schema
 from mlmlab.config import DebugMode
 from mlmlab.errors import Problem, UserError
+from mlmlab.fetch.cache import absolute
 
 _OF_THIS_COMMAND = ("resume", "debug.step", "debug.profile_steps")
 """Keys that say nothing about the run."""
@@ -27,7 +28,8 @@ _FIXED = (
     "train.freeze",
     "eval.seed",
     "eval.mask_draws",
-    "eval.split",
+    "eval.max_examples",
+    "eval.masking",
     "debug.mode",
 )
 """Keys and groups that say what run it is."""
@@ -88,6 +90,31 @@ def allowed_changes(snapshot: Mapping[str, Any], resumed: Mapping[str, Any]) -> 
     if problems:
         raise UserError(problems)
     return changes
+
+
+_FILLED_IN = ("data.revision", "data.fingerprint", "data.eval_fingerprint")
+_PINNED = ("checkpoint", "tokenizer.path", "data.path", "data.eval_path", *_FILLED_IN)
+
+
+def keep_pins(snapshot: Mapping[str, Any], resumed: dict[str, Any]) -> None:
+    """Leaves what the run pinned when it began (commits, absolute paths, fingerprints of texts) in
+    place of the same thing as a user writes it, so that it is no change.
+
+    Args:
+        resumed: changed in place.
+    """
+    before, now = schema.flat(snapshot), schema.flat(resumed)
+    for key in _PINNED:
+        pinned, value = before.get(key), now.get(key)
+        if pinned is None or value == pinned:
+            continue
+        if value is None:
+            is_same = key in _FILLED_IN
+        else:
+            is_same = absolute(str(value)) == pinned or str(pinned).startswith(f"{value}@")
+        if is_same:
+            group, _, name = key.rpartition(".")
+            (resumed[group] if group else resumed)[name] = pinned
 
 
 def is_fixed(key: str) -> bool:

@@ -19,35 +19,34 @@ from mlmlab import schema
 from mlmlab.command import exit_status
 from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
 from mlmlab.errors import ProcessFailed
+from mlmlab.evaluating import EvaluationReport, score
+from mlmlab.launch import train
+from mlmlab.tracking.summary import Summary
 
 Result = TypeVar("Result")
 
 
-def run_in_processes(config: RunConfig) -> float:
+def run_in_processes(config: RunConfig, *, quiet: bool) -> Summary:
     """Runs a config in `runtime.processes` processes of this machine.
 
-    Returns:
-        The final eval loss.
-
     Raises:
-        ProcessFailed: one of them failed, and has said why.
+        ProcessFailed: one of them failed, and has printed why.
     """
-    return _first_of(config.runtime.processes, _run, schema.to_mapping(config))
+    return _first_of(config.runtime.processes, _train, config, quiet)
 
 
-def evaluate_in_processes(config: EvaluateConfig) -> dict[str, Any]:
-    """As `run_in_processes`, for `mlmlab.evaluate`.
-
-    Returns:
-        The report, as JSON has it.
-    """
-    return _first_of(config.runtime.processes, _evaluate, schema.to_mapping(config))
+def evaluate_in_processes(config: EvaluateConfig, *, quiet: bool) -> EvaluationReport:
+    """As `run_in_processes`, for `mlmlab.evaluate`."""
+    return _first_of(config.runtime.processes, _score, config, quiet)
 
 
 def _first_of(
-    count: int | None, function: Callable[[Mapping[str, Any]], Result], mapping: Mapping[str, Any]
+    count: int | None,
+    function: Callable[[Mapping[str, Any], bool], Result],
+    config: RunConfig | EvaluateConfig,
+    quiet: bool,
 ) -> Result:
-    """What a function returns in the first of so many processes."""
+    """What a function of the config returns on rank 0 of `count` processes."""
     assert count is not None
     # Each process would otherwise take all cores. torchrun says 1 here.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
@@ -67,7 +66,8 @@ def _first_of(
         # A process says itself why it failed; the launcher's own traceback tells nothing more.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        results: dict[int, Result] = elastic_launch(settings, function)(mapping)
+        mapping = schema.to_mapping(config)
+        results: dict[int, Result] = elastic_launch(settings, function)(mapping, quiet)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
@@ -77,17 +77,13 @@ def _first_of(
     return results[0]
 
 
-def _run(mapping: Mapping[str, Any]) -> float:
+def _train(mapping: Mapping[str, Any], quiet: bool) -> Summary:
     """One of a run's processes."""
-    from mlmlab.launch import run
-
     with exit_status():
-        return run(build(mapping)).eval_loss
+        return train(build(mapping), quiet=quiet)
 
 
-def _evaluate(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """One of an evaluation's."""
-    from mlmlab.evaluating import evaluate_checkpoint
-
+def _score(mapping: Mapping[str, Any], quiet: bool) -> EvaluationReport:
+    """One of an evaluation's processes."""
     with exit_status():
-        return evaluate_checkpoint(build_evaluation(mapping)).to_mapping()
+        return score(build_evaluation(mapping), quiet=quiet)

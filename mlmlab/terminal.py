@@ -10,7 +10,7 @@ from mlmlab.config import EvaluateConfig, RunConfig
 from mlmlab.data.blocks import Blocks
 from mlmlab.inputs import EvaluationInputs, Inputs, Text
 from mlmlab.loader import UpdateBatch
-from mlmlab.masking import Budget, MaskingConfig, RateSchedule, Unit
+from mlmlab.masking import Budget, MaskingConfig, MaskingPolicy, RateSchedule, Unit
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.processes import World
 from mlmlab.resuming import Resumption
@@ -59,8 +59,9 @@ def plan(
     accumulation = ""
     if (micro_batches := -(-_share(config, world) // _rows(config, world))) > 1:
         accumulation = f" ({micro_batches} micro-batches)"
-    warmup = f", {train.warmup_steps:,} warm-up" if train.warmup_steps else ""
-    if train.warmup_steps >= horizon.updates:
+    warmup_steps = train.warmup(horizon.updates)
+    warmup = f", {warmup_steps:,} warm-up" if warmup_steps else ""
+    if warmup_steps >= horizon.updates:
         warmup += " (as long as the run: the rate never falls)"
     isolated = ", documents isolated" if config.data.isolate_documents else ""
     rows += [
@@ -68,7 +69,8 @@ def plan(
         _row("test", _examples(inputs.test)),
         _row("model", _model(inputs.model)),
         *_trained(inputs.model, train),
-        _row("masking", f"{_masking(config.masking)}, {config.masking.mode.value}"),
+        _row("masking", _train_masking(config.masking)),
+        _row("scored", _masking(config.eval.masking)),
         _row("updates", f"{horizon.updates:,} of {train.batch_size} sequences{accumulation}, "
              f"learning rate {train.learning_rate:g} {train.schedule.value}{warmup}"),
         _row("compute", _compute(compute, world, config.runtime.parallel)),
@@ -131,7 +133,7 @@ def evaluation_plan(
         _row("model", _model(inputs.model)),
         _text("text", inputs.text),
         _row("scored", f"{which}: {_examples(inputs.test)}"),
-        _row("masking", _masking(config.masking) + (f", {draws} draws" if draws > 1 else "")),
+        _row("masking", _masking(config.eval.masking) + (f", {draws} draws" if draws > 1 else "")),
         _row("compute", _compute(compute, world)),
     ]  # fmt: skip
     return "\n".join(rows) + "\n"
@@ -147,17 +149,22 @@ def _compute(compute: Compute, world: World, parallel: Parallel = Parallel.DDP) 
     return f"{compute}, {world.size} processes{how}"
 
 
-def _masking(masking: MaskingConfig) -> str:
+def _masking(masking: MaskingPolicy) -> str:
     text = f"{100 * masking.rate:g} % of the tokens"
     if masking.unit is not Unit.TOKEN:
         text += f", {masking.unit.value}s"
     if masking.budget is Budget.EXACT:
         text += ", exact budget"
-    if masking.schedule is RateSchedule.STEPS:
-        return f"{text}; {' '.join(masking.rate_steps)}"
-    if masking.start_rate is not None:
-        return f"{text}, from {100 * masking.start_rate:g} % ({masking.schedule.value})"
     return text
+
+
+def _train_masking(masking: MaskingConfig) -> str:
+    text = _masking(masking)
+    if masking.schedule is RateSchedule.STEPS:
+        text += f"; {' '.join(masking.rate_steps)}"
+    elif masking.start_rate is not None:
+        text += f", from {100 * masking.start_rate:g} % ({masking.schedule.value})"
+    return f"{text}, {masking.mode.value}"
 
 
 def _text(label: str, text: Text) -> str:

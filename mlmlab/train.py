@@ -1,10 +1,8 @@
 """python -m mlmlab.train: Hydra composes a config, `run` does what it says."""
 
 import hashlib
-import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -14,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from mlmlab.command import as_command, exit_status
 from mlmlab.composition import config_folder, plain, run_mapping
-from mlmlab.config import DebugMode, build
+from mlmlab.config import build
 from mlmlab.errors import UserError
+from mlmlab.runs import run
 from mlmlab.sweeping import refuse_shared_folder
 
 
@@ -55,23 +54,10 @@ def _refuse_under_torchrun() -> None:
 
 
 def _run(mapping: dict[str, Any], overrides: list[str]) -> float:
-    if mapping["resume"] == "auto" and mapping["run_dir"] is not None:
-        finished = Path(mapping["run_dir"]) / "summary.json"
-        if finished.is_file():
-            print(f"finished before: {finished}")
-            return float(json.loads(finished.read_text(encoding="utf-8"))["eval_loss"])
-    config = build(run_mapping(mapping, overrides))
-    if config.debug.mode is DebugMode.REPLAY:
-        from mlmlab.replaying import replay
+    result = run(build(run_mapping(mapping, overrides)))
+    from mlmlab.replaying import Replay  # by now PyTorch has been imported
 
-        return replay(config)
-    if config.runtime.processes is not None and "RANK" not in os.environ:
-        from mlmlab.starting import run_in_processes
-
-        return run_in_processes(config)
-    from mlmlab.launch import run  # a wrong option need not wait for PyTorch
-
-    return run(config).eval_loss
+    return result.loss if isinstance(result, Replay) else result.eval_loss
 
 
 def main() -> None:

@@ -237,10 +237,10 @@ def test_the_help_of_the_other_commands_shows_examples_in_eighty_columns(
 
 
 def end_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def run(_: RunConfig) -> None:
+    def train(_: RunConfig, *, quiet: bool) -> None:
         raise error
 
-    monkeypatch.setattr("mlmlab.launch.run", run)
+    monkeypatch.setattr("mlmlab.launch.train", train)
 
 
 @pytest.mark.parametrize(

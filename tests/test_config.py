@@ -1,5 +1,6 @@
 """One strict function builds a run's config; whatever is wrong is said at once and completely."""
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,16 +32,14 @@ def default() -> dict[str, Any]:
 
 def changed(mapping: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A copy with other values; group__key names a nested one."""
-    copy = {
-        key: dict(value) if isinstance(value, dict) else value for key, value in mapping.items()
-    }
+    result = copy.deepcopy(mapping)
     for name, value in changes.items():
         *groups, key = name.split("__")
-        place = copy
+        place = result
         for group in groups:
             place = place[group]
         place[key] = value
-    return copy
+    return result
 
 
 def complete(error: pytest.ExceptionInfo[UserError]) -> list[Problem]:
@@ -81,10 +80,10 @@ def compose_problem(*overrides: str) -> Problem:
         ("train.epoch=3", "train.epochs=3"),
         ("+train.epoch=3", "train.epochs=3"),
         ("trian.epochs=3", "train.epochs=3"),
-        ("model.rate=0.3", "masking.rate=0.3"),
+        ("model.rate=0.3", "masking.rate=0.3 or eval.masking.rate=0.3"),
         ("+model.rate=0.3", None),
-        ("batch_size=8", "train.batch_size=8 or eval.batch_size=8"),
-        ("+batch_size=8", "train.batch_size=8 or eval.batch_size=8"),
+        ("batch_size=8", "train.batch_size=8"),
+        ("+batch_size=8", "train.batch_size=8"),
         ("+sede=3", "seed=3"),
         ("seed.x=3", "seed=3"),
         ("+train.foo=1", None),
@@ -242,7 +241,10 @@ def test_enums_go_by_their_written_value() -> None:
         ({"train__keep_checkpoints": -1}, "train.keep_checkpoints"),
         ({"train__log_every_steps": 0}, "train.log_every_steps"),
         ({"eval__every_steps": 0}, "eval.every_steps"),
-        ({"eval__batch_size": 0}, "eval.batch_size"),
+        ({"eval__max_examples": 0}, "eval.max_examples"),
+        ({"eval__masking__rate": 0.0}, "eval.masking.rate"),
+        ({"eval__masking__mask_fraction": -0.5}, "eval.masking.mask_fraction"),
+        ({"train__warmup_fraction": 1.0}, "train.warmup_fraction"),
         ({"runtime__threads": 0}, "runtime.threads"),
         ({"data__block_size": 1}, "data.block_size"),
         ({"data__test_fraction": 0.0}, "data.test_fraction"),
@@ -466,6 +468,7 @@ FINE_TUNING = {
         "max_grad_norm": 1.0,
         "schedule": "linear",
         "warmup_steps": 0,
+        "warmup_fraction": None,
         "freeze": [],
         "layer_decay": 1.0,
         "gradient_checkpointing": False,
@@ -489,10 +492,17 @@ FINE_TUNING = {
 """The published recipe: the Hub guide's arguments, and the defaults of its trainer."""
 EVALUATION: dict[str, Any] = {
     "every_steps": None,
-    "batch_size": 64,
     "seed": 0,
     "mask_draws": 1,
-    "split": "test",
+    "max_examples": None,
+    "masking": {
+        "rate": 0.15,
+        "unit": "token",
+        "corrupt": "token",
+        "mask_fraction": 0.8,
+        "random_fraction": 0.1,
+        "budget": "bernoulli",
+    },
     "fill_mask": None,
 }
 TEXT = {
@@ -513,6 +523,8 @@ TEXT = {
     "layout": "packed",
     "block_size": 128,
     "isolate_documents": False,
+    "fingerprint": None,
+    "eval_fingerprint": None,
 }
 
 

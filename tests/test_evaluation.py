@@ -54,14 +54,13 @@ def _shard(tokens: np.ndarray) -> Shard:
     return Shard(tokens, np.array([0, *ends[ends < len(tokens)], len(tokens)]))
 
 
-def _loader(batch_size: int, examples: int = 2 * CHUNK_TOKENS // BLOCK + 37) -> EvalLoader:
+def _loader(examples: int = 2 * CHUNK_TOKENS // BLOCK + 37) -> EvalLoader:
     count = examples * BLOCK + 11  # and a last block of 11
     tokens = np.random.default_rng(0).integers(5, 300, count).astype(np.uint16)
     return EvalLoader(
         blocks=PackedBlocks(_shard(tokens), BLOCK, keep_rest=True),
         masker=Masker(MaskingConfig(), VocabularyInfo(300, 4, (0, 1, 2, 3, 4))),
         seed=0,
-        batch_size=batch_size,
     )
 
 
@@ -70,17 +69,44 @@ def _evaluate(model: MaskedLanguageModel, loader: EvalLoader, compute: Compute =
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
-def test_the_same_bits_for_any_batch_size_and_on_repetition(precision: Precision) -> None:
+def test_the_same_bits_on_repetition(precision: Precision) -> None:
     model, compute = _model(), Compute(torch.device("cpu"), precision)
-    first = _evaluate(model, _loader(64), compute)
-    for batch_size in (1, 7, 64, 64, 500):
-        again = _evaluate(model, _loader(batch_size), compute)
-        assert again == first
-        assert again.loss.hex() == first.loss.hex()
+    first = _evaluate(model, _loader(), compute)
+    again = _evaluate(model, _loader(), compute)
+    assert again == first
+    assert again.loss.hex() == first.loss.hex()
+
+
+PER_CHUNK = CHUNK_TOKENS // BLOCK
+
+
+@pytest.mark.parametrize(
+    ("most", "scored"),
+    [
+        (1, PER_CHUNK),
+        (PER_CHUNK, PER_CHUNK),
+        (PER_CHUNK + 1, 2 * PER_CHUNK),
+        (2 * PER_CHUNK + 1, 2 * PER_CHUNK + 38),  # with the last chunk, the shorter block after it
+        (2 * PER_CHUNK + 37, 2 * PER_CHUNK + 38),
+        (10**9, 2 * PER_CHUNK + 38),
+    ],
+)
+def test_a_capped_evaluation_scores_a_prefix_of_the_canonical_chunks(
+    most: int, scored: int
+) -> None:
+    loader = _loader()
+    capped = dataclasses.replace(loader, max_examples=most, draws=2)
+    assert (capped.examples_per_draw, capped.example_count) == (scored, 2 * scored)
+    chunks = [chunk.batch for chunk in capped.chunks()]
+    assert sum(len(chunk.input_ids) for chunk in chunks) == 2 * scored
+    first_draw = chunks[: capped.chunk_count // 2]
+    for ours, theirs in zip(first_draw, loader.chunks(), strict=False):
+        assert torch.equal(ours.input_ids, theirs.batch.input_ids)
+        assert torch.equal(ours.positions, theirs.batch.positions)
 
 
 def test_the_loss_is_the_sum_over_the_count_of_all_masked_tokens() -> None:
-    model, loader = _model(), _loader(64)
+    model, loader = _model(), _loader()
     result = _evaluate(model, loader)
     losses: list[float] = []
     with torch.no_grad():
@@ -94,7 +120,7 @@ def test_the_loss_is_the_sum_over_the_count_of_all_masked_tokens() -> None:
 
 
 def test_every_example_is_scored_once() -> None:
-    loader = _loader(64)
+    loader = _loader()
     chunks = [chunk.batch for chunk in loader.chunks()]
     assert sum(len(chunk.input_ids) for chunk in chunks) == len(loader.blocks)
     assert chunks[-1].input_ids.shape == (1, 11)  # the rest, alone
@@ -105,8 +131,8 @@ def test_every_example_is_scored_once() -> None:
 
 
 def test_evaluation_switches_dropout_off() -> None:
-    with_dropout = _evaluate(_model(dropout=0.5), _loader(64))
-    without = _evaluate(_model(dropout=0.0), _loader(64))
+    with_dropout = _evaluate(_model(dropout=0.5), _loader())
+    without = _evaluate(_model(dropout=0.0), _loader())
     assert with_dropout == without
 
 
@@ -114,7 +140,7 @@ def test_evaluation_masks_are_not_the_training_masks() -> None:
     from mlmlab.data.order import Order
     from mlmlab.loader import TrainLoader
 
-    evaluation = _loader(64)
+    evaluation = _loader()
     train = TrainLoader(
         evaluation.blocks,
         Order(len(evaluation.blocks), 64, 0),
@@ -131,7 +157,7 @@ def test_evaluation_masks_are_not_the_training_masks() -> None:
 
 
 def test_another_eval_seed_masks_other_tokens() -> None:
-    loader = _loader(64)
+    loader = _loader()
     other = dataclasses.replace(loader, seed=1)
     first, second = next(loader.chunks()), next(other.chunks())
     assert not torch.equal(first.batch.input_ids, second.batch.input_ids)
@@ -172,7 +198,7 @@ def _predictions(model: MaskedLanguageModel, loader: EvalLoader) -> list[Predict
 
 def test_the_standard_error_is_that_of_a_bootstrap_over_documents() -> None:
     rng = np.random.default_rng(0)
-    model, loader = _model(), _loader(64)
+    model, loader = _model(), _loader()
     result = _evaluate(model, loader)
     predictions = _predictions(model, loader)
     documents = sorted({prediction.document for prediction in predictions})
@@ -187,7 +213,7 @@ def test_the_standard_error_is_that_of_a_bootstrap_over_documents() -> None:
 
 
 def test_accuracy_counts_first_choices_and_first_fives_by_part() -> None:
-    model, loader = _model(), _loader(64)
+    model, loader = _model(), _loader()
     result = _evaluate(model, loader)
     predictions = _predictions(model, loader)
     for name, score in (("all", result), *result.parts.items()):
@@ -208,7 +234,7 @@ def test_equal_logits_rank_as_argmax_has_it() -> None:
 
 
 def test_more_draws_score_the_same_examples_under_other_masks() -> None:
-    model, loader = _model(), _loader(64)
+    model, loader = _model(), _loader()
     one = _evaluate(model, loader)
     three = dataclasses.replace(loader, draws=3)
     several = _evaluate(model, three)
@@ -222,7 +248,6 @@ def test_more_draws_score_the_same_examples_under_other_masks() -> None:
     assert torch.equal(first.input_ids, second.input_ids)
     assert several.masked_count == pytest.approx(3 * one.masked_count, rel=0.05)
     assert several.loss_standard_error < one.loss_standard_error
-    assert several == _evaluate(model, dataclasses.replace(three, batch_size=7))
 
 
 def test_perplexity_of_an_absurd_loss_is_infinite_not_an_error() -> None:

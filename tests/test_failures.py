@@ -15,7 +15,7 @@ from mlmlab.data.order import Order
 from mlmlab.errors import Interrupted, RunFailed, UserError
 from mlmlab.inputs import gather
 from mlmlab.loader import UpdateBatch
-from mlmlab.replaying import replay
+from mlmlab.replaying import Replay
 from mlmlab.training.loop import Loop
 from mlmlab.training.step import UpdateResult
 
@@ -170,11 +170,11 @@ def test_a_replay_of_a_healthy_update_has_the_loss_that_the_run_logged(
     healthy: Path, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
     before = listing(healthy)
-    loss = replay(mlmlab.compose(f"resume={healthy}", "debug=replay", f"debug.step={step}"))
+    replayed = mlmlab.run(mlmlab.compose(f"resume={healthy}", "debug=replay", f"debug.step={step}"))
     assert listing(healthy) == before
     lines = map(json.loads, (healthy / "metrics.jsonl").read_text().splitlines())
     (logged,) = (line for line in lines if line["step"] == step and "train/loss" in line)
-    assert loss == logged["train/loss"]
+    assert replayed == Replay(step, logged["train/loss"])
     assert f"norm {logged['train/grad_norm']:g}\n" in capsys.readouterr().out
 
 
@@ -191,7 +191,7 @@ def test_a_replay_of_a_healthy_update_ends_with_0(healthy: Path) -> None:
 def test_an_update_behind_the_runs_end_is_refused(healthy: Path, step: int) -> None:
     before = listing(healthy)
     with pytest.raises(UserError, match=r"^debug\.step\n") as error:
-        replay(mlmlab.compose(f"resume={healthy}", "debug=replay", f"debug.step={step}"))
+        mlmlab.run(mlmlab.compose(f"resume={healthy}", "debug=replay", f"debug.step={step}"))
     assert "ends with update 40" in error.value.problems[0].found
     assert listing(healthy) == before
 

@@ -72,7 +72,7 @@ def test_only_the_safest_weights_are_downloaded_and_only_once(hub: HubServer) ->
 
 
 def test_a_tokenizer_is_fetched_without_the_weights(hub: HubServer) -> None:
-    folder = fetch_tokenizer(REPOSITORY)
+    folder, _ = fetch_tokenizer(REPOSITORY)
     assert (folder / "tokenizer.json").is_file()
     assert "model.safetensors" not in hub.downloads
 

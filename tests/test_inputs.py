@@ -60,9 +60,9 @@ def test_without_it_every_document_is_on_one_side(files: Path) -> None:
 def run(files: Path) -> Path:
     """A finished run on main.txt."""
     config = mlmlab.compose(
-        *SMALL, "data.path=main.txt", "data.test_fraction=0.3", "masking.rate=0.25", "eval.seed=5",
-        "eval.mask_draws=2", "model.hidden_size=32", "train.max_steps=1", "run_dir=run",
-        "runtime.threads=1",
+        *SMALL, "data.path=main.txt", "data.test_fraction=0.3", "eval.masking.rate=0.25",
+        "eval.seed=5", "eval.mask_draws=2", "model.hidden_size=32", "train.max_steps=1",
+        "run_dir=run", "runtime.threads=1",
     )  # fmt: skip
     mlmlab.run(config, quiet=True)
     return files / "run"
@@ -70,13 +70,16 @@ def run(files: Path) -> Path:
 
 def test_an_evaluation_of_a_run_takes_its_data_masking_and_masks(run: Path) -> None:
     config = mlmlab.compose_evaluation("checkpoint=run")
-    assert (config.data.path, config.data.block_size) == ("main.txt", 16)
-    assert (config.masking.rate, config.eval.seed, config.eval.mask_draws) == (0.25, 5, 2)
+    assert (config.data.path, config.data.block_size) == (str(run.parent / "main.txt"), 16)
+    assert (config.eval.masking.rate, config.eval.seed, config.eval.mask_draws) == (0.25, 5, 2)
     assert config.eval.split is Split.TEST
     inputs = gather_evaluation(config)
     assert inputs.test.shard.documents < 60
-    changed = mlmlab.compose_evaluation("checkpoint=run", "masking=forty_percent", "eval.seed=9")
-    assert (changed.masking.rate, changed.eval.seed, changed.data.path) == (0.4, 9, "main.txt")
+    changed = mlmlab.compose_evaluation(
+        "checkpoint=run", "masking@eval.masking=forty_percent", "eval.seed=9"
+    )
+    assert (changed.eval.masking.rate, changed.eval.seed) == (0.4, 9)
+    assert changed.data.path == config.data.path
 
 
 @pytest.mark.parametrize("named", ["data.path=other.txt", "data.path=main.txt"])

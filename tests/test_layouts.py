@@ -151,7 +151,7 @@ def test_a_tokenizers_frame_is_what_it_puts_around_a_text(kind: TokenizerKind) -
 @pytest.mark.parametrize("pad_id", [PAD, SEP, MASK])
 def test_padding_is_never_predicted_whatever_id_pads(cut_off: bool, pad_id: int) -> None:
     blocks = blocks_of(shard_of([3, 20, 7, 60] * 20), 32, cut_off=cut_off, pad_id=pad_id)
-    loader = EvalLoader(blocks, Masker(MaskingConfig(rate=0.9), VOCABULARY), seed=0, batch_size=64)
+    loader = EvalLoader(blocks, Masker(MaskingConfig(rate=0.9), VOCABULARY), seed=0)
     real = 0
     for chunk in loader.chunks():
         batch = chunk.batch
@@ -192,7 +192,7 @@ def _model(family: Family, dropout: float = 0.0) -> MaskedLanguageModel:
 @pytest.mark.parametrize("family", [Family.ROBERTA, Family.DISTILBERT])
 def test_padded_rows_are_scored_as_each_row_alone(family: Family) -> None:
     blocks = blocks_of(shard_of([3, 20, 7, 60] * 20), 32, cut_off=False)
-    loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seed=0, batch_size=64)
+    loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seed=0)
     model = _model(family)
     result = evaluate(model, loader, CPU, Progress(0, quiet=True))
     alone = 0.0
@@ -265,7 +265,7 @@ def test_isolation_reaches_the_loss_of_training_and_evaluation() -> None:
     losses = []
     for isolate in (False, True):
         blocks = PackedBlocks(shard, 32, isolate=isolate, keep_rest=True)
-        loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seed=0, batch_size=64)
+        loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seed=0)
         losses.append(evaluate(_model(Family.ROBERTA), loader, CPU, Progress(0, quiet=True)).loss)
         train = TrainLoader(blocks, Order(4, 4, 0), 4, Masker(MaskingConfig(), VOCABULARY), seed=0)
         assert (train.batch(0).micro_batches[0].documents is not None) == isolate

@@ -181,6 +181,7 @@ TRAIN = TrainConfig(
     max_grad_norm=1.0,
     schedule=Schedule.LINEAR,
     warmup_steps=0,
+    warmup_fraction=None,
     freeze=(),
     layer_decay=1.0,
     gradient_checkpointing=False,

@@ -142,7 +142,7 @@ def test_no_two_micro_batches_of_an_update_share_their_dropout_noise(
 
 def _evaluation(world: World) -> dict[str, object]:
     loader = loader_of()
-    chunks = EvalLoader(loader.blocks, loader.masker, seed=0, batch_size=64, draws=5)
+    chunks = EvalLoader(loader.blocks, loader.masker, seed=0, draws=5)
     result = evaluate(small_model(), chunks, CPU, Progress(0, quiet=True), world=world)
     assert chunks.chunk_count == 5
     return {**dataclasses.asdict(result), "hex": result.loss.hex()}

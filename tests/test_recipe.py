@@ -121,14 +121,14 @@ def test_evaluate_gives_a_runs_last_evaluation_to_the_bit_and_scores_all_of_a_fi
 ) -> None:
     run = (
         "mlmlab.train", "data.limit=300", "train.max_steps=20", "model.hidden_size=32",
-        "run_dir=run", "eval.seed=3", "masking=forty_percent", "eval.mask_draws=2",
+        "run_dir=run", "eval.seed=3", "masking@eval.masking=forty_percent", "eval.mask_draws=2",
     )  # fmt: skip
     trained = command(tmp_path, *run)
     assert trained.returncode == 0, trained.stderr
     assert trained.stderr == ""
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
 
-    scored = command(tmp_path, "mlmlab.evaluate", "checkpoint=run", "eval.batch_size=3")
+    scored = command(tmp_path, "mlmlab.evaluate", "checkpoint=run")
     assert scored.returncode == 0, scored.stderr
     assert scored.stderr == ""
     result = json.loads(scored.stdout.splitlines()[-1])

@@ -107,8 +107,10 @@ def test_several_processes_go_on_without_it_too(emptied: Place, tmp_path: Path) 
 def test_an_update_is_replayed_without_it_too(emptied: Place) -> None:
     whole = emptied.folder / "runs" / "checkpoint and tokenizer"
     lines = map(json.loads, (whole / "metrics.jsonl").read_text().splitlines())
-    loss = replay(mlmlab.compose(f"resume='{whole}'", "debug=replay", "debug.step=56"), quiet=True)
-    assert loss == next(line["train/loss"] for line in lines if line["step"] == 56)
+    config = mlmlab.compose(f"resume='{whole}'", "debug=replay", "debug.step=56")
+    assert replay(config, quiet=True).loss == next(
+        line["train/loss"] for line in lines if line["step"] == 56
+    )
 
 
 def test_without_a_whole_checkpoint_a_run_starts_from_what_it_began_with(

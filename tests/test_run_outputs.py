@@ -129,5 +129,5 @@ def test_a_sweep_of_two_jobs_in_two_processes_makes_two_runs_and_goes_on(tmp_pat
     again = json.loads((runs[0] / "summary.json").read_text())
     assert again["eval_loss"] == first["eval_loss"]
     assert "resume     from update 10" in output
-    assert output.count("finished before: ") == 1
+    assert output.count("nothing left to do") == 1
     assert sorted(folder for folder in (tmp_path / "sweep").iterdir() if folder.is_dir()) == runs

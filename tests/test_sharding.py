@@ -268,7 +268,7 @@ def test_a_shard_that_is_not_finite_is_suppressed_in_all_processes() -> None:
 
 def _evaluation(model: MaskedLanguageModel, world: World, draws: int) -> dict[str, object]:
     loader = loader_of()
-    chunks = EvalLoader(loader.blocks, loader.masker, seed=0, batch_size=64, draws=draws)
+    chunks = EvalLoader(loader.blocks, loader.masker, seed=0, draws=draws)
     assert chunks.chunk_count == draws
     result = evaluate(model, chunks, CPU, Progress(0, quiet=True), world=world)
     return {**dataclasses.asdict(result), "hex": result.loss.hex()}
@@ -302,7 +302,7 @@ def test_an_evaluation_has_the_bits_of_one_process_whatever_the_number_of_chunks
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
 def test_every_process_has_a_chunk_in_every_round_and_each_example_counts_once(size: int) -> None:
     loader = loader_of()
-    chunks = EvalLoader(loader.blocks, loader.masker, seed=0, batch_size=64, draws=3)
+    chunks = EvalLoader(loader.blocks, loader.masker, seed=0, draws=3)
     shares = [list(chunks.chunks(World(rank, size))) for rank in range(size)]
     assert {len(share) for share in shares} == {-(-3 // size)}
     dealt = [chunk for share in shares for chunk in share]

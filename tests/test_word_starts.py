@@ -162,9 +162,7 @@ def test_a_run_that_masks_words_masks_them_whole(
         "masking=whole_word", "masking.mask_fraction=1", "masking.random_fraction=0",
     )  # fmt: skip
     inputs = gather(config)
-    loader = EvalLoader(
-        inputs.test, Masker(config.masking, inputs.tokenizer.vocabulary()), seed=0, batch_size=64
-    )
+    loader = EvalLoader(inputs.test, Masker(config.masking, inputs.tokenizer.vocabulary()), seed=0)
     pieces = 0
     for chunk in loader.chunks():
         hidden = chunk.batch.input_ids == inputs.tokenizer.mask_id

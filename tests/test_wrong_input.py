@@ -144,7 +144,19 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     "train data.test_fraction=0": ("data.test_fraction", "0", "above 0 and below 1", "=0.2"),
     "train data.on_bad_row=ignore": ("data.on_bad_row", "ignore", "stop, skip", "=stop"),
     "train eval.mask_draws=0": ("eval.mask_draws", "0", "more than zero", "eval.mask_draws=1"),
-    "train eval.split=all": ("eval.split", "all", "does not train on", "mlmlab.evaluate"),
+    "train eval.split=all": ("eval.split", "all", "test documents", "remove"),
+    "train eval.batch_size=64": ("eval.batch_size", "64", "8,192", "remove"),
+    "train eval.masking.mode=static": (
+        "eval.masking.mode", "static", "eval.masking.rate", "masking.mode=static"
+    ),
+    "train eval.masking.rate=0": ("eval.masking.rate", "0", "above 0", "eval.masking.rate=0.15"),
+    "train train.warmup_fraction=0.1": (
+        "train.warmup_fraction", "0.1", "train.warmup_steps", "train.warmup_steps=0"
+    ),
+    "evaluate masking.rate=0.3": ("masking.rate", "0.3", "eval", "eval.masking.rate=0.3"),
+    "evaluate masking=whole_word": (
+        "masking", "whole_word", "eval.masking", "masking@eval.masking=whole_word"
+    ),
     "train tokenizer.vocabulary_size=10": (
         "tokenizer.vocabulary_size", "10", "at least 300", "tokenizer.vocabulary_size=8192"
     ),

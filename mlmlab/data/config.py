@@ -79,6 +79,11 @@ class DataConfig:
     """Tokens in an example, or of the longest one."""
     isolate_documents: bool
     """Whether the documents that share a packed block are hidden from each other."""
+    fingerprint: str | None
+    """Of the text's content. A run fills it in, so that resuming it, replaying it or evaluating it
+    with other text is refused. null: not compared."""
+    eval_fingerprint: str | None
+    """The same of `eval_path`."""
 
     def problems(self) -> Iterator[Problem]:
         """Values out of range, and sources that lack their address."""

@@ -8,6 +8,11 @@ from pathlib import Path
 from mlmlab.errors import UserError
 
 
+def absolute(path: str) -> str:
+    """A local path as it is written into config.yaml: the same from any folder. `~` is expanded."""
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (globs, too)
+
+
 def cache_folder() -> Path:
     """Where corpora, tokenizers and downloads are kept: $MLMLAB_CACHE, or ~/.cache/mlmlab."""
     if "MLMLAB_CACHE" in os.environ:

@@ -80,19 +80,19 @@ class _Request:
 
 
 def fetch_model(source: str) -> tuple[Path, str]:
-    """A checkpoint's folder, and the name that means the same checkpoint for ever.
+    """A checkpoint's folder, and its pinned name.
 
     Args:
         source: a checkpoint's folder, a run's folder (then its export), or owner/name[@revision]
             on the Hub.
 
     Returns:
-        The folder; and the folder's own path, or owner/name@commit.
+        The folder; and `source` itself where it is a folder, else owner/name@commit.
 
     Raises:
         UserError: neither a folder nor reachable on the Hub.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if folder.exists():
         if (folder / "export" / "config.json").is_file():
             return folder / "export", source
@@ -109,13 +109,22 @@ def fetch_model(source: str) -> tuple[Path, str]:
     return folder, f"{request.repository}@{folder.name}"  # the client names folders by the commit
 
 
-def fetch_tokenizer(source: str) -> Path:
-    """A tokenizer's folder or file: a local path (a run's export), or owner/name[@revision]."""
-    folder = Path(source)
+def fetch_tokenizer(source: str) -> tuple[Path, str]:
+    """A tokenizer's folder or file, and its pinned name.
+
+    Args:
+        source: a folder, a file, a run's folder (then its export), or owner/name[@revision].
+
+    Returns:
+        The folder or file; and `source` itself where it is local, else owner/name@commit.
+    """
+    folder = Path(source).expanduser()
     if folder.exists():
         export = folder / "export"
-        return export if (export / "tokenizer.json").is_file() else folder
-    return _fetch(_parsed(source, "tokenizer.path", _TOKENIZER))
+        return export if (export / "tokenizer.json").is_file() else folder, source
+    request = _parsed(source, "tokenizer.path", _TOKENIZER)
+    folder = _fetch(request)
+    return folder, f"{request.repository}@{folder.name}"
 
 
 def fetch_dataset(

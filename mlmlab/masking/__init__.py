@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 from mlmlab.masking.config import (
     Budget,
     Corrupt,
+    EvalMaskingConfig,
     MaskingConfig,
     MaskingMode,
+    MaskingPolicy,
     RateSchedule,
     Unit,
     VocabularyInfo,
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Budget",
     "Corrupt",
+    "EvalMaskingConfig",
     "MaskedBatch",
     "MaskingConfig",
     "MaskingMode",
+    "MaskingPolicy",
     "RateSchedule",
     "Unit",
     "VocabularyInfo",

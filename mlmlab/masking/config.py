@@ -1,5 +1,7 @@
-"""What to mask: the policy (`MaskingConfig`) and the ids it works on (`VocabularyInfo`)."""
+"""What to mask: the policy (`MaskingPolicy`), how it changes over a training run (`MaskingConfig`),
+and the ids that it works on (`VocabularyInfo`)."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -59,11 +61,12 @@ SPAN_LONGEST = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskingConfig:
-    """The masking policy (Devlin et al. 2019, section 3.1, and its later variants)."""
+class MaskingPolicy:
+    """Which tokens are predicted, and what stands in their place (Devlin et al. 2019, section 3.1,
+    and its later variants)."""
 
     rate: float = 0.15
-    """Share of the tokens that are selected, that is, predicted. Evaluations always use it."""
+    """Share of the tokens that are selected, that is, predicted."""
     unit: Unit = Unit.TOKEN
     """token; word: all tokens of a word together; span: runs of whole words (SpanBERT)."""
     corrupt: Corrupt = Corrupt.TOKEN
@@ -77,30 +80,12 @@ class MaskingConfig:
     in random order until the share of their tokens is `rate`; the unit that would cross it comes in
     with the chance that makes the mean exact. Single tokens are selected alike; of words, those of
     four tokens 4 % less often than 15 % in rows of 128 tokens, 1 % less in rows of 512."""
-    mode: MaskingMode = MaskingMode.DYNAMIC
-    """dynamic: new masks each epoch (RoBERTa). static: the same ones (the original BERT)."""
-    schedule: RateSchedule = RateSchedule.CONSTANT
-    """constant: `rate`. linear, cosine: from `start_rate` to `rate` over the run. steps:
-    `rate_steps`."""
-    start_rate: float | None = None
-    """The first update's rate, for linear and cosine."""
-    rate_steps: tuple[str, ...] = ()
-    """For steps: "UPDATE:RATE" each, ascending; before the first of them the rate is `rate`."""
 
     def problems(self) -> Iterator[Problem]:
         """What no masking kernel could do."""
-        for name in ("rate", "mask_fraction", "random_fraction", "start_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value <= 1.0:
-                example = (
-                    0.3 if name == "start_rate" else type(self).__dataclass_fields__[name].default
-                )
-                yield Problem(
-                    f"masking.{name}",
-                    str(value),
-                    "a share between 0 and 1",
-                    f"for instance masking.{name}={example}",
-                )
+        for name, example in (("rate", 0.15), ("mask_fraction", 0.8), ("random_fraction", 0.1)):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                yield _no_share(name, getattr(self, name), example)
         if self.mask_fraction + self.random_fraction > 1.0 + 1e-9:
             yield Problem(
                 "masking.mask_fraction + masking.random_fraction",
@@ -108,60 +93,6 @@ class MaskingConfig:
                 "a sum of at most 1; what is left is the share of kept tokens",
                 "for instance masking.mask_fraction=0.8 masking.random_fraction=0.1",
             )
-        yield from self._schedule_problems()
-
-    def _schedule_problems(self) -> Iterator[Problem]:
-        moves = self.schedule in (RateSchedule.LINEAR, RateSchedule.COSINE)
-        if moves != (self.start_rate is not None) or self.start_rate == 0.0:
-            yield Problem(
-                "masking.start_rate",
-                f"{'null' if self.start_rate is None else self.start_rate}, with "
-                f"masking.schedule={self.schedule.value}",
-                "the first rate of a linear or cosine schedule, above 0; null for the others",
-                "masking.schedule=linear masking.start_rate=0.3",
-            )
-        steps = self.steps()
-        updates = [update for update, _ in steps or ()]
-        is_sound = (
-            steps is not None
-            and updates == sorted(set(updates))
-            and all(rate > 0.0 for _, rate in steps)
-        )
-        if not is_sound or bool(self.rate_steps) != (self.schedule is RateSchedule.STEPS):
-            yield Problem(
-                "masking.rate_steps",
-                f"[{','.join(self.rate_steps)}], with masking.schedule={self.schedule.value}",
-                "UPDATE:RATE texts, updates ascending, rates above 0; for masking.schedule=steps",
-                "masking.schedule=steps \"masking.rate_steps=['1000:0.2','5000:0.15']\"",
-            )
-
-    def steps(self) -> list[tuple[int, float]] | None:
-        """`rate_steps` as numbers; None if one of them is not UPDATE:RATE."""
-        found = []
-        for text in self.rate_steps:
-            match = re.fullmatch(r"(\d+):(0(?:\.\d+)?|1(?:\.0+)?|\.\d+)", text)
-            if match is None:
-                return None
-            found.append((int(match[1]), float(match[2])))
-        return found
-
-    def rate_at(self, update: int, updates: int) -> float:
-        """The rate of an update, a pure function of how many were applied before it.
-
-        Args:
-            update: updates applied so far.
-            updates: of the whole run.
-        """
-        if self.schedule is RateSchedule.STEPS:
-            steps = self.steps()
-            assert steps is not None
-            return next((rate for first, rate in reversed(steps) if update >= first), self.rate)
-        if self.start_rate is None:
-            return self.rate
-        done = min(1.0, update / max(1, updates - 1))
-        if self.schedule is RateSchedule.COSINE:
-            done = (1.0 - math.cos(math.pi * done)) / 2.0
-        return self.start_rate + done * (self.rate - self.start_rate)
 
     @cached_property
     def is_independent(self) -> bool:
@@ -215,6 +146,112 @@ class MaskingConfig:
             lengths.cumsum(),
         )
         return np.round(np.array(tables) * _WORD).astype(np.uint64)
+
+
+def _no_share(name: str, value: float, example: float) -> Problem:
+    return Problem(
+        f"masking.{name}",
+        str(value),
+        "a share between 0 and 1",
+        f"for instance masking.{name}={example}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingConfig(MaskingPolicy):
+    """The policy of a training run, whose masks and rate may change over the run."""
+
+    mode: MaskingMode = MaskingMode.DYNAMIC
+    """dynamic: new masks each epoch (RoBERTa). static: the same ones (the original BERT)."""
+    schedule: RateSchedule = RateSchedule.CONSTANT
+    """constant: `rate`. linear, cosine: from `start_rate` to `rate` over the run. steps:
+    `rate_steps`."""
+    start_rate: float | None = None
+    """The first update's rate, for linear and cosine."""
+    rate_steps: tuple[str, ...] = ()
+    """For steps: "UPDATE:RATE" each, ascending; before the first of them the rate is `rate`."""
+
+    def problems(self) -> Iterator[Problem]:
+        """What no masking kernel could do, and a schedule without its rates."""
+        yield from super().problems()
+        yield from self._schedule_problems()
+
+    def _schedule_problems(self) -> Iterator[Problem]:
+        if self.start_rate is not None and not 0.0 <= self.start_rate <= 1.0:
+            yield _no_share("start_rate", self.start_rate, 0.3)
+        moves = self.schedule in (RateSchedule.LINEAR, RateSchedule.COSINE)
+        if moves != (self.start_rate is not None) or self.start_rate == 0.0:
+            yield Problem(
+                "masking.start_rate",
+                f"{'null' if self.start_rate is None else self.start_rate}, with "
+                f"masking.schedule={self.schedule.value}",
+                "the first rate of a linear or cosine schedule, above 0; null for the others",
+                "masking.schedule=linear masking.start_rate=0.3",
+            )
+        steps = self.steps()
+        updates = [update for update, _ in steps or ()]
+        is_sound = (
+            steps is not None
+            and updates == sorted(set(updates))
+            and all(rate > 0.0 for _, rate in steps)
+        )
+        if not is_sound or bool(self.rate_steps) != (self.schedule is RateSchedule.STEPS):
+            yield Problem(
+                "masking.rate_steps",
+                f"[{','.join(self.rate_steps)}], with masking.schedule={self.schedule.value}",
+                "UPDATE:RATE texts, updates ascending, rates above 0; for masking.schedule=steps",
+                "masking.schedule=steps \"masking.rate_steps=['1000:0.2','5000:0.15']\"",
+            )
+
+    def steps(self) -> list[tuple[int, float]] | None:
+        """`rate_steps` as numbers; None if one of them is not UPDATE:RATE."""
+        found = []
+        for text in self.rate_steps:
+            match = re.fullmatch(r"(\d+):(0(?:\.\d+)?|1(?:\.0+)?|\.\d+)", text)
+            if match is None:
+                return None
+            found.append((int(match[1]), float(match[2])))
+        return found
+
+    def rate_at(self, update: int, updates: int) -> float:
+        """The rate of an update, a pure function of how many were applied before it.
+
+        Args:
+            update: updates applied so far.
+            updates: of the whole run.
+        """
+        if self.schedule is RateSchedule.STEPS:
+            steps = self.steps()
+            assert steps is not None
+            return next((rate for first, rate in reversed(steps) if update >= first), self.rate)
+        if self.start_rate is None:
+            return self.rate
+        done = min(1.0, update / max(1, updates - 1))
+        if self.schedule is RateSchedule.COSINE:
+            done = (1.0 - math.cos(math.pi * done)) / 2.0
+        return self.start_rate + done * (self.rate - self.start_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalMaskingConfig(MaskingPolicy):
+    """The policy of evaluations. It never changes, so that the figures of a run, and of runs that
+    train with other policies, compare."""
+
+    def problems(self) -> Iterator[Problem]:
+        """What no masking kernel could do, and nothing to score."""
+        for problem in super().problems():
+            where, remedy = (
+                re.sub(r"\bmasking\.", "eval.masking.", text)
+                for text in (problem.where, problem.remedy)
+            )
+            yield dataclasses.replace(problem, where=where, remedy=remedy)
+        if self.rate == 0.0:
+            yield Problem(
+                "eval.masking.rate",
+                "0.0",
+                "above 0: only masked tokens are scored",
+                "eval.masking.rate=0.15",
+            )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmlab.masking.config import MaskingConfig, Unit, VocabularyInfo
+from mlmlab.masking.config import MaskingPolicy, Unit, VocabularyInfo
 
 Floats = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ def exact_floor(
     input_ids: NDArray[np.int64],
     positions: NDArray[np.int64],
     labels: NDArray[np.int64],
-    config: MaskingConfig,
+    config: MaskingPolicy,
     vocabulary: VocabularyInfo,
 ) -> tuple[float, int]:
     """The loss of the best possible model on a masked batch, in nats.
@@ -94,7 +94,7 @@ def token_posteriors(
     chain: Chain,
     input_ids: NDArray[np.int64],
     positions: NDArray[np.int64],
-    config: MaskingConfig,
+    config: MaskingPolicy,
     vocabulary: VocabularyInfo,
 ) -> Floats:
     """P(original id | the whole corrupted block, this position was selected).

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mlmlab.masking.config import Budget, Corrupt, MaskingConfig, Unit, VocabularyInfo
+from mlmlab.masking.config import Budget, Corrupt, MaskingPolicy, Unit, VocabularyInfo
 from mlmlab.masking.kernel_cpu import (
     ID_OUTSIDE_VOCABULARY,
     MARGIN,
@@ -46,7 +46,7 @@ def _mask_array(
     example_ids: NDArray[np.integer],
     epoch: int,
     seed: int,
-    config: MaskingConfig,
+    config: MaskingPolicy,
     vocabulary: VocabularyInfo,
     word_starts: NDArray[np.integer] | None,
 ) -> MaskedBatch[NDArray[np.int64]]:
@@ -108,7 +108,7 @@ def _plain(array: NDArray[np.integer]) -> NDArray[np.integer]:
     return np.array(array, array.dtype.newbyteorder("="), order="C")
 
 
-def _capacity(size: int, length: int, config: MaskingConfig) -> int:
+def _capacity(size: int, length: int, config: MaskingPolicy) -> int:
     """Room for the predicted tokens, far more than eight standard deviations above their mean: a
     batch that needs still more is masked again with room for all.
 
@@ -123,7 +123,7 @@ def _check(
     input_ids: NDArray[np.integer],
     example_ids: NDArray[np.integer],
     epoch: int,
-    config: MaskingConfig,
+    config: MaskingPolicy,
     word_starts: NDArray[np.integer] | None,
 ) -> None:
     if input_ids.ndim != 2 or input_ids.dtype.kind not in "iu":
@@ -155,7 +155,7 @@ def mask_batch(
     example_ids: NDArray[np.integer],
     epoch: int,
     seed: int,
-    config: MaskingConfig,
+    config: MaskingPolicy,
     vocabulary: VocabularyInfo,
     word_starts: NDArray[np.integer] | NDArray[np.bool_] | None = None,
 ) -> MaskedBatch[NDArray[np.int64]]: ...
@@ -168,7 +168,7 @@ def mask_batch(
     example_ids: torch.Tensor,
     epoch: int,
     seed: int,
-    config: MaskingConfig,
+    config: MaskingPolicy,
     vocabulary: VocabularyInfo,
     word_starts: torch.Tensor | None = None,
 ) -> MaskedBatch[torch.Tensor]: ...
@@ -180,7 +180,7 @@ def mask_batch(
     example_ids: NDArray[np.integer] | torch.Tensor,
     epoch: int,
     seed: int,
-    config: MaskingConfig,
+    config: MaskingPolicy,
     vocabulary: VocabularyInfo,
     word_starts: NDArray[np.integer] | NDArray[np.bool_] | torch.Tensor | None = None,
 ) -> MaskedBatch[NDArray[np.int64]] | MaskedBatch[torch.Tensor]:

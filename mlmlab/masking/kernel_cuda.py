@@ -19,7 +19,7 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from numpy.typing import NDArray
 
-from mlmlab.masking.config import Budget, Corrupt, MaskingConfig, Unit, VocabularyInfo
+from mlmlab.masking.config import Budget, Corrupt, MaskingPolicy, Unit, VocabularyInfo
 from mlmlab.masking.units_cuda import (
     latest,
     one_before,
@@ -175,7 +175,7 @@ def _note(  # type: ignore[no-untyped-def]
         tl.store(labels + places, tl.full([LENGTH], _IGNORED, tl.int64), mask=empty)
 
 
-def default_capacity(size: int, config: MaskingConfig) -> int:
+def default_capacity(size: int, config: MaskingPolicy) -> int:
     """Places for the predicted tokens of a batch of `size` tokens, a multiple of 64.
 
     The mean and eight standard deviations of independent units. Units are taken to be of
@@ -188,7 +188,7 @@ def default_capacity(size: int, config: MaskingConfig) -> int:
 
 
 @lru_cache(maxsize=64)
-def _policy_table(config: MaskingConfig, device: torch.device, stream: int) -> torch.Tensor:
+def _policy_table(config: MaskingPolicy, device: torch.device, stream: int) -> torch.Tensor:
     """int64 `[33]`: the thresholds, then the rows of the span tables.
 
     Of a stream, because another one would not wait for the upload.
@@ -218,7 +218,7 @@ def mask_batch_on_device(
     example_ids: torch.Tensor,
     epoch: int,
     seed: int,
-    config: MaskingConfig,
+    config: MaskingPolicy,
     vocabulary: VocabularyInfo,
     word_starts: torch.Tensor | None = None,
     capacity: int | None = None,
@@ -290,7 +290,7 @@ def _check(
     input_ids: torch.Tensor,
     example_ids: torch.Tensor,
     epoch: int,
-    config: MaskingConfig,
+    config: MaskingPolicy,
     word_starts: torch.Tensor | None,
     capacity: int | None,
 ) -> None:

@@ -10,8 +10,11 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from mlmlab.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,27 @@ class Summary:
     versions: dict[str, str]
     run_dir: str
 
+    @classmethod
+    def read(cls, path: Path) -> "Summary":
+        """What `write` wrote.
+
+        Raises:
+            UserError: another version wrote it, or it is damaged.
+        """
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            for field in dataclasses.fields(cls):
+                if field.type is float and content[field.name] is None:
+                    content[field.name] = math.nan
+            return cls(**content)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError.of(
+                str(path),
+                found=str(error),
+                expected="the summary that this version of mlmlab writes",
+                remedy="remove the file: resume=RUN_DIR then writes it again",
+            ) from error
+
     def write(self, path: Path) -> None:
         """As strict JSON: a figure that is not finite becomes null."""
         content = {
@@ -74,12 +98,15 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of mlmlab's own checkout; None for an installed wheel."""
+    """The commit of mlmlab's own checkout, with `-dirty` where tracked files differ from it; None
+    for an installed wheel."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
     try:
-        command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        # --exclude=* ignores tags: the full commit is wanted, and whether the tree is as committed
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+        command.append("--exclude=*")
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mlmlab.errors import Problem
+from mlmlab.masking.config import EvalMaskingConfig
 
 
 class Schedule(Enum):
@@ -86,6 +87,8 @@ class TrainConfig:
     """linear and cosine fall to zero at the last update."""
     warmup_steps: int
     """Updates over which the rate rises from zero."""
+    warmup_fraction: float | None
+    """The same as a share of the run's updates, in place of `warmup_steps`."""
     freeze: tuple[str, ...]
     """Parts that keep their weights: embeddings (with them the decoder, the same table), layers
     (all of them), layers.3, layers.0-5 (from 0, both ends included), encoder (embeddings and
@@ -134,6 +137,14 @@ class TrainConfig:
                 "above 0 and at most 1",
                 "train.layer_decay=0.9, or train.layer_decay=1 for one rate",
             )
+        fraction = self.warmup_fraction
+        if fraction is not None and (not 0.0 <= fraction < 1.0 or self.warmup_steps):
+            yield Problem(
+                "train.warmup_fraction",
+                f"{fraction}, with train.warmup_steps={self.warmup_steps}",
+                "at least 0 and below 1; train.warmup_steps is then 0",
+                "train.warmup_fraction=0.06 train.warmup_steps=0, or train.warmup_fraction=null",
+            )
         for name in self.freeze:
             if name not in _FREEZABLE and not _layer_range(name):
                 yield Problem(
@@ -142,6 +153,12 @@ class TrainConfig:
                     "a list of embeddings, layers, layers.3, layers.0-5, encoder, head",
                     "train.freeze=[embeddings,layers.0-5]",
                 )
+
+    def warmup(self, total_steps: int) -> int:
+        """Updates of the warm-up, in a run of `total_steps`."""
+        if self.warmup_fraction is None:
+            return self.warmup_steps
+        return round(self.warmup_fraction * total_steps)
 
     def freeze_problems(self, layers: int) -> Iterator[Problem]:
         """What `freeze` asks for in vain of a model of so many layers: known names are assumed."""
@@ -185,21 +202,21 @@ def _layer_range(name: str) -> range:
 class EvalConfig:
     """An evaluation."""
 
-    batch_size: int
-    """Sequences prepared at a time, in whole chunks (one at least); never changes the result."""
     seed: int
     """Decides the masks, the same at every evaluation."""
     mask_draws: int
     """How often each example is scored, each time with other masks: a smaller standard error."""
-    split: Split | None
-    """test: the test documents. all: every document. null: for `mlmlab.evaluate`, test for a run's
-    own data and all for data that the user names."""
+    max_examples: int | None
+    """Score the first examples only: the fewest full chunks of 8,192 tokens that hold this many.
+    null: all."""
+    masking: EvalMaskingConfig
+    """Which tokens are scored, whatever training masks. As a group: masking@eval.masking=NAME."""
 
     def problems(self) -> Iterator[Problem]:
         """Values out of range."""
-        for name, example in (("batch_size", 64), ("mask_draws", 1)):
+        for name, example in (("mask_draws", 1), ("max_examples", 1000)):
             value = getattr(self, name)
-            if value < 1:
+            if value is not None and value < 1:
                 yield Problem(
                     f"eval.{name}", str(value), "more than zero", f"eval.{name}={example}"
                 )
@@ -229,13 +246,15 @@ class TrainEvalConfig(EvalConfig):
             yield Problem(
                 "eval.every_steps", str(self.every_steps), "more than zero", "eval.every_steps=500"
             )
-        if self.split is not Split.TEST:
-            yield Problem(
-                "eval.split",
-                "null" if self.split is None else self.split.value,
-                "test: a run is evaluated on documents that it does not train on",
-                "eval.split=test; python -m mlmlab.evaluate scores other text",
-            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig(EvalConfig):
+    """The evaluation of `python -m mlmlab.evaluate`."""
+
+    split: Split | None
+    """test: the test documents. all: every document. null: test for a run's own data, all for data
+    that the user names."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,9 +112,9 @@ def evaluate(
 ) -> Evaluation:
     """Scores every example once a draw.
 
-    Each canonical chunk meets the model alone, and the sums are reduced in float64 in the order
-    of the examples, so that the result has the same bits whatever `eval.batch_size` and, on like
-    devices, however many processes share the chunks.
+    Each canonical chunk is a forward pass, and the sums are reduced in float64 in the order of the
+    examples, so that on like devices the result has the same bits however many processes share the
+    chunks.
 
     Args:
         world: each process scores its share, and all of them have the whole result.

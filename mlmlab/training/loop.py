@@ -172,7 +172,7 @@ class Loop:
         factor = learning_rate_factor(
             self.record.updates,
             self.horizon.updates,
-            self.config.warmup_steps,
+            self.config.warmup(self.horizon.updates),
             self.config.schedule,
         )
         return apply_update(
