@@ -278,11 +278,13 @@ def _is_from_defaults_list(error: Exception) -> bool:
 
 
 def _syntax(override: str) -> Problem:
+    key, _, value = override.partition("=")
+    text = value if value and not {"'", '"'} & set(value) else "TEXT"
     return Problem(
         "the command line",
         override,
         "KEY=VALUE; a text with commas, brackets or other punctuation has quotes of its own",
-        f"for instance {override.partition('=')[0] or 'KEY'}=\"'TEXT'\"",
+        f"for instance {key or 'KEY'}=\"'{text}'\"",
     )
 
 
