@@ -141,7 +141,7 @@ def _outputs(
     if world.is_first:
         if resumption is not None:
             resumption.note(run_dir)
-        tracker = Tracker(run_dir, record.log_events)
+        tracker = Tracker(run_dir, record.log_sizes)
         stack.callback(tracker.close)
         if config.debug.profile_steps:
             profiler = Profiler(run_dir, config.debug.profile_steps)

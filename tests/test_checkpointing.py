@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,10 +16,12 @@ import numpy as np
 import pytest
 from stopping import TINY, Running, as_killed, bits, results, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 import mlmlab
 from mlmlab.errors import Interrupted, RunFailed
 from mlmlab.tracking.summary import Summary
+from mlmlab.tracking.tracker import Tracker
 from mlmlab.training.evaluation import Evaluation
 from mlmlab.training.interruption import Interruptions
 from mlmlab.training.loop import Loop
@@ -332,14 +335,11 @@ def test_a_learning_rate_that_makes_it_worse_ends_the_run_early(tmp_path: Path) 
 # TensorBoard
 
 
-def test_after_a_resume_tensorboard_has_the_events_of_metrics_jsonl_and_no_others(
-    whole: Path, tmp_path: Path
-) -> None:
-    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45])
-    assert len(list((run_dir / "tensorboard").iterdir())) == 1
-    _resume(run_dir)
-    (file,) = (path for path in (run_dir / "tensorboard").rglob("*") if path.is_file())
-    accumulator = EventAccumulator(str(file), size_guidance={"scalars": 0})
+def _assert_tensorboard_has_metrics_jsonl(run_dir: Path) -> None:
+    """Each event of metrics.jsonl once, and nothing else but the final figures, once each."""
+    accumulator = EventAccumulator(
+        str(run_dir / "tensorboard"), size_guidance={"scalars": 0}, purge_orphaned_data=False
+    )
     accumulator.Reload()
     expected: dict[str, list[tuple[int, float]]] = {}
     for line in (run_dir / "metrics.jsonl").read_text().splitlines():
@@ -347,7 +347,80 @@ def test_after_a_resume_tensorboard_has_the_events_of_metrics_jsonl_and_no_other
         for tag in event.keys() - {"step", "epoch"}:
             expected.setdefault(tag, []).append((event["step"], float(np.float32(event[tag]))))
     assert len(expected["train/loss"]) == 9
-    tags = {tag for tag in accumulator.Tags()["scalars"] if not tag.startswith("final/")}
-    assert tags == set(expected)
-    for tag, values in expected.items():
-        assert [(event.step, event.value) for event in accumulator.Scalars(tag)] == values
+    found = {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
+    }
+    final = {tag: found.pop(tag) for tag in list(found) if tag.startswith("final/")}
+    assert found == expected
+    assert [len(values) for values in final.values()] == [1, 1]
+    assert accumulator.summary_metadata.keys() >= {
+        "_hparams_/experiment",
+        "_hparams_/session_start_info",
+        "_hparams_/session_end_info",
+    }
+
+
+def _event_files(run_dir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run_dir / "tensorboard").iterdir()}
+
+
+def test_after_each_resume_tensorboard_has_every_event_of_metrics_jsonl_once(
+    whole: Path, tmp_path: Path
+) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45])
+    (first,) = _event_files(run_dir).items()
+    _resume(run_dir)
+    _assert_tensorboard_has_metrics_jsonl(run_dir)
+    files = _event_files(run_dir)
+    assert len(files) == 2
+    assert first[1].startswith(files[first[0]])  # cut, not written again
+    shutil.rmtree(run_dir / "checkpoints" / "step_60")
+    _resume(run_dir)  # from update 45 again: what the resume before has written goes
+    _assert_tensorboard_has_metrics_jsonl(run_dir)
+    again = _event_files(run_dir)
+    assert len(again) == 2
+    assert again[first[0]] == files[first[0]]
+    _resume(run_dir)  # from its end: nothing but the final figures is written again
+    _assert_tensorboard_has_metrics_jsonl(run_dir)
+
+
+def test_a_resume_without_a_checkpoint_starts_with_empty_logs(whole: Path, tmp_path: Path) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[])
+    _resume(run_dir)
+    _assert_tensorboard_has_metrics_jsonl(run_dir)
+    assert len(_event_files(run_dir)) == 1
+
+
+def test_logs_that_were_deleted_or_shortened_do_not_stop_a_resume(
+    whole: Path, tmp_path: Path
+) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45])
+    shutil.rmtree(run_dir / "tensorboard")
+    (run_dir / "metrics.jsonl").write_text("")
+    _resume(run_dir)
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [49, 56, 60, 60]
+
+
+def test_flushed_sizes_are_those_of_the_closed_files_however_slow_the_writers_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(tmp_path)
+    is_flushing = threading.Event()
+    write, flush = RecordWriter.write, tracker.writer.flush
+
+    def late(writer: RecordWriter, record: bytes) -> None:
+        is_flushing.wait()
+        write(writer, record)
+
+    monkeypatch.setattr(RecordWriter, "write", late)
+    monkeypatch.setattr(tracker.writer, "flush", lambda: (is_flushing.set(), flush()))
+    for step in range(5):
+        tracker.log(step, 0.0, {"train/loss": 1.0})
+    sizes = tracker.flush()
+    is_flushing.set()
+    tracker.close()
+    files = (tmp_path / "metrics.jsonl", *(tmp_path / "tensorboard").iterdir())
+    assert len(sizes) == 2
+    assert sizes == {str(path.relative_to(tmp_path)): path.stat().st_size for path in files}

@@ -232,7 +232,6 @@ class Loop:
     def _track(self, figures: dict[str, float]) -> None:
         if self.outputs.tracker is not None:
             self.outputs.tracker.log(self.record.updates, self._epoch(), figures)
-        self.record = replace(self.record, log_events=self.record.log_events + 1)
 
     def _epoch(self) -> float:
         return self.record.batches / self.train_loader.order.batches_per_epoch
@@ -326,8 +325,7 @@ class Loop:
             )
 
     def _save_to(self, folder: Path) -> None:
-        if self.outputs.tracker is not None:
-            self.outputs.tracker.flush()
+        tracker = self.outputs.tracker
         save_state(
             folder,
             self.replica,
@@ -335,6 +333,7 @@ class Loop:
             self.optimizer,
             self.record,
             self.outputs.fingerprint,
+            flush_logs=dict if tracker is None else tracker.flush,
         )
 
     def _stop(self) -> NoReturn:
