@@ -183,7 +183,7 @@ class Loop:
             max_grad_norm=self.config.max_grad_norm,
             seed=self.seed,
             suppressed=self.suppressed,
-            loss_scale=self.record.loss_scale.scale if self._is_scaled else 1.0,
+            loss_scale=self.record.loss_scale.scale if self._is_scaled else None,
         )
 
     @property
