@@ -5,6 +5,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+
 from mlmlab import schema, terminal
 from mlmlab.checkpoints import save_pretrained
 from mlmlab.config import DebugMode, RunConfig
@@ -31,7 +33,7 @@ from mlmlab.training.evaluation import perplexity
 from mlmlab.training.horizon import Horizon
 from mlmlab.training.interruption import Interruptions
 from mlmlab.training.loop import Loop, Outputs, Training
-from mlmlab.training.precision import Compute, resolve, uses_cuda
+from mlmlab.training.precision import Compute, torch_settings, uses_cuda
 from mlmlab.training.profiling import Profiler
 from mlmlab.training.replica import Replica
 from mlmlab.training.state import ProgressRecord
@@ -54,9 +56,12 @@ def run(config: RunConfig, *, quiet: bool = False) -> Summary:
         RunFailed: the loss or a gradient became non-finite, or another process ended.
         Interrupted: a signal asked the run to stop; there is a checkpoint.
     """
-    with joined(use_cuda=uses_cuda(config.runtime)) as world:
+    with (
+        joined(use_cuda=uses_cuda(config.runtime)) as world,
+        torch_settings(config.runtime, world.local_rank) as device,
+    ):
         try:
-            return _run(config, world, quiet=quiet or not world.is_first)
+            return _run(config, world, device, quiet=quiet or not world.is_first)
         except RuntimeError as error:
             if world.is_distributed and is_lost(error):
                 outlast_sigterm()
@@ -64,8 +69,7 @@ def run(config: RunConfig, *, quiet: bool = False) -> Summary:
             raise
 
 
-def _run(config: RunConfig, world: World, *, quiet: bool) -> Summary:
-    compute = resolve(config.runtime, world.local_rank)
+def _run(config: RunConfig, world: World, device: torch.device, *, quiet: bool) -> Summary:
     with ExitStack() as stack:
 
         def opened() -> Path:
@@ -79,6 +83,7 @@ def _run(config: RunConfig, world: World, *, quiet: bool) -> Summary:
             resumption = world.from_first(lambda: find_resumption(config, print_unless(quiet)))
         state = None if resumption is None else resumption.state
         config, inputs = gather_run(config, world, state, quiet=quiet)
+        compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
         fill_mask = FillMask(inputs.model, inputs.tokenizer)
         for text in _sentences(config, inputs):
             fill_mask.encode(text)  # refuses a text without a mask now, not after the training
