@@ -1,6 +1,7 @@
 """run(config) -> Summary: what `python -m mlmlab.train` does, for notebooks and tests."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -274,8 +275,11 @@ def _summary(
     config: RunConfig, training: Training, compute: Compute, floor: float | None, run_dir: Path
 ) -> Summary:
     record, final = training.progress, training.final
-    assert record.best_eval_loss is not None
-    assert record.initial_eval_loss is not None
+    # Unknown where no evaluation predicted a token, for which summary.json has null.
+    best, initial = (
+        math.nan if loss is None else perplexity(loss)
+        for loss in (record.best_eval_loss, record.initial_eval_loss)
+    )
     return Summary(
         eval_loss=final.loss,
         eval_perplexity=final.perplexity,
@@ -283,8 +287,8 @@ def _summary(
         eval_masked_tokens=final.masked_count,
         eval_top1_accuracy=final.top1_accuracy,
         eval_top5_accuracy=final.top5_accuracy,
-        best_eval_perplexity=perplexity(record.best_eval_loss),
-        initial_eval_perplexity=perplexity(record.initial_eval_loss),
+        best_eval_perplexity=best,
+        initial_eval_perplexity=initial,
         floor_perplexity=floor,
         steps=record.updates,
         tokens=record.tokens,

@@ -243,7 +243,7 @@ def test_on_a_full_disk_the_run_says_so_and_goes_on_to_its_end(
 
 # The best one, and the end for want of better ones
 
-LOSSES = {0: 5.0, 10: 4.0, 20: 3.0, 30: 3.5, 40: 3.0, 50: 2.5, 60: 2.0}
+LOSSES: dict[int, float | None] = {0: 5.0, 10: 4.0, 20: 3.0, 30: 3.5, 40: 3.0, 50: 2.5, 60: 2.0}
 PATIENT = (
     *TINY,
     "eval.every_steps=10",
@@ -254,16 +254,17 @@ PATIENT = (
 
 
 @pytest.fixture
-def known_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluations with the results above."""
-    score = Loop._score
+def known_losses(monkeypatch: pytest.MonkeyPatch) -> dict[int, float | None]:
+    """Evaluations with the results above, which a test may change; None: nothing was predicted."""
+    score, losses = Loop._score, dict(LOSSES)
 
     def known(loop: Loop) -> Evaluation:
-        result = score(loop)
-        loss_sum = LOSSES[loop.record.updates] * result.masked_count
-        return dataclasses.replace(result, loss_sum=loss_sum)
+        result, loss = score(loop), losses[loop.record.updates]
+        count = 0 if loss is None else result.masked_count
+        return dataclasses.replace(result, masked_count=count, loss_sum=(loss or 0.0) * count)
 
     monkeypatch.setattr(Loop, "_score", known)
+    return losses
 
 
 @pytest.mark.usefixtures("known_losses")
@@ -321,6 +322,36 @@ def test_a_run_ends_after_evaluations_that_are_no_better_and_its_best_checkpoint
     _resume(killed)  # it is over, and stays so
     assert bits(killed) == bits(run_dir)
     assert _resume(killed, "train.early_stopping_patience=3").steps == 60
+
+
+def test_an_evaluation_that_predicted_no_token_is_neither_initial_nor_best_nor_worse(
+    tmp_path: Path, known_losses: dict[int, float | None]
+) -> None:
+    known_losses |= {0: None, 10: 4.0, 20: None, 30: 3.0, 40: None, 50: None, 60: 3.5}
+    run_dir = tmp_path / "run"
+    summary = mlmlab.run(mlmlab.compose(*PATIENT, f"run_dir={run_dir}"), quiet=True)
+    assert summary.steps == 60
+    assert summary.best_eval_perplexity == pytest.approx(np.exp(3.0))
+    newest = run_dir / "checkpoints" / "step_60" / "progress.json"
+    progress = json.loads(newest.read_text())["progress"]
+    assert progress["best_step"] == 30
+    assert progress["evaluations_since_best"] == 1
+    assert progress["initial_eval_loss"] is None  # of the weights before the first update
+    assert json.loads((run_dir / "summary.json").read_text())["initial_eval_perplexity"] is None
+
+
+def test_a_run_that_is_never_asked_to_predict_a_test_token_ends_without_a_result(
+    tmp_path: Path,
+) -> None:
+    few = ("data.limit=40", "data.test_fraction=0.05", "masking.rate=0.01", "data.seed=2")
+    keys = (*TINY, *few, "train.max_steps=4", "eval.every_steps=2", f"run_dir={tmp_path / 'run'}")
+    assert mlmlab.run(mlmlab.compose(*keys)).eval_masked_tokens == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    unknown = {key for key, value in summary.items() if value is None}
+    assert unknown >= {
+        "eval_loss", "eval_perplexity", "best_eval_perplexity", "initial_eval_perplexity",
+        "eval_top1_accuracy", "eval_loss_standard_error", "floor_perplexity",
+    }  # fmt: skip
 
 
 def test_a_learning_rate_that_makes_it_worse_ends_the_run_early(tmp_path: Path) -> None:
