@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from mlmlab import terminal
 from mlmlab.config import EvaluateConfig
 from mlmlab.errors import RunFailed
@@ -16,7 +18,7 @@ from mlmlab.processes import LOST, World, joined
 from mlmlab.tracking.progress import Progress
 from mlmlab.training.config import Split
 from mlmlab.training.evaluation import Evaluation, Score, evaluate
-from mlmlab.training.precision import resolve, uses_cuda
+from mlmlab.training.precision import Compute, torch_settings, uses_cuda
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +83,25 @@ _LOST = (
 
 def score(config: EvaluateConfig, *, quiet: bool = False) -> EvaluationReport:
     """Scores a checkpoint on text; see `mlmlab.evaluate_checkpoint`."""
-    with joined(use_cuda=uses_cuda(config.runtime)) as world:
+    with (
+        joined(use_cuda=uses_cuda(config.runtime)) as world,
+        torch_settings(config.runtime, world.local_rank) as device,
+    ):
         try:
-            return _evaluate(config, world, quiet=quiet or not world.is_first)
+            return _evaluate(config, world, device, quiet=quiet or not world.is_first)
         except RunFailed as error:
             if error.args != (LOST,):
                 raise
             raise RunFailed(_LOST) from error  # there is nothing to resume
 
 
-def _evaluate(config: EvaluateConfig, world: World, *, quiet: bool) -> EvaluationReport:
-    compute = resolve(config.runtime, world.local_rank)
+def _evaluate(
+    config: EvaluateConfig, world: World, device: torch.device, *, quiet: bool
+) -> EvaluationReport:
     config, inputs = gather_in_turn(config, world, gather_evaluation, quiet=quiet)
     assert inputs.loaded is not None
     assert config.eval.split is not None
+    compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
     progress = Progress(0, quiet=quiet)
     progress.line(terminal.evaluation_plan(config, inputs, compute, world))
     loader = EvalLoader(

@@ -1,9 +1,12 @@
 """A training run from top to bottom, in this process or as one of several."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+
+import torch
 
 from mlmlab import schema, terminal
 from mlmlab.checkpoints import save_pretrained
@@ -31,7 +34,7 @@ from mlmlab.training.evaluation import perplexity
 from mlmlab.training.horizon import Horizon
 from mlmlab.training.interruption import Interruptions
 from mlmlab.training.loop import Loop, Outputs, Training
-from mlmlab.training.precision import Compute, resolve, uses_cuda
+from mlmlab.training.precision import Compute, torch_settings, uses_cuda
 from mlmlab.training.profiling import Profiler
 from mlmlab.training.replica import Replica
 from mlmlab.training.state import ProgressRecord
@@ -39,9 +42,12 @@ from mlmlab.training.state import ProgressRecord
 
 def train(config: RunConfig, *, quiet: bool = False) -> Summary:
     """Trains, evaluates and exports; see `mlmlab.run`."""
-    with joined(use_cuda=uses_cuda(config.runtime)) as world:
+    with (
+        joined(use_cuda=uses_cuda(config.runtime)) as world,
+        torch_settings(config.runtime, world.local_rank) as device,
+    ):
         try:
-            return _train(config, world, quiet=quiet or not world.is_first)
+            return _train(config, world, device, quiet=quiet or not world.is_first)
         except RuntimeError as error:
             if world.is_distributed and is_lost(error):
                 outlast_sigterm()
@@ -49,8 +55,7 @@ def train(config: RunConfig, *, quiet: bool = False) -> Summary:
             raise
 
 
-def _train(config: RunConfig, world: World, *, quiet: bool) -> Summary:
-    compute = resolve(config.runtime, world.local_rank)
+def _train(config: RunConfig, world: World, device: torch.device, *, quiet: bool) -> Summary:
     with ExitStack() as stack:
 
         def opened() -> Path:
@@ -64,6 +69,7 @@ def _train(config: RunConfig, world: World, *, quiet: bool) -> Summary:
             resumption = world.from_first(lambda: find_resumption(config, print_unless(quiet)))
         state = None if resumption is None else resumption.state
         config, inputs = gather_run(config, world, state, quiet=quiet)
+        compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
         fill_mask = FillMask(inputs.model, inputs.tokenizer)
         for text in _sentences(config, inputs):
             fill_mask.encode(text)  # refuses a text without a mask now, not after the training
@@ -126,7 +132,7 @@ def _outputs(
     if world.is_first:
         if resumption is not None:
             resumption.note(run_dir)
-        tracker = Tracker(run_dir, record.log_events)
+        tracker = Tracker(run_dir, record.log_sizes)
         stack.callback(tracker.close)
         if config.debug.profile_steps:
             profiler = Profiler(run_dir, config.debug.profile_steps)
@@ -254,8 +260,11 @@ def _summary(
     config: RunConfig, training: Training, compute: Compute, floor: float | None, run_dir: Path
 ) -> Summary:
     record, final = training.progress, training.final
-    assert record.best_eval_loss is not None
-    assert record.initial_eval_loss is not None
+    # Unknown where no evaluation predicted a token, for which summary.json has null.
+    best, initial = (
+        math.nan if loss is None else perplexity(loss)
+        for loss in (record.best_eval_loss, record.initial_eval_loss)
+    )
     return Summary(
         eval_loss=final.loss,
         eval_perplexity=final.perplexity,
@@ -263,8 +272,8 @@ def _summary(
         eval_masked_tokens=final.masked_count,
         eval_top1_accuracy=final.top1_accuracy,
         eval_top5_accuracy=final.top5_accuracy,
-        best_eval_perplexity=perplexity(record.best_eval_loss),
-        initial_eval_perplexity=perplexity(record.initial_eval_loss),
+        best_eval_perplexity=best,
+        initial_eval_perplexity=initial,
         floor_perplexity=floor,
         steps=record.updates,
         tokens=record.tokens,

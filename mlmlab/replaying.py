@@ -20,7 +20,7 @@ from mlmlab.tracking.progress import Progress
 from mlmlab.training.failure import Attempt, describe, failure_folder
 from mlmlab.training.interruption import Interruptions
 from mlmlab.training.loop import Loop, Outputs
-from mlmlab.training.precision import resolve, uses_cuda
+from mlmlab.training.precision import Compute, torch_settings, uses_cuda
 from mlmlab.training.replica import Replica
 from mlmlab.training.state import (
     DamagedCheckpoint,
@@ -55,12 +55,15 @@ def replay(config: RunConfig, *, quiet: bool = False) -> Replay:
     assert config.resume is not None
     assert config.debug.step is not None
     run_dir, step = Path(config.resume), config.debug.step
-    with joined(use_cuda=uses_cuda(config.runtime)) as world:
+    with (
+        joined(use_cuda=uses_cuda(config.runtime)) as world,
+        torch_settings(config.runtime, world.local_rank) as device,
+    ):
         quiet = quiet or not world.is_first
-        compute = resolve(config.runtime, world.local_rank)
         changes_of(config)  # refuses those that would make it another run
         found = world.from_first(lambda: _state_before(config, run_dir, step))
         config, inputs = gather_run(config, world, found.state, quiet=quiet)
+        compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
         outputs = Outputs(
             run_dir=run_dir,
             progress=Progress(0, quiet=quiet),

@@ -8,7 +8,8 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -48,8 +49,6 @@ def _first_of(
 ) -> Result:
     """What a function of the config returns on rank 0 of `count` processes."""
     assert count is not None
-    # Each process would otherwise take all cores. torchrun says 1 here.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -67,7 +66,8 @@ def _first_of(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         mapping = schema.to_mapping(config)
-        results: dict[int, Result] = elastic_launch(settings, function)(mapping, quiet)
+        with _shared_cores(count):
+            results: dict[int, Result] = elastic_launch(settings, function)(mapping, quiet)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
@@ -75,6 +75,21 @@ def _first_of(
     except SignalException as error:
         raise ProcessFailed(128 + error.sigval) from error
     return results[0]
+
+
+@contextmanager
+def _shared_cores(count: int) -> Iterator[None]:
+    """Gives each of `count` child processes its share of the cores; each would otherwise take all
+    of them (torchrun's answer to this is one core each). The children inherit OMP_NUM_THREADS from
+    this process, which has to forget it again: the next job of a sweep may have other processes."""
+    if "OMP_NUM_THREADS" in os.environ:  # the user's choice
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
 
 
 def _train(mapping: Mapping[str, Any], quiet: bool) -> Summary:

@@ -134,7 +134,8 @@ def listing(run_dir: Path) -> dict[str, tuple[int, int]]:
 
 def is_measured(key: str) -> bool:
     """Whether a figure differs between runs with the same bits."""
-    return key.endswith(("seconds", "_per_second", "peak_memory_bytes")) or key == "run_dir"
+    measured = ("seconds", "_per_second", "peak_memory_bytes")
+    return key.endswith(measured) or key in ("run_dir", "log_sizes")
 
 
 def events(run_dir: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,10 +16,12 @@ import numpy as np
 import pytest
 from stopping import TINY, Running, as_killed, bits, results, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 import mlmlab
 from mlmlab.errors import Interrupted, RunFailed
 from mlmlab.tracking.summary import Summary
+from mlmlab.tracking.tracker import Tracker
 from mlmlab.training.evaluation import Evaluation
 from mlmlab.training.interruption import Interruptions
 from mlmlab.training.loop import Loop
@@ -240,7 +243,7 @@ def test_on_a_full_disk_the_run_says_so_and_goes_on_to_its_end(
 
 # The best one, and the end for want of better ones
 
-LOSSES = {0: 5.0, 10: 4.0, 20: 3.0, 30: 3.5, 40: 3.0, 50: 2.5, 60: 2.0}
+LOSSES: dict[int, float | None] = {0: 5.0, 10: 4.0, 20: 3.0, 30: 3.5, 40: 3.0, 50: 2.5, 60: 2.0}
 PATIENT = (
     *TINY,
     "eval.every_steps=10",
@@ -251,16 +254,17 @@ PATIENT = (
 
 
 @pytest.fixture
-def known_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluations with the results above."""
-    score = Loop._score
+def known_losses(monkeypatch: pytest.MonkeyPatch) -> dict[int, float | None]:
+    """Evaluations with the results above, which a test may change; None: nothing was predicted."""
+    score, losses = Loop._score, dict(LOSSES)
 
     def known(loop: Loop) -> Evaluation:
-        result = score(loop)
-        loss_sum = LOSSES[loop.record.updates] * result.masked_count
-        return dataclasses.replace(result, loss_sum=loss_sum)
+        result, loss = score(loop), losses[loop.record.updates]
+        count = 0 if loss is None else result.masked_count
+        return dataclasses.replace(result, masked_count=count, loss_sum=(loss or 0.0) * count)
 
     monkeypatch.setattr(Loop, "_score", known)
+    return losses
 
 
 @pytest.mark.usefixtures("known_losses")
@@ -320,6 +324,36 @@ def test_a_run_ends_after_evaluations_that_are_no_better_and_its_best_checkpoint
     assert _resume(killed, "train.early_stopping_patience=3").steps == 60
 
 
+def test_an_evaluation_that_predicted_no_token_is_neither_initial_nor_best_nor_worse(
+    tmp_path: Path, known_losses: dict[int, float | None]
+) -> None:
+    known_losses |= {0: None, 10: 4.0, 20: None, 30: 3.0, 40: None, 50: None, 60: 3.5}
+    run_dir = tmp_path / "run"
+    summary = mlmlab.run(mlmlab.compose(*PATIENT, f"run_dir={run_dir}"), quiet=True)
+    assert summary.steps == 60
+    assert summary.best_eval_perplexity == pytest.approx(np.exp(3.0))
+    newest = run_dir / "checkpoints" / "step_60" / "progress.json"
+    progress = json.loads(newest.read_text())["progress"]
+    assert progress["best_step"] == 30
+    assert progress["evaluations_since_best"] == 1
+    assert progress["initial_eval_loss"] is None  # of the weights before the first update
+    assert json.loads((run_dir / "summary.json").read_text())["initial_eval_perplexity"] is None
+
+
+def test_a_run_that_is_never_asked_to_predict_a_test_token_ends_without_a_result(
+    tmp_path: Path,
+) -> None:
+    few = ("data.limit=40", "data.test_fraction=0.05", "masking.rate=0.01", "data.seed=2")
+    keys = (*TINY, *few, "train.max_steps=4", "eval.every_steps=2", f"run_dir={tmp_path / 'run'}")
+    assert mlmlab.run(mlmlab.compose(*keys)).eval_masked_tokens == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    unknown = {key for key, value in summary.items() if value is None}
+    assert unknown >= {
+        "eval_loss", "eval_perplexity", "best_eval_perplexity", "initial_eval_perplexity",
+        "eval_top1_accuracy", "eval_loss_standard_error", "floor_perplexity",
+    }  # fmt: skip
+
+
 def test_a_learning_rate_that_makes_it_worse_ends_the_run_early(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     worse = ("train.learning_rate=0.5", "train.warmup_steps=0", "train.early_stopping_patience=1")
@@ -332,14 +366,11 @@ def test_a_learning_rate_that_makes_it_worse_ends_the_run_early(tmp_path: Path) 
 # TensorBoard
 
 
-def test_after_a_resume_tensorboard_has_the_events_of_metrics_jsonl_and_no_others(
-    whole: Path, tmp_path: Path
-) -> None:
-    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45])
-    assert len(list((run_dir / "tensorboard").iterdir())) == 1
-    _resume(run_dir)
-    (file,) = (path for path in (run_dir / "tensorboard").rglob("*") if path.is_file())
-    accumulator = EventAccumulator(str(file), size_guidance={"scalars": 0})
+def _assert_tensorboard_has_metrics_jsonl(run_dir: Path) -> None:
+    """Each event of metrics.jsonl once, and nothing else but the final figures, once each."""
+    accumulator = EventAccumulator(
+        str(run_dir / "tensorboard"), size_guidance={"scalars": 0}, purge_orphaned_data=False
+    )
     accumulator.Reload()
     expected: dict[str, list[tuple[int, float]]] = {}
     for line in (run_dir / "metrics.jsonl").read_text().splitlines():
@@ -347,7 +378,80 @@ def test_after_a_resume_tensorboard_has_the_events_of_metrics_jsonl_and_no_other
         for tag in event.keys() - {"step", "epoch"}:
             expected.setdefault(tag, []).append((event["step"], float(np.float32(event[tag]))))
     assert len(expected["train/loss"]) == 9
-    tags = {tag for tag in accumulator.Tags()["scalars"] if not tag.startswith("final/")}
-    assert tags == set(expected)
-    for tag, values in expected.items():
-        assert [(event.step, event.value) for event in accumulator.Scalars(tag)] == values
+    found = {
+        tag: [(event.step, event.value) for event in accumulator.Scalars(tag)]
+        for tag in accumulator.Tags()["scalars"]
+    }
+    final = {tag: found.pop(tag) for tag in list(found) if tag.startswith("final/")}
+    assert found == expected
+    assert [len(values) for values in final.values()] == [1, 1]
+    assert accumulator.summary_metadata.keys() >= {
+        "_hparams_/experiment",
+        "_hparams_/session_start_info",
+        "_hparams_/session_end_info",
+    }
+
+
+def _event_files(run_dir: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run_dir / "tensorboard").iterdir()}
+
+
+def test_after_each_resume_tensorboard_has_every_event_of_metrics_jsonl_once(
+    whole: Path, tmp_path: Path
+) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45])
+    (first,) = _event_files(run_dir).items()
+    _resume(run_dir)
+    _assert_tensorboard_has_metrics_jsonl(run_dir)
+    files = _event_files(run_dir)
+    assert len(files) == 2
+    assert first[1].startswith(files[first[0]])  # cut, not written again
+    shutil.rmtree(run_dir / "checkpoints" / "step_60")
+    _resume(run_dir)  # from update 45 again: what the resume before has written goes
+    _assert_tensorboard_has_metrics_jsonl(run_dir)
+    again = _event_files(run_dir)
+    assert len(again) == 2
+    assert again[first[0]] == files[first[0]]
+    _resume(run_dir)  # from its end: nothing but the final figures is written again
+    _assert_tensorboard_has_metrics_jsonl(run_dir)
+
+
+def test_a_resume_without_a_checkpoint_starts_with_empty_logs(whole: Path, tmp_path: Path) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[])
+    _resume(run_dir)
+    _assert_tensorboard_has_metrics_jsonl(run_dir)
+    assert len(_event_files(run_dir)) == 1
+
+
+def test_logs_that_were_deleted_or_shortened_do_not_stop_a_resume(
+    whole: Path, tmp_path: Path
+) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45])
+    shutil.rmtree(run_dir / "tensorboard")
+    (run_dir / "metrics.jsonl").write_text("")
+    _resume(run_dir)
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [49, 56, 60, 60]
+
+
+def test_flushed_sizes_are_those_of_the_closed_files_however_slow_the_writers_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(tmp_path)
+    is_flushing = threading.Event()
+    write, flush = RecordWriter.write, tracker.writer.flush
+
+    def late(writer: RecordWriter, record: bytes) -> None:
+        is_flushing.wait()
+        write(writer, record)
+
+    monkeypatch.setattr(RecordWriter, "write", late)
+    monkeypatch.setattr(tracker.writer, "flush", lambda: (is_flushing.set(), flush()))
+    for step in range(5):
+        tracker.log(step, 0.0, {"train/loss": 1.0})
+    sizes = tracker.flush()
+    is_flushing.set()
+    tracker.close()
+    files = (tmp_path / "metrics.jsonl", *(tmp_path / "tensorboard").iterdir())
+    assert len(sizes) == 2
+    assert sizes == {str(path.relative_to(tmp_path)): path.stat().st_size for path in files}

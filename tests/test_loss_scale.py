@@ -17,6 +17,7 @@ from mlmlab.loader import TrainLoader, UpdateBatch
 from mlmlab.tracking.summary import Summary
 from mlmlab.training import loop, state
 from mlmlab.training.loop import Loop
+from mlmlab.training.replica import Replica
 from mlmlab.training.schedule import learning_rate_factor
 from mlmlab.training.state import LossScale, ProgressRecord, checkpoint_folders
 from mlmlab.training.step import UpdateResult
@@ -183,6 +184,26 @@ def test_a_request_for_a_checkpoint_outlives_the_batch_that_an_overflow_throws_a
     saved = [folder.name for folder in checkpoint_folders(tmp_path / "run")]
     assert saved == [f"step_{step + 1}", f"step_{UPDATES}"]  # and it is met once
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
+
+
+def test_a_scale_that_has_fallen_to_one_is_still_a_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = Replica.gradients
+    overflows = iter([True])
+
+    def overflowing(self: Replica) -> dict[str, torch.Tensor]:
+        found = gradients(self)
+        if next(overflows, False):
+            next(iter(found.values())).fill_(torch.inf)
+        return found
+
+    monkeypatch.setattr(Replica, "gradients", overflowing)
+    _begin_with_scale(monkeypatch, 1.0)
+    assert _run(tmp_path / "run").steps == UPDATES
+    progress = _progress(tmp_path / "run")
+    assert progress["skipped_updates"] == 1
+    assert progress["loss_scale"]["scale"] == 0.5
 
 
 def test_a_loss_that_is_not_finite_itself_ends_the_run_in_fp16_too(tmp_path: Path) -> None:

@@ -131,7 +131,14 @@ def test_a_run_is_found_again_from_another_folder(
 def test_the_command_that_began_a_run_resumes_it_with_its_groups_and_relative_paths(
     text: Path,
 ) -> None:
-    command = ("+experiment=finetune", "checkpoint=null", "model=tiny", *TEXT, "data.path=my.txt", "run_dir=run")
+    command = (
+        "+experiment=finetune",
+        "checkpoint=null",
+        "model=tiny",
+        *TEXT,
+        "data.path=my.txt",
+        "run_dir=run",
+    )
     mlmlab.run(mlmlab.compose(*command, "resume=auto"), quiet=True)
     run_dir = text.parent / "run"
     before = bits(run_dir)

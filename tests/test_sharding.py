@@ -62,7 +62,7 @@ class Sharing:
     config: TrainConfig = dataclasses.field(default_factory=lambda: mlmlab.compose().train)
     model: MaskedLanguageModel = dataclasses.field(default_factory=small_model)
     micro_batch_size: int = 8
-    loss_scale: float = 1.0
+    loss_scale: float | None = None
 
     def __post_init__(self) -> None:
         freeze(self.model, self.config)
@@ -111,7 +111,7 @@ def _updates(world: World, variant: str) -> list[tuple[object, ...]]:
     """Of each update: gradient, norm, loss, and how much this process predicts in micro-batches."""
     micro_batch_size, train, architecture = VARIANTS[variant]
     # A scale as that of fp16 is a power of two, and changes nothing.
-    rows, scale = (8, 1.0) if world is ALONE else (micro_batch_size, 1024.0)
+    rows, scale = (8, None) if world is ALONE else (micro_batch_size, 1024.0)
     config = dataclasses.replace(mlmlab.compose().train, **train)
     sharing = Sharing(world, config, small_model(**architecture), rows, scale)
     found: list[tuple[object, ...]] = []

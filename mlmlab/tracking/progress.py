@@ -44,6 +44,7 @@ class Progress:
         self.quiet = quiet
         self.terminal = sys.stderr.isatty() and not quiet
         self.total = total_updates
+        self.first_update = first_update
         self.updates = first_update
         self.started = time.perf_counter()
         self._next_line = 0
@@ -73,7 +74,8 @@ class Progress:
             self.bar.set_postfix_str(postfix, refresh=False)
         elif not self.quiet and self._is_due():
             seconds = time.perf_counter() - self.started
-            remaining = seconds / max(1, self.updates) * (self.total - self.updates)
+            since_start = max(1, self.updates - self.first_update)  # a resume has fewer than all
+            remaining = seconds / since_start * (self.total - self.updates)
             self.line(
                 f"update {self.updates:,}/{self.total:,}  loss {shown(loss)}  "
                 f"perplexity {shown(perplexity)}  {speed}  {remaining:.0f} s left"

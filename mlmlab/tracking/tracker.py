@@ -3,10 +3,8 @@
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +13,35 @@ from torch.utils.tensorboard.summary import hparams
 
 from mlmlab import schema
 from mlmlab.errors import RunFailed
+from mlmlab.fetch.cache import flush
 
 
 class Tracker:
-    """The two files of a run."""
+    """The log files of a run: metrics.jsonl and TensorBoard's event files."""
 
-    def __init__(self, run_dir: Path, events: int = 0) -> None:
-        """Opens both.
+    def __init__(self, run_dir: Path, sizes: Mapping[str, int] | None = None) -> None:
+        """Opens both for appending.
 
         Args:
-            events: lines of metrics.jsonl to go on after; what a run wrote behind its checkpoint is
-                cut off, and TensorBoard's file is made anew from the lines that stay.
+            sizes: what `flush` returned for the checkpoint that the run resumes from. Every log
+                file is cut to its size then, and removed if it had none.
         """
-        path = run_dir / "metrics.jsonl"
-        lines = _first_lines(path, events)
-        shortened = path.with_suffix(".shortened")
-        shortened.write_text("".join(lines), encoding="utf-8")
-        shortened.replace(path)  # at no moment is there less than the checkpoint knows of
-        self.metrics = path.open("a", encoding="utf-8")
-        shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
+        self.run_dir = run_dir
+        for name, file in self._files().items():
+            size = (sizes or {}).get(name)
+            if size is None:
+                file.unlink()
+            elif file.stat().st_size > size:
+                os.truncate(file, size)
+        self.metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        # A new event file next to those of earlier processes: TensorBoard reads them as one run.
         self.writer = SummaryWriter(str(run_dir / "tensorboard"))
-        for line in lines:
-            event = json.loads(line)
-            for tag in event.keys() - {"step", "epoch"}:
-                value = event[tag]
-                self.writer.add_scalar(tag, math.nan if value is None else value, event["step"])
+
+    def _files(self) -> dict[str, Path]:
+        """The log files that exist, by their names in the run's folder."""
+        patterns = ("metrics.jsonl", "tensorboard/events.out.tfevents.*")
+        files = (file for pattern in patterns for file in self.run_dir.glob(pattern))
+        return {file.relative_to(self.run_dir).as_posix(): file for file in files}
 
     def log(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
         """One event.
@@ -81,20 +83,21 @@ class Tracker:
         for tag, value in final.items():
             self.writer.add_scalar(tag, value)
 
-    def flush(self) -> None:
-        """Waits until all lines so far are on the disk."""
+    def flush(self) -> dict[str, int]:
+        """Waits until everything logged so far is on the disk.
+
+        Returns:
+            The size of each log file in bytes, by its name in the run's folder.
+        """
         self.metrics.flush()
-        os.fsync(self.metrics.fileno())
+        self.writer.flush()  # waits for the writer's thread, which has written its whole queue then
+        files = self._files()
+        for file in files.values():
+            flush(file)
+        return {name: file.stat().st_size for name, file in files.items()}
 
     def close(self) -> None:
         """Flushes both files. A full disk was reported when a figure was logged."""
         for file in (self.metrics, self.writer):
             with suppress(OSError):
                 file.close()
-
-
-def _first_lines(path: Path, count: int) -> list[str]:
-    if not count:
-        return []
-    with path.open(encoding="utf-8") as file:
-        return list(islice(file, count))

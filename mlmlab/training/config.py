@@ -264,8 +264,8 @@ class RuntimeConfig:
     device: Device
     """auto: cuda where there is one, else cpu."""
     precision: Precision
-    """auto: bf16 where the device computes in it natively, else fp32. fp16 scales its losses, and
-    leaves out updates whose gradient overflows."""
+    """auto: bf16 where the device computes in it natively and the model is 512 wide or more, else
+    fp32. fp16 scales its losses, and leaves out updates whose gradient overflows."""
     tf32: bool
     """Whether fp32 matrix products on CUDA may round their factors to 10 bits: faster."""
     mask_on: MaskOn

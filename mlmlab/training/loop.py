@@ -183,7 +183,7 @@ class Loop:
             max_grad_norm=self.config.max_grad_norm,
             seed=self.seed,
             suppressed=self.suppressed,
-            loss_scale=self.record.loss_scale.scale if self._is_scaled else 1.0,
+            loss_scale=self.record.loss_scale.scale if self._is_scaled else None,
         )
 
     @property
@@ -232,7 +232,6 @@ class Loop:
     def _track(self, figures: dict[str, float]) -> None:
         if self.outputs.tracker is not None:
             self.outputs.tracker.log(self.record.updates, self._epoch(), figures)
-        self.record = replace(self.record, log_events=self.record.log_events + 1)
 
     def _epoch(self) -> float:
         return self.record.batches / self.train_loader.order.batches_per_epoch
@@ -293,21 +292,27 @@ class Loop:
                 "eval/seconds": time.perf_counter() - started,
             }
         )
-        best = self.record.best_eval_loss
-        is_best = best is None or result.loss < best
-        self.record = replace(
-            self.record,
-            evaluation_due=False,
-            initial_eval_loss=result.loss if best is None else self.record.initial_eval_loss,
-            best_eval_loss=result.loss if is_best else best,
-            best_step=self.record.updates if is_best else self.record.best_step,
-            evaluations_since_best=0 if is_best else self.record.evaluations_since_best + 1,
-        )
+        self.record = replace(self.record, evaluation_due=False)
+        if result.masked_count:  # else there is no loss to compare
+            self._compare(result.loss)
         self.progress.line(
             f"evaluation  update {self.record.updates:,}  loss {shown(result.loss)}  "
             f"perplexity {shown(result.perplexity)} ± {shown(result.perplexity_standard_error)}"
         )
         return result
+
+    def _compare(self, loss: float) -> None:
+        """Notes an evaluation as the initial one, the best one, or one more that is no better."""
+        step, best = self.record.updates, self.record.best_eval_loss
+        if step == 0:
+            self.record = replace(self.record, initial_eval_loss=loss)
+        if best is None or loss < best:
+            self.record = replace(
+                self.record, best_eval_loss=loss, best_step=step, evaluations_since_best=0
+            )
+        else:
+            since_best = self.record.evaluations_since_best + 1
+            self.record = replace(self.record, evaluations_since_best=since_best)
 
     def _save(self) -> None:
         """A checkpoint; if the disk is full, the run goes on without it."""
@@ -326,8 +331,7 @@ class Loop:
             )
 
     def _save_to(self, folder: Path) -> None:
-        if self.outputs.tracker is not None:
-            self.outputs.tracker.flush()
+        tracker = self.outputs.tracker
         save_state(
             folder,
             self.replica,
@@ -335,6 +339,7 @@ class Loop:
             self.optimizer,
             self.record,
             self.outputs.fingerprint,
+            flush_logs=dict if tracker is None else tracker.flush,
         )
 
     def _stop(self) -> NoReturn:

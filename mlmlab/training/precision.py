@@ -2,13 +2,19 @@
 
 import importlib.util
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from mlmlab.errors import UserError
 from mlmlab.training.config import Device, MaskOn, Precision, RuntimeConfig
+
+_BF16_HIDDEN_SIZE = 512
+"""From this width on, `auto` may be bf16. On a CPU with AVX512-bf16, bf16 took 1.4 times as long as
+fp32 at 128, where the casts cost more than the matrix products gain, and less than half as long at
+768; in between nothing was measured."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,15 @@ class Compute:
     def is_cuda(self) -> bool:
         """Whether the device is a CUDA device."""
         return self.device.type == "cuda"
+
+    @classmethod
+    def for_model(cls, hidden_size: int, config: RuntimeConfig, device: torch.device) -> "Compute":
+        """Turns `runtime.precision=auto` into what is faster for a model of this width."""
+        precision = config.precision
+        if precision is Precision.AUTO:
+            is_wide = hidden_size >= _BF16_HIDDEN_SIZE
+            precision = Precision.BF16 if is_wide and _native_bf16(device) else Precision.FP32
+        return cls(device, precision)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
@@ -40,29 +55,44 @@ class Compute:
         return f"{name}, {self.precision.value}"
 
 
-def resolve(config: RuntimeConfig, local_rank: int = 0) -> Compute:
-    """Turns `auto` into what this machine has, and sets what PyTorch keeps for the whole process:
-    threads, deterministic algorithms, TF32.
+@contextmanager
+def torch_settings(config: RuntimeConfig, local_rank: int = 0) -> Iterator[torch.device]:
+    """Sets PyTorch's process-wide settings as configured: threads, deterministic algorithms, TF32.
+
+    On exit they are as before, and so are the random generators, which a training step seeds: a
+    notebook that calls `mlmlab.run` keeps its own.
 
     Args:
         local_rank: the number of the process on this machine, and of its CUDA device.
 
+    Yields:
+        The device.
+
     Raises:
         UserError: cuda was asked for and there is none, or a choice that needs it.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.deterministic)
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-    use_cuda = uses_cuda(config)
-    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    device = torch.device("cuda", local_rank) if uses_cuda(config) else torch.device("cpu")
     _check_masking_place(config, device)
-    precision = config.precision
-    if precision is Precision.AUTO:
-        precision = Precision.BF16 if _native_bf16(device) else Precision.FP32
-    return Compute(device, precision)
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    matmul_precision = torch.get_float32_matmul_precision()
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        if config.deterministic and workspace is None:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(config.deterministic)
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield device
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.set_float32_matmul_precision(matmul_precision)
+        if workspace is None:
+            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 def uses_cuda(config: RuntimeConfig) -> bool:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -85,8 +85,9 @@ class ProgressRecord:
     evaluations_since_best: int = 0
     train_loss: float | None = None
     """Of the last log line."""
-    log_events: int = 0
-    """Lines of metrics.jsonl."""
+    log_sizes: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of metrics.jsonl and of each TensorBoard event file, by name: a resume cuts them to
+    these sizes."""
     window: LogWindow = field(default_factory=LogWindow)
     loss_scale: LossScale = field(default_factory=LossScale)
     seconds: float = 0.0
@@ -106,6 +107,8 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     progress: ProgressRecord,
     fingerprint: str,
+    *,
+    flush_logs: Callable[[], Mapping[str, int]] = dict,
 ) -> None:
     """Writes a checkpoint under a temporary name and renames it: complete or absent.
 
@@ -114,6 +117,7 @@ def save_state(
 
     Args:
         fingerprint: of the run's config, without what a resumed run may change.
+        flush_logs: called on rank 0, once it has all parts: the sizes that `log_sizes` records.
 
     Raises:
         OSError: it could not be written; what was there before is still there.
@@ -126,6 +130,7 @@ def save_state(
         shutil.rmtree(left_behind, ignore_errors=True)
     try:
         building.mkdir(parents=True)
+        progress = dataclasses.replace(progress, log_sizes=flush_logs())
         save_pretrained(model, tokenizer, building)
         _write(building, moments, progress, fingerprint)
         for file in building.iterdir():

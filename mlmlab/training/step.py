@@ -53,7 +53,7 @@ def apply_update(
     max_grad_norm: float,
     seed: int,
     suppressed: torch.Tensor,
-    loss_scale: float = 1.0,
+    loss_scale: float | None = None,
 ) -> UpdateResult:
     """Backward over the micro-batches, then unscale, clip, check, update.
 
@@ -64,11 +64,13 @@ def apply_update(
     Args:
         suppressed: fp32 scalar on the device, 1 once a gradient was not finite: then neither this
             update nor a later one reaches the weights, whenever the host looks.
-        loss_scale: for fp16, a power of two; the host then waits for the gradient's norm.
+        loss_scale: for fp16, a power of two; the host then waits for the gradient's norm. None: the
+            loss is not scaled, and an overflow is a failure.
     """
     replica.model.train()
     optimizer.zero_grad(set_to_none=True)
     compute, world = replica.compute, replica.world
+    factor = world.size * (1.0 if loss_scale is None else loss_scale)
     loss_sum = torch.zeros((), device=compute.device)
     for number, micro in enumerate(batch.micro_batches):
         # Dropout noise belongs to the micro-batch, not to what was drawn before it.
@@ -76,15 +78,15 @@ def apply_update(
         torch.manual_seed(noise)
         with replica.accumulating(is_last=number == len(batch.micro_batches) - 1):
             loss = micro_batch_loss(replica.trained, micro, compute)
-            scaled = loss * (world.size * loss_scale) / batch.masked_count
+            scaled = loss * factor / batch.masked_count
             scaled.backward()  # type: ignore[no-untyped-call]
         loss_sum += loss.detach()
 
     gradients = replica.gradients()
-    if loss_scale != 1.0:
+    if loss_scale is not None:
         torch._foreach_mul_(list(gradients.values()), 1.0 / loss_scale)
     grad_norm = replica.norm(gradients)
-    overflowed = loss_scale != 1.0 and not torch.isfinite(grad_norm)
+    overflowed = loss_scale is not None and not torch.isfinite(grad_norm)
     # A loss that is not finite itself cannot be helped by another scale.
     if overflowed and all(world.gather(bool(torch.isfinite(loss_sum)))):
         nothing = torch.zeros(())
