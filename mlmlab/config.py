@@ -12,7 +12,7 @@ from mlmlab.data.config import DataConfig, TokenizerChoice, TokenizerConfig
 from mlmlab.errors import Problem, UserError
 from mlmlab.masking.config import MaskingConfig, MaskingMode
 from mlmlab.model.config import ModelSettings
-from mlmlab.training.config import EvalConfig, RuntimeConfig, TrainConfig, TrainEvalConfig
+from mlmlab.training.config import EvalConfig, Export, RuntimeConfig, TrainConfig, TrainEvalConfig
 
 
 class CheckpointHead(Enum):
@@ -221,7 +221,11 @@ def _with_debug(config: RunConfig) -> RunConfig:
                 config,
                 eval=dataclasses.replace(config.eval, every_steps=_OVERFIT_STEPS),
                 train=dataclasses.replace(
-                    config.train, max_steps=_OVERFIT_STEPS, weight_decay=0.0, keep_checkpoints=0
+                    config.train,
+                    max_steps=_OVERFIT_STEPS,
+                    weight_decay=0.0,
+                    keep_checkpoints=0,
+                    export=Export.LAST,
                 ),
                 masking=dataclasses.replace(config.masking, mode=MaskingMode.STATIC),
                 model=dataclasses.replace(config.model, dropout=0.0),
