@@ -12,7 +12,13 @@ from mlmlab.data.config import DataConfig, TokenizerChoice, TokenizerConfig
 from mlmlab.errors import Problem, UserError
 from mlmlab.masking.config import MaskingConfig, MaskingMode
 from mlmlab.model.config import ModelSettings
-from mlmlab.training.config import RuntimeConfig, ScoringConfig, TrainConfig, TrainEvalConfig
+from mlmlab.training.config import (
+    Export,
+    RuntimeConfig,
+    ScoringConfig,
+    TrainConfig,
+    TrainEvalConfig,
+)
 
 
 class CheckpointHead(Enum):
@@ -213,7 +219,11 @@ def _with_debug(config: RunConfig) -> RunConfig:
                 config,
                 eval=dataclasses.replace(config.eval, every_steps=_OVERFIT_STEPS),
                 train=dataclasses.replace(
-                    config.train, max_steps=_OVERFIT_STEPS, weight_decay=0.0, keep_checkpoints=0
+                    config.train,
+                    max_steps=_OVERFIT_STEPS,
+                    weight_decay=0.0,
+                    keep_checkpoints=0,
+                    export=Export.LAST,
                 ),
                 masking=dataclasses.replace(config.masking, mode=MaskingMode.STATIC),
                 model=dataclasses.replace(config.model, dropout=0.0),

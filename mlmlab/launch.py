@@ -137,13 +137,14 @@ def _outputs(
         if config.debug.profile_steps:
             profiler = Profiler(run_dir, config.debug.profile_steps)
             stack.callback(profiler.close)
+    save_every_minutes = config.train.save_every_minutes if world.is_first else None
     return Outputs(
         run_dir=run_dir,
         progress=progress,
         tracker=tracker,
         tokenizer=inputs.tokenizer,
         fingerprint=fingerprint(config),
-        interruptions=stack.enter_context(Interruptions()),
+        interruptions=stack.enter_context(Interruptions(save_every_minutes)),
         profiler=profiler,
     )
 
@@ -276,6 +277,7 @@ def _summary(
         initial_eval_perplexity=initial,
         floor_perplexity=floor,
         steps=record.updates,
+        exported_step=training.exported_step,
         tokens=record.tokens,
         seconds=record.seconds,
         tokens_per_second=record.tokens / max(record.step_seconds, 1e-9),

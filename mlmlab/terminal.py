@@ -267,7 +267,9 @@ def closing(summary: Summary, training: Training) -> str:
         ),
     ]
     best = Path(summary.run_dir) / "checkpoints" / f"step_{training.progress.best_step}"
-    if training.progress.best_step != summary.steps and best.is_dir():
+    if summary.exported_step != summary.steps:
+        rows.append(_row("exported", f"the weights of update {summary.exported_step:,}, the best"))
+    elif training.progress.best_step != summary.steps and best.is_dir():
         rows.append(_row("best", f"perplexity {shown(summary.best_eval_perplexity)}: {best}"))
     if summary.floor_perplexity is not None:
         rows.append(_floor(summary.eval_perplexity, summary.floor_perplexity))

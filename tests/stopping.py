@@ -39,6 +39,22 @@ TINY = (
     "eval.fill_mask=[]",
 )
 """A run of a second or two. Its checkpoints lie between log lines, its evaluations behind one."""
+PATIENT = (
+    *TINY,
+    "eval.every_steps=10",
+    "train.save_every_steps=null",
+    "train.keep_checkpoints=1",
+    "train.early_stopping_patience=2",
+)
+"""A run that ends after two evaluations that are no better."""
+GETTING_WORSE = (
+    *PATIENT,
+    "train.learning_rate=0.1",
+    "train.schedule=constant",
+    "train.warmup_steps=0",
+    "train.adam_beta2=0.5",
+)
+"""A run that does so: it diverges after its best evaluation."""
 
 
 @dataclass

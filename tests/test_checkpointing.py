@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stopping import TINY, Running, as_killed, bits, results, start
+from stopping import GETTING_WORSE, PATIENT, TINY, Running, as_killed, bits, results, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -184,6 +184,35 @@ def test_a_run_that_shall_keep_no_checkpoints_writes_none_and_says_so_when_it_is
     assert not (tmp_path / "stopped" / "checkpoints").exists()
 
 
+ALWAYS = "train.save_every_minutes=1e-9"
+"""Shorter than a step: a checkpoint after every one."""
+
+
+def test_checkpoints_at_intervals_of_time_change_no_bits(whole: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    keys = (*TINY, ALWAYS, "train.keep_checkpoints=100")
+    mlmlab.run(mlmlab.compose(*keys, f"run_dir={run_dir}"), quiet=True)
+    assert len(checkpoint_folders(run_dir)) == 60
+    assert bits(run_dir) == bits(whole)
+    run_dir = as_killed(run_dir, tmp_path / "killed", checkpoints=[33])
+    _resume(run_dir)
+    assert bits(run_dir) == bits(whole)
+
+
+def test_no_checkpoint_is_due_before_its_interval_nor_where_none_is_kept(tmp_path: Path) -> None:
+    for name, keys, steps in (
+        ("later", ("train.save_every_minutes=1e9",), [10]),
+        ("never", ("train.save_every_minutes=null",), [10]),
+        ("none kept", (ALWAYS, "train.keep_checkpoints=0"), []),
+    ):
+        run_dir = tmp_path / name
+        config = mlmlab.compose(*TINY, "train.max_steps=10", *keys, f"run_dir='{run_dir}'")
+        mlmlab.run(config, quiet=True)
+        assert [folder.name for folder in checkpoint_folders(run_dir)] == [
+            f"step_{step}" for step in steps
+        ], name
+
+
 # On a disk that is full
 
 
@@ -244,13 +273,6 @@ def test_on_a_full_disk_the_run_says_so_and_goes_on_to_its_end(
 # The best one, and the end for want of better ones
 
 LOSSES: dict[int, float | None] = {0: 5.0, 10: 4.0, 20: 3.0, 30: 3.5, 40: 3.0, 50: 2.5, 60: 2.0}
-PATIENT = (
-    *TINY,
-    "eval.every_steps=10",
-    "train.save_every_steps=null",
-    "train.keep_checkpoints=1",
-    "train.early_stopping_patience=2",
-)
 
 
 @pytest.fixture
@@ -259,7 +281,8 @@ def known_losses(monkeypatch: pytest.MonkeyPatch) -> dict[int, float | None]:
     score, losses = Loop._score, dict(LOSSES)
 
     def known(loop: Loop) -> Evaluation:
-        result, loss = score(loop), losses[loop.record.updates]
+        step = loop.record.updates if loop.exported_step is None else loop.exported_step
+        result, loss = score(loop), losses[step]
         count = 0 if loss is None else result.masked_count
         return dataclasses.replace(result, masked_count=count, loss_sum=(loss or 0.0) * count)
 
@@ -304,6 +327,7 @@ def test_a_run_ends_after_evaluations_that_are_no_better_and_its_best_checkpoint
     run_dir = tmp_path / "run"
     summary = mlmlab.run(mlmlab.compose(*PATIENT, f"run_dir={run_dir}"), quiet=True)
     assert summary.steps == 40  # an equal one is no better
+    assert summary.exported_step == 20
     assert summary.best_eval_perplexity == pytest.approx(np.exp(3.0))
     assert summary.eval_loss == pytest.approx(3.0)
     kept = [folder.name for folder in checkpoint_folders(run_dir)]
@@ -324,6 +348,133 @@ def test_a_run_ends_after_evaluations_that_are_no_better_and_its_best_checkpoint
     assert _resume(killed, "train.early_stopping_patience=3").steps == 60
 
 
+def _weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def _logged_loss(run_dir: Path, step: int) -> float:
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    (loss,) = (e["eval/loss"] for e in lines if e["step"] == step and "eval/loss" in e)
+    return float(loss)
+
+
+@pytest.fixture(scope="module")
+def got_worse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("worse") / "run"
+    mlmlab.run(mlmlab.compose(*GETTING_WORSE, f"run_dir={run_dir}"), quiet=True)
+    return run_dir
+
+
+def _exports_its_best(run_dir: Path, got_worse: Path) -> None:
+    """Weights and figures are those of the best step, to the bit."""
+    summary = json.loads((run_dir / "summary.json").read_text())
+    step = summary["exported_step"]
+    assert step < summary["steps"] < 60
+    assert _weights(run_dir / "export") == _weights(got_worse / "checkpoints" / f"step_{step}")
+    assert summary["eval_loss"] == _logged_loss(run_dir, step)
+    assert summary["eval_loss"] < _logged_loss(run_dir, summary["steps"])
+    assert summary["best_eval_perplexity"] == summary["eval_perplexity"]
+    report = mlmlab.evaluate_checkpoint(
+        mlmlab.compose_evaluation(f"checkpoint={run_dir}"), quiet=True
+    )
+    evaluation = report.evaluation
+    assert evaluation.loss_standard_error == summary["eval_loss_standard_error"]
+    assert evaluation.top1_accuracy == summary["eval_top1_accuracy"]
+    assert evaluation.top5_accuracy == summary["eval_top5_accuracy"]
+
+
+def test_a_run_that_stops_early_exports_and_reports_its_best_weights(got_worse: Path) -> None:
+    _exports_its_best(got_worse, got_worse)
+
+
+def test_a_run_that_is_resumed_after_its_end_or_before_it_exports_its_best_weights(
+    got_worse: Path, tmp_path: Path
+) -> None:
+    best = json.loads((got_worse / "summary.json").read_text())["exported_step"]
+    newest = json.loads((got_worse / "summary.json").read_text())["steps"]
+    for name, checkpoints in (("after", [best, newest]), ("before", [best])):
+        run_dir = as_killed(got_worse, tmp_path / name, checkpoints=checkpoints)
+        _resume(run_dir)
+        _exports_its_best(run_dir, got_worse)
+        assert bits(run_dir) == bits(got_worse)
+
+
+def test_a_run_may_export_its_last_weights_although_others_were_better(
+    got_worse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(got_worse, run_dir)
+    summary = _resume(run_dir, "train.export=last")
+    assert summary.exported_step == summary.steps
+    newest = got_worse / "checkpoints" / f"step_{summary.steps}"
+    assert _weights(run_dir / "export") == _weights(newest)
+    assert summary.eval_loss == _logged_loss(run_dir, summary.steps)
+    rows = capsys.readouterr().out.splitlines()
+    assert not any(row.startswith("exported") for row in rows)
+    assert any(row.startswith("best ") for row in rows)
+
+
+@pytest.mark.usefixtures("known_losses")
+def test_a_run_may_export_its_best_weights_without_stopping_early(
+    tmp_path: Path, known_losses: dict[int, float | None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    known_losses |= {50: 3.5, 60: 4.0}
+    run_dir = tmp_path / "run"
+    endless = ("train.early_stopping_patience=null", "train.export=best")
+    summary = mlmlab.run(mlmlab.compose(*PATIENT, *endless, f"run_dir={run_dir}"))
+    assert (summary.steps, summary.exported_step) == (60, 20)
+    assert _weights(run_dir / "export") == _weights(run_dir / "checkpoints" / "step_20")
+    rows = capsys.readouterr().out.splitlines()
+    assert any(row.startswith("exported") and "20" in row for row in rows)
+    assert not any(row.startswith("best ") for row in rows)
+
+
+def test_weights_that_training_only_makes_worse_are_exported_as_they_were(
+    tmp_path: Path, known_losses: dict[int, float | None]
+) -> None:
+    known_losses |= {10: 6.0, 20: 7.0}
+    run_dir = tmp_path / "run"
+    summary = mlmlab.run(mlmlab.compose(*PATIENT, f"run_dir={run_dir}"), quiet=True)
+    assert (summary.steps, summary.exported_step) == (20, 0)
+    assert summary.eval_loss == pytest.approx(5.0)
+    names = [folder.name for folder in checkpoint_folders(run_dir)]
+    assert names == ["step_0", "step_20"]
+    assert _weights(run_dir / "export") == _weights(run_dir / "checkpoints" / "step_0")
+
+
+@pytest.mark.parametrize("damage", ["no weights", "a bit of the weights", "gone"])
+def test_without_its_best_checkpoint_a_run_exports_its_last_weights_and_says_so(
+    got_worse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(got_worse, run_dir)
+    best = json.loads((run_dir / "summary.json").read_text())["exported_step"]
+    do = shutil.rmtree if damage == "gone" else DAMAGES[damage][0]
+    do(run_dir / "checkpoints" / f"step_{best}")
+    summary = _resume(run_dir)
+    assert summary.exported_step == summary.steps
+    assert summary.eval_loss == _logged_loss(run_dir, summary.steps)
+    newest = got_worse / "checkpoints" / f"step_{summary.steps}"
+    assert _weights(run_dir / "export") == _weights(newest)
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if f"checkpoints/step_{best}: " in line]) == 1
+
+
+def test_a_stop_while_the_best_weights_are_scored_leaves_the_last_checkpoint_alone(
+    got_worse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(got_worse, run_dir)
+    before = {path: path.read_bytes() for path in (run_dir / "checkpoints").glob("*/*")}
+    with monkeypatch.context() as patched:
+        patched.setattr(Interruptions, "is_stop_asked", True)  # nothing but the scoring looks
+        with pytest.raises(Interrupted):
+            _resume(run_dir)
+    assert before == {path: path.read_bytes() for path in (run_dir / "checkpoints").glob("*/*")}
+    _resume(run_dir)
+    assert bits(run_dir) == bits(got_worse)
+
+
 def test_an_evaluation_that_predicted_no_token_is_neither_initial_nor_best_nor_worse(
     tmp_path: Path, known_losses: dict[int, float | None]
 ) -> None:
@@ -338,6 +489,7 @@ def test_an_evaluation_that_predicted_no_token_is_neither_initial_nor_best_nor_w
     assert progress["evaluations_since_best"] == 1
     assert progress["initial_eval_loss"] is None  # of the weights before the first update
     assert json.loads((run_dir / "summary.json").read_text())["initial_eval_perplexity"] is None
+    assert summary.exported_step == 30
 
 
 def test_a_run_that_is_never_asked_to_predict_a_test_token_ends_without_a_result(
@@ -360,7 +512,8 @@ def test_a_learning_rate_that_makes_it_worse_ends_the_run_early(tmp_path: Path) 
     config = mlmlab.compose(*PATIENT, *worse, f"run_dir={run_dir}")
     summary = mlmlab.run(config, quiet=True)
     assert summary.steps < 60
-    assert summary.eval_perplexity > summary.best_eval_perplexity
+    assert summary.exported_step < summary.steps
+    assert summary.eval_perplexity == summary.best_eval_perplexity
 
 
 # TensorBoard

@@ -238,6 +238,7 @@ def test_enums_go_by_their_written_value() -> None:
         ({"train__layer_decay": 0.0}, "train.layer_decay"),
         ({"train__layer_decay": 1.1}, "train.layer_decay"),
         ({"train__save_every_steps": 0}, "train.save_every_steps"),
+        ({"train__save_every_minutes": 0.0}, "train.save_every_minutes"),
         ({"train__keep_checkpoints": -1}, "train.keep_checkpoints"),
         ({"train__log_every_steps": 0}, "train.log_every_steps"),
         ({"eval__every_steps": 0}, "eval.every_steps"),
@@ -289,6 +290,28 @@ def test_the_limits_of_a_range_are_allowed(default: dict[str, Any]) -> None:
         "seed": -1,
     }
     assert build(changed(default, **changes)).masking.rate == 1.0
+
+
+@pytest.mark.parametrize(
+    "choice", [{"train__export": "best"}, {"train__early_stopping_patience": 3}]
+)
+def test_the_best_weights_cannot_be_exported_without_checkpoints(
+    default: dict[str, Any], choice: dict[str, Any]
+) -> None:
+    assert build(changed(default, **choice)).train.exports_best
+    assert problem_of(changed(default, **choice, train__keep_checkpoints=0)).where == "train.export"
+    last = changed(default, **choice | {"train__export": "last"}, train__keep_checkpoints=0)
+    assert not build(last).train.exports_best
+
+
+@pytest.mark.parametrize("choice", [{"train__export": "best"}, {"train__export": None}])
+def test_a_run_that_overfits_a_batch_exports_its_last_weights(
+    default: dict[str, Any], choice: dict[str, Any]
+) -> None:
+    patient = choice | {"train__early_stopping_patience": 3}
+    config = build(changed(default, **patient, debug__mode="overfit"))
+    assert not config.train.exports_best
+    assert not list(config.train.problems())
 
 
 def test_several_problems_are_reported_together(default: dict[str, Any]) -> None:
@@ -473,9 +496,11 @@ FINE_TUNING = {
         "layer_decay": 1.0,
         "gradient_checkpointing": False,
         "save_every_steps": None,
+        "save_every_minutes": 30.0,
         "keep_checkpoints": 2,
         "log_every_steps": 10,
         "early_stopping_patience": None,
+        "export": None,
     },
     "runtime": {
         "device": "auto",

@@ -58,6 +58,31 @@ def test_requests_for_checkpoints_are_counted_and_never_taken_back() -> None:
         assert not interruptions.is_stop_asked
 
 
+def test_the_clock_asks_for_a_checkpoint_once_each_interval() -> None:
+    now = 1000.0
+    interruptions = Interruptions(2.0, lambda: now)
+    seen = []
+    for seconds in (0, 119, 1, 0, 119, 1, 600, 0, 119):  # after a long evaluation: once
+        now += seconds
+        seen.append(interruptions.requests().saves)
+    assert seen == [0, 0, 1, 1, 1, 2, 3, 3, 3]
+
+
+def test_without_an_interval_the_clock_asks_for_nothing() -> None:
+    now = 0.0
+    interruptions = Interruptions(None, lambda: now)
+    now = 1e9
+    assert interruptions.requests().saves == 0
+
+
+def test_signals_and_the_clock_are_counted_together() -> None:
+    now = 0.0
+    with Interruptions(1.0, lambda: now) as interruptions:
+        _send(signal.SIGUSR1)
+        now = 60.0
+        assert interruptions.requests().saves == 2
+
+
 def test_after_the_run_signals_mean_what_they_meant_before() -> None:
     before = [signal.getsignal(number) for number in NUMBERS]
     with Interruptions():

@@ -186,9 +186,11 @@ TRAIN = TrainConfig(
     layer_decay=1.0,
     gradient_checkpointing=False,
     save_every_steps=None,
+    save_every_minutes=None,
     keep_checkpoints=0,
     log_every_steps=1,
     early_stopping_patience=None,
+    export=None,
 )
 
 

@@ -23,7 +23,7 @@ from ranks import (
     in_ranks,
 )
 from shares import CPU, UNEQUAL, loader_of, small_model
-from stopping import as_killed, events, results
+from stopping import GETTING_WORSE, as_killed, events, results
 from torch.distributed.tensor import DTensor
 
 import mlmlab
@@ -550,3 +550,28 @@ def test_the_expected_memory_shrinks_with_the_number_of_shards() -> None:
 
 def test_without_torchrun_there_is_a_plain_replica() -> None:
     assert type(build_replica(small_model(), ALONE, CPU, Parallel.FSDP)) is Replica
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_several_processes_export_the_best_weights(tmp_path: Path, parallel: str) -> None:
+    forked_to_the_end(tmp_path, *GETTING_WORSE, f"runtime.parallel={parallel}", "run_dir=run")
+    run_dir = tmp_path / "run"
+    summary = json.loads((run_dir / "summary.json").read_text())
+    best = summary["exported_step"]
+    assert best < summary["steps"] < 60
+    exported = (run_dir / "export" / "model.safetensors").read_bytes()
+    assert exported == (run_dir / "checkpoints" / f"step_{best}" / "model.safetensors").read_bytes()
+    losses = {e["step"]: e["eval/loss"] for e in events(run_dir) if "eval/loss" in e}
+    assert summary["eval_loss"] == losses[best] == min(losses.values())
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_several_processes_save_together_when_the_clock_of_the_first_says_so(
+    tmp_path: Path, parallel: str
+) -> None:
+    keys = (*TINY, "train.max_steps=12", "train.save_every_steps=100", "train.keep_checkpoints=20")
+    shared = (*keys, f"runtime.parallel={parallel}")
+    forked_to_the_end(tmp_path, *shared, "run_dir=rare")
+    forked_to_the_end(tmp_path, *shared, "train.save_every_minutes=1e-9", "run_dir=often")
+    assert len(list((tmp_path / "often" / "checkpoints").iterdir())) == 12
+    assert results(tmp_path / "often") == results(tmp_path / "rare")

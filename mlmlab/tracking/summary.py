@@ -35,6 +35,8 @@ class Summary:
     """The exact lowest perplexity on these blocks and masks; null where it is not known."""
     steps: int
     """Updates applied."""
+    exported_step: int
+    """Updates applied to the weights in export/, which the evaluation above is of."""
     tokens: int
     """Tokens in the batches consumed."""
     seconds: float

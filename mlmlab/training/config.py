@@ -34,6 +34,13 @@ class Precision(Enum):
     FP16 = "fp16"
 
 
+class Export(Enum):
+    """Which weights a run exports and reports."""
+
+    LAST = "last"
+    BEST = "best"
+
+
 class MaskOn(Enum):
     """Where training batches are masked."""
 
@@ -102,6 +109,8 @@ class TrainConfig:
     save_every_steps: int | None
     """Updates between checkpoints, besides one at each evaluation that is the best so far. null:
     one at each evaluation."""
+    save_every_minutes: float | None
+    """Minutes between checkpoints, besides the others. null: only the others."""
     keep_checkpoints: int
     """Older checkpoints are removed, all but the best one; 0: none are written."""
     log_every_steps: int
@@ -109,11 +118,20 @@ class TrainConfig:
     early_stopping_patience: int | None
     """The run ends after so many evaluations in a row that are no better than the best before
     them; null: never before its horizon."""
+    export: Export | None
+    """The weights in export/ and summary.json: those of the last step, or of the best evaluation.
+    null: best where `early_stopping_patience` is set, else last."""
 
     def problems(self) -> Iterator[Problem]:
         """Values out of range."""
         positive = ("epochs", "batch_size", "log_every_steps", "learning_rate", "adam_eps")
-        optional = ("max_steps", "micro_batch_size", "save_every_steps", "early_stopping_patience")
+        optional = (
+            "max_steps",
+            "micro_batch_size",
+            "save_every_steps",
+            "save_every_minutes",
+            "early_stopping_patience",
+        )
         not_negative = ("weight_decay", "max_grad_norm", "warmup_steps", "keep_checkpoints")
         for name in positive + optional + not_negative:
             value = getattr(self, name)
@@ -153,6 +171,22 @@ class TrainConfig:
                     "a list of embeddings, layers, layers.3, layers.0-5, encoder, head",
                     "train.freeze=[embeddings,layers.0-5]",
                 )
+
+        if self.exports_best and self.keep_checkpoints == 0:
+            why = "" if self.export is Export.BEST else ", which early_stopping_patience implies"
+            yield Problem(
+                "train.export",
+                f"best{why}, with train.keep_checkpoints=0",
+                "checkpoints, from which the best weights are exported",
+                "train.keep_checkpoints=1, or train.export=last",
+            )
+
+    @property
+    def exports_best(self) -> bool:
+        """Whether the best evaluation's weights are exported, not the last step's."""
+        if self.export is None:
+            return self.early_stopping_patience is not None
+        return self.export is Export.BEST
 
     def warmup(self, total_steps: int) -> int:
         """Updates of the warm-up, in a run of `total_steps`."""

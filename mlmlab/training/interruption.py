@@ -1,8 +1,10 @@
-"""Signals: what a person or a cluster asks of a running run."""
+"""Requests to a running run: signals from a person or a cluster, and the clock."""
 
+import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -17,10 +19,27 @@ A second one so soon is no second one."""
 class Interruptions:
     """Notes signals inside its `with` block, in the main thread; leaves them alone elsewhere.
 
-    SIGTERM, SIGINT: stop after a checkpoint; a second SIGINT: at once. SIGUSR1: a checkpoint.
+    SIGTERM, SIGINT: stop after a checkpoint; a second SIGINT: at once. SIGUSR1: a checkpoint. And
+    the clock asks for checkpoints, too, so that a long epoch has some.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        save_every_minutes: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Starts the clock.
+
+        Args:
+            save_every_minutes: how often it asks; None: never. Only rank 0 has one: the processes'
+                requests are summed up, so that all of them save after the same step.
+            clock: seconds since some point in time.
+        """
+        self._save_seconds = math.inf if save_every_minutes is None else 60 * save_every_minutes
+        self._clock = clock
+        self._last_due = clock()
+        self._due_saves = 0
+        """Counted apart from `_saves`, which a signal may change at any time."""
         self.signal: int | None = None
         """The one that asked to stop."""
         self._saves = 0
@@ -59,4 +78,8 @@ class Interruptions:
 
     def requests(self) -> Requests:
         """What this process was asked for so far."""
-        return Requests(stops=int(self.is_stop_asked), saves=self._saves)
+        now = self._clock()
+        if now - self._last_due >= self._save_seconds:
+            self._last_due = now
+            self._due_saves += 1
+        return Requests(stops=int(self.is_stop_asked), saves=self._saves + self._due_saves)

@@ -25,7 +25,15 @@ from mlmlab.training.optimizer import build_optimizer
 from mlmlab.training.profiling import Profiler
 from mlmlab.training.replica import Replica
 from mlmlab.training.schedule import learning_rate_factor
-from mlmlab.training.state import ProgressRecord, load_state, remove_old, save_state
+from mlmlab.training.state import (
+    DamagedCheckpoint,
+    ProgressRecord,
+    check_state,
+    load_state,
+    load_weights,
+    remove_old,
+    save_state,
+)
 from mlmlab.training.step import UpdateResult, apply_update
 from mlmlab.training.window import Window
 
@@ -35,9 +43,12 @@ class Training:
     """What the loop returns."""
 
     final: Evaluation
+    """Of the weights that are exported."""
     progress: ProgressRecord
     early: bool
     """Whether it ended before its horizon, for want of better evaluations."""
+    exported_step: int
+    """The step whose weights the model has, and `final` is the evaluation of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +99,8 @@ class Loop:
         self.suppressed = torch.zeros((), device=replica.compute.device)
         self.saves_made = 0
         """Requests for a checkpoint that have been met: the batch ahead may still have them."""
+        self.exported_step: int | None = None
+        """Set when the best weights have replaced the last ones: there is nothing to save then."""
         self.unread: Attempt | None = None
         """The last update, whose gradient nobody has looked at yet."""
 
@@ -99,6 +112,8 @@ class Loop:
             Interrupted: a signal asked for it; there is a checkpoint.
         """
         evaluation = self._evaluate() if self.record.evaluation_due else None
+        if evaluation is not None and self.config.exports_best:
+            self._save()  # no step may turn out better than the weights it starts from
         self.window.resume()
         batches = self._batches()
         early = self._has_lost_patience()
@@ -133,11 +148,36 @@ class Loop:
                 batches = self._batches()
         batches.close()
         self.window.pause()
-        self.progress.close()
-        if evaluation is None:  # the run was over before it was resumed
+        is_last_best = self.record.best_step == self.record.updates
+        if self.config.exports_best and not is_last_best and self._load_best():
+            evaluation = None
+        if evaluation is None:  # of the best weights, or the run was over before it was resumed
             evaluation = self._score()
+        self.progress.close()
         early = early and not self.horizon.is_reached(self.record)
-        return Training(evaluation, self.window.noted(self.record), early)
+        step = self.record.updates if self.exported_step is None else self.exported_step
+        return Training(evaluation, self.window.noted(self.record), early, step)
+
+    def _load_best(self) -> bool:
+        """Puts the best checkpoint's weights into the model, or prints why the last ones stay."""
+        step = self.record.best_step
+        folder = self.outputs.run_dir / "checkpoints" / f"step_{step}"
+
+        def damage() -> str | None:
+            if self.record.best_eval_loss is None:
+                return "no evaluation predicted a token"
+            try:
+                check_state(folder, self.outputs.fingerprint)
+            except DamagedCheckpoint as error:
+                return f"{folder}: {error}"
+            return None
+
+        if (reason := self.world.from_first(damage)) is not None:
+            self.progress.line(f"the last weights are exported, not the best ones: {reason}")
+            return False
+        load_weights(folder, self.replica)
+        self.exported_step = step
+        return True
 
     def _batches(self) -> Generator[UpdateBatch, None, None]:
         return self.train_loader.batches(self.record.batches, self.record.updates)
@@ -317,7 +357,7 @@ class Loop:
     def _save(self) -> None:
         """A checkpoint; if the disk is full, the run goes on without it."""
         self.record = self.window.noted(self.record)
-        if not (keep := self.config.keep_checkpoints):
+        if not (keep := self.config.keep_checkpoints) or self.exported_step is not None:
             return
         run_dir, step = self.outputs.run_dir, self.record.updates
         try:

@@ -15,7 +15,6 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -172,20 +171,26 @@ def _write(
 def load_state(folder: Path, replica: Replica, optimizer: torch.optim.Optimizer) -> ProgressRecord:
     """Puts a checkpoint's weights and moments into a model and its optimizer, one after the other:
     a process never holds more of it than its part and one tensor."""
-    theirs = hub_names(replica.model.config)
-    opened = partial(safe_open, framework="pt")
-    with opened(str(folder / _MODEL)) as weights, opened(str(folder / _OPTIMIZER)) as moments:
+    load_weights(folder, replica)
+    with safe_open(str(folder / _OPTIMIZER), framework="pt") as moments:
         there = set(moments.keys())
         for name, p in replica.model.named_parameters():
-            whole = torch.cat([weights.get_tensor(part) for part in theirs[name]])
-            with torch.no_grad():
-                p.copy_(replica.part(whole, p))
             if f"{name}.step" in there:
                 optimizer.state[p] = {
                     kind: replica.part(moments.get_tensor(f"{name}.{kind}"), p) for kind in _MOMENTS
                 }
     record, _ = _read_progress(folder)
     return record
+
+
+def load_weights(folder: Path, replica: Replica) -> None:
+    """Puts a checkpoint's weights into a model; every process calls it."""
+    theirs = hub_names(replica.model.config)
+    with safe_open(str(folder / _MODEL), framework="pt") as weights:
+        for name, p in replica.model.named_parameters():
+            whole = torch.cat([weights.get_tensor(part) for part in theirs[name]])
+            with torch.no_grad():
+                p.copy_(replica.part(whole, p))
 
 
 def check_state(folder: Path, fingerprint: str) -> ProgressRecord:
