@@ -126,7 +126,7 @@ def _evaluate(config: EvaluateConfig, world: World, *, quiet: bool) -> Evaluatio
         data=inputs.text.source.description,
         split=config.eval.split,
         documents=inputs.test.shard.documents,
-        tokens=len(inputs.test.shard.tokens),
+        tokens=inputs.test.shard.token_count,
         examples=len(inputs.test),
         dropped_tokens=inputs.test.dropped_tokens,
         mask_draws=config.eval.mask_draws,

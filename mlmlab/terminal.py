@@ -163,7 +163,7 @@ def _masking(masking: MaskingConfig) -> str:
 def _text(label: str, text: Text) -> str:
     corpus = text.corpus
     documents = corpus.train.documents + corpus.test.documents
-    tokens = len(corpus.train.tokens) + len(corpus.test.tokens)
+    tokens = corpus.train.token_count + corpus.test.token_count
     empty = f", {corpus.empty_documents:,} empty left out" if corpus.empty_documents else ""
     origin = "tokenized before" if corpus.was_cached else "tokenized now"
     row = _row(
@@ -179,7 +179,7 @@ def _text(label: str, text: Text) -> str:
 
 def _examples(blocks: Blocks) -> str:
     shard = blocks.shard
-    return f"{shard.documents:,} documents, {len(shard.tokens):,} tokens = {blocks.account()}"
+    return f"{shard.documents:,} documents, {shard.token_count:,} tokens = {blocks.account()}"
 
 
 def _model(model: MaskedLanguageModel) -> str:

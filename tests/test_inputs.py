@@ -1,11 +1,12 @@
 """Which documents a run trains on and scores, and what an evaluation takes from a run."""
 
-import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mlmlab
+from mlmlab.data.corpus import Shard
 from mlmlab.inputs import Inputs, gather, gather_evaluation
 from mlmlab.training.config import Split
 
@@ -24,12 +25,11 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def documents(inputs: Inputs, shard: object) -> list[str]:
+def documents(inputs: Inputs, shard: Shard) -> list[str]:
     """A shard's documents as text."""
-    offsets, tokens = shard.offsets, shard.tokens  # type: ignore[attr-defined]
     return [
-        inputs.tokenizer.decode(tokens[start:end].tolist())
-        for start, end in itertools.pairwise(offsets)
+        inputs.tokenizer.decode(shard.tokens[begin : begin + size].tolist())
+        for begin, size in zip(shard.begins, np.diff(shard.offsets), strict=True)
     ]
 
 
