@@ -25,6 +25,7 @@ from mlmlab.training.memory import device_memory_bytes, expected_memory_bytes
 from mlmlab.training.precision import Compute
 from mlmlab.training.trainable import account
 
+_SHORT_DOCUMENT_TOKENS = 20
 _LABEL_WIDTH = 11
 _WIDTH = 79
 
@@ -173,6 +174,13 @@ def _text(label: str, text: Text) -> str:
     if corpus.bad_rows:
         row += "\n" + _row(
             "bad rows", f"{corpus.bad_rows:,} left out; the first is {corpus.first_bad_row}"
+        )
+    median = corpus.median_document_tokens
+    if text.source.has_line_documents and 0 < median < _SHORT_DOCUMENT_TOKENS:
+        row += "\n" + _row(
+            "warning",
+            f"half of the documents have {median:g} tokens or fewer, because each line of a .txt "
+            "file is one: data.document=paragraph (or file) keeps running text together",
         )
     return row
 
