@@ -47,7 +47,7 @@ def first_update(first: int, folder: Path) -> dict[str, float]:
     class GeneratedBlocks:
         """Example i is an arithmetic function of i."""
 
-        shard = Shard(np.empty(0, np.uint16), np.array([0, 0]))
+        shard = Shard(np.empty(0, np.uint16), np.array([0]), np.array([0, 0]))
         block_size = BLOCK
         dropped_tokens = 0
         even = EXAMPLES

@@ -122,7 +122,7 @@ def _evaluate(
         data=inputs.text.source.description,
         split=config.eval.split,
         documents=inputs.test.shard.documents,
-        tokens=len(inputs.test.shard.tokens),
+        tokens=inputs.test.shard.token_count,
         examples=loader.examples_per_draw,
         dropped_tokens=inputs.test.dropped_tokens,
         mask_draws=config.eval.mask_draws,

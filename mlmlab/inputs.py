@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from mlmlab.checkpoints import LoadedModel, check_vocabularies, load_model
@@ -238,10 +239,7 @@ def _text(
         source, tokenizer, test_fraction=test_fraction, seed=data.seed, progress=progress
     )
     if needs_words:
-        corpus = with_word_starts(
-            corpus, source, tokenizer,
-            test_fraction=test_fraction, seed=data.seed, progress=progress,
-        )  # fmt: skip
+        corpus = with_word_starts(corpus, source, tokenizer, progress=progress)
     return Text(source, corpus)
 
 
@@ -289,7 +287,8 @@ def _trained_tokenizer(
 ) -> Tokenizer:
     """A tokenizer learned from the training documents, once for the same text and settings."""
     split = f"{data.test_fraction} {data.seed}"
-    key = f"{source.fingerprint()} {split} {settings.kind.value} {settings.vocabulary_size}"
+    kind = f"{settings.kind.value} {settings.vocabulary_size} tokenizers {version('tokenizers')}"
+    key = f"{source.fingerprint()} {split} {kind}"
     folder = cache_folder() / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def build(building: Path) -> None:
@@ -328,7 +327,7 @@ def _check_blocks(sides: list[tuple[Blocks, str, Text]]) -> None:
     problems = []
     for blocks, name, text in sides:
         if len(blocks) == 0:
-            corpus, tokens = text.corpus, len(blocks.shard.tokens)
+            corpus, tokens = text.corpus, blocks.shard.token_count
             bad = f"; bad rows left out: {corpus.bad_rows}, first {corpus.first_bad_row}"
             problems.append(
                 Problem(

@@ -25,9 +25,14 @@ def check_run_dir(config: RunConfig) -> None:
     if config.run_dir is None:
         return
     folder = Path(config.run_dir)
-    if (folder / _CONFIG).is_file() and _is_held(folder / _CONFIG):
+    try:
+        is_held = (folder / _CONFIG).is_file() and _is_held(folder / _CONFIG)
+        is_filled = folder.is_dir() and any(folder.iterdir())
+        ancestor = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise _unusable("run_dir", folder, error) from error
+    if is_held:
         raise _held_by_another("run_dir", folder)
-    ancestor = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
         raise UserError.of(
             "run_dir",
@@ -35,7 +40,7 @@ def check_run_dir(config: RunConfig) -> None:
             expected="a folder that can be created and written",
             remedy="run_dir=ANOTHER_FOLDER",
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if is_filled:
         raise UserError.of(
             "run_dir",
             found=f"{folder}, which is there already and not empty",
@@ -55,13 +60,16 @@ class RunFolder:
         time that no other run has taken.
 
         Raises:
-            UserError: it cannot be created, or another run was faster, or is still at work.
+            UserError: it cannot be created, written or locked, or another run was faster, or is
+                still at work.
         """
         if config.resume is not None:
             self.path = Path(config.resume)
-            self._lock = _reopened_config(self.path)
+            try:
+                self._lock = _reopened_config(self.path)
+            except OSError as error:
+                raise _unusable("resume", self.path, error) from error
             return
-        key = "run_dir" if config.run_dir is not None else "name"
         parent = Path(config.run_dir or Path("runs") / config.name)
         try:
             self.path = _created(config, parent)
@@ -69,11 +77,8 @@ class RunFolder:
         except OSError as error:
             if isinstance(error, FileExistsError):
                 check_run_dir(config)  # it knows whose it is
-            raise UserError.of(
-                key,
-                found=f"{parent}: {error.strerror}",
-                expected="a folder that can be created and written",
-                remedy="run_dir=FOLDER",
+            raise _unusable(
+                "run_dir" if config.run_dir is not None else "name", parent, error
             ) from error
 
     def __enter__(self) -> Path:
@@ -100,7 +105,12 @@ def _held_config(folder: Path, config: RunConfig) -> IO[str]:
     """Writes config.yaml, which must not be there yet, and locks it."""
     text = OmegaConf.to_yaml(OmegaConf.create(schema.to_mapping(config)))
     file = (folder / _CONFIG).open("x", encoding="utf-8")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        (folder / _CONFIG).unlink()
+        raise
     file.write(text)  # at once: a run that is killed before has no folder to go on in
     file.flush()
     return file
@@ -108,13 +118,25 @@ def _held_config(folder: Path, config: RunConfig) -> IO[str]:
 
 def _reopened_config(folder: Path) -> IO[str]:
     """Locks the config.yaml that is there, and leaves it as it is."""
-    file = (folder / _CONFIG).open(encoding="utf-8")
+    # Open for writing: on NFS no other descriptor can have an exclusive lock (flock(2)).
+    file = (folder / _CONFIG).open("r+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise _held_by_another("resume", folder) from None
     return file
+
+
+def _unusable(key: str, folder: Path, error: OSError) -> UserError:
+    return UserError.of(
+        key,
+        found=f"{folder}: {error.strerror or error}",
+        expected="a folder that can be created and written, on a file system with locks",
+        remedy="resume=COPY of the folder, in a place that can be written"
+        if key == "resume"
+        else "run_dir=FOLDER",
+    )
 
 
 def _held_by_another(key: str, folder: Path) -> UserError:

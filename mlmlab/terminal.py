@@ -25,6 +25,7 @@ from mlmlab.training.memory import device_memory_bytes, expected_memory_bytes
 from mlmlab.training.precision import Compute
 from mlmlab.training.trainable import account
 
+_SHORT_DOCUMENT_TOKENS = 20
 _LABEL_WIDTH = 11
 _WIDTH = 79
 
@@ -170,7 +171,7 @@ def _train_masking(masking: MaskingConfig) -> str:
 def _text(label: str, text: Text) -> str:
     corpus = text.corpus
     documents = corpus.train.documents + corpus.test.documents
-    tokens = len(corpus.train.tokens) + len(corpus.test.tokens)
+    tokens = corpus.train.token_count + corpus.test.token_count
     empty = f", {corpus.empty_documents:,} empty left out" if corpus.empty_documents else ""
     origin = "tokenized before" if corpus.was_cached else "tokenized now"
     row = _row(
@@ -181,12 +182,19 @@ def _text(label: str, text: Text) -> str:
         row += "\n" + _row(
             "bad rows", f"{corpus.bad_rows:,} left out; the first is {corpus.first_bad_row}"
         )
+    median = corpus.median_document_tokens
+    if text.source.has_line_documents and 0 < median < _SHORT_DOCUMENT_TOKENS:
+        row += "\n" + _row(
+            "warning",
+            f"half of the documents have {median:g} tokens or fewer, because each line of a .txt "
+            "file is one: data.document=paragraph (or file) keeps running text together",
+        )
     return row
 
 
 def _examples(blocks: Blocks) -> str:
     shard = blocks.shard
-    return f"{shard.documents:,} documents, {len(shard.tokens):,} tokens = {blocks.account()}"
+    return f"{shard.documents:,} documents, {shard.token_count:,} tokens = {blocks.account()}"
 
 
 def _model(model: MaskedLanguageModel) -> str:

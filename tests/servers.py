@@ -25,6 +25,11 @@ class FileServer(ThreadingHTTPServer):
         self.stalls_seconds = 0.0
         """A response waits so long after its first bytes."""
         self.honours_ranges = True
+        self.has_begun = threading.Event()
+        """Set when a response has sent its first bytes."""
+        self.waits_for: threading.Event | None = None
+        """A response waits for it after its first bytes, but no longer than until a second request
+        comes."""
 
     def url(self, path: str = "/data/text.json.gz") -> str:
         return f"http://127.0.0.1:{self.server_address[1]}{path}"
@@ -39,6 +44,9 @@ class _FileHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
         self.server.requests.append(wanted)
+        gate = self.server.waits_for
+        if gate is not None and len(self.server.requests) > 1:
+            gate.set()
         if self.path == "/missing.json":
             self.send_error(404)
             return
@@ -62,6 +70,11 @@ class _FileHandler(BaseHTTPRequestHandler):
             self.wfile.flush()
             time.sleep(self.server.stalls_seconds)
             return
+        if gate is not None:
+            self.wfile.write(content[start : start + 10])
+            self.server.has_begun.set()
+            gate.wait(60)
+            start += 10
         self.wfile.write(content[start:end])
 
 

@@ -63,7 +63,8 @@ def loader_of(
     places = [example for number in range(7) for example in order.batch(number)[1]]
     for example, free in zip(places, tokens_free, strict=False):
         tokens[example, {".": 0, "1": 1, "#": BLOCK}[free] :] = 3  # a protected id
-    blocks = PackedBlocks(Shard(tokens.ravel(), np.arange(0, tokens.size + 1, BLOCK)), BLOCK)
+    offsets = np.arange(0, tokens.size + 1, BLOCK)
+    blocks = PackedBlocks(Shard(tokens.ravel(), offsets[:-1], offsets), BLOCK)
     return TrainLoader(
         blocks=blocks,
         order=order,

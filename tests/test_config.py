@@ -540,6 +540,7 @@ TEXT = {
     "files": None,
     "text_field": "text",
     "encoding": "utf-8",
+    "document": "line",
     "on_bad_row": "stop",
     "limit": None,
     "test_fraction": 0.2,

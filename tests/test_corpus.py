@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,10 @@ def opened(
 
 
 def documents_of(shard: Shard) -> list[list[int]]:
-    return [ids.tolist() for ids in np.split(shard.tokens, shard.offsets[1:])][:-1]
+    return [
+        shard.tokens[begin : begin + size].tolist()
+        for begin, size in zip(shard.begins, np.diff(shard.offsets), strict=True)
+    ]
 
 
 # Shards
@@ -84,8 +88,7 @@ def test_every_token_is_in_a_block_or_counted_as_dropped(
         blocks = PackedBlocks(shard, block_size)
         assert 0 <= blocks.dropped_tokens < block_size
         assert shard.offsets[0] == 0
-        assert shard.offsets[-1] == len(shard.tokens)
-        tokens += blocks.rows.size + blocks.dropped_tokens
+        tokens += blocks.even * block_size + blocks.dropped_tokens
     assert tokens == sum(map(len, expected))
 
 
@@ -145,25 +148,43 @@ def test_a_second_opening_tokenizes_nothing(
         opened(texts_of([7] * 51))
 
 
-def test_whatever_decides_the_shards_decides_their_folder(fresh_cache: Path) -> None:
+def test_another_split_tokenizes_nothing(
+    fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = texts_of([7] * 50)
+    first = opened(source)
+    monkeypatch.setattr(Tokenizer, "encode_batch", None)  # nobody asks again
+    for fraction, seed in ((0.2, 0), (FRACTION, 1), (0.0, 0), (1.0, 0)):
+        other = opened(source, fraction=fraction, seed=seed)
+        assert other.was_cached
+        is_test = is_test_document(np.arange(50), fraction, seed)
+        expected = [WORDS.encode(source.texts[n]) for n in np.flatnonzero(is_test)]
+        assert documents_of(other.test) == expected
+        assert other.train.documents == 50 - len(expected)
+    assert documents_of(opened(source).test) == documents_of(first.test)
+
+
+def test_whatever_decides_the_tokens_decides_their_folder(
+    fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = texts_of([7] * 50)
     folders = {
         opened(source).folder,
         opened(texts_of([7] * 49 + [8])).folder,
         opened(source, word_tokenizer([f"w{number}" for number in range(21)])).folder,
-        opened(source, fraction=0.2).folder,
-        opened(source, seed=1).folder,
     }
-    assert len(folders) == 5
+    monkeypatch.setattr(corpus_module, "version", lambda _: "0.0.1")  # of the tokenizers package
+    folders.add(opened(source).folder)
+    assert len(folders) == 4
     assert all(folder.parent == fresh_cache / "corpora" for folder in folders)
 
 
-def test_the_counts_of_the_shards_stand_beside_them(fresh_cache: Path) -> None:
+def test_the_counts_of_the_corpus_stand_beside_it(fresh_cache: Path) -> None:
     corpus = opened(texts_of([7] * 50 + [0]))
     meta = json.loads((corpus.folder / "meta.json").read_text())
-    for name in ("train", "test"):
-        shard: Shard = getattr(corpus, name)
-        assert meta[name] == {"documents": shard.documents, "tokens": len(shard.tokens)}
+    shards = (corpus.train, corpus.test)
+    assert meta["documents"] == sum(shard.documents for shard in shards) == 50
+    assert meta["tokens"] == sum(shard.token_count for shard in shards) == len(shards[0].tokens)
     assert meta["empty_documents"] == 1
     assert corpus.folder.name == meta["fingerprint"][:32]
 
@@ -185,26 +206,10 @@ def test_an_interrupted_build_leaves_nothing_to_open(
         patch.setattr(Tokenizer, "encode_batch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             opened(source)
-    assert list((fresh_cache / "corpora").iterdir()) == []
+    assert not [path for path in (fresh_cache / "corpora").iterdir() if path.is_dir()]
     corpus = opened(source)
     assert not corpus.was_cached
     assert corpus.train.documents + corpus.test.documents == 3000
-
-
-def test_a_build_that_another_run_finishes_first_uses_that_one(
-    fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = texts_of([7] * 50)
-    tokenize = corpus_module._tokenize
-
-    def tokenize_slowly(*arguments: object) -> dict[str, object]:
-        monkeypatch.setattr(corpus_module, "_tokenize", tokenize)
-        opened(source)
-        return tokenize(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(corpus_module, "_tokenize", tokenize_slowly)
-    assert len(documents_of(opened(source).train)) > 0
-    assert len(list((fresh_cache / "corpora").iterdir())) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_named(fresh_cache: Path) -> None:
@@ -264,20 +269,49 @@ def test_what_is_learned_from_text_sees_no_test_document() -> None:
 # Blocks
 
 
-def test_blocks_are_the_shards_tokens_in_order(fresh_cache: Path) -> None:
-    shard = opened(texts_of([5, 9, 2] * 30)).train
-    blocks = PackedBlocks(shard, 16)
-    assert len(blocks) == len(shard.tokens) // 16
-    assert blocks.dropped_tokens == len(shard.tokens) % 16 > 0
-    every = np.arange(len(blocks))
-    assert np.array_equal(blocks.take(every).input_ids.ravel(), shard.tokens[: 16 * len(blocks)])
-    assert np.array_equal(blocks.take(every[::-1]).input_ids[0], blocks.rows[-1])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    lengths=st.lists(st.integers(0, 30), min_size=1, max_size=40),
+    fraction=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    seed=st.integers(0, 3),
+    block_size=st.integers(2, 40),
+    draw=st.randoms(use_true_random=False),
+)
+def test_blocks_are_the_documents_of_a_side_joined_and_cut(
+    fresh_cache: Path, lengths: list[int], fraction: float, seed: int, block_size: int, draw: Any
+) -> None:
+    source = texts_of(lengths)
+    corpus = opened(source, fraction=fraction, seed=seed)
+    is_test = is_test_document(np.arange(len(lengths)), fraction, seed)
+    for shard, wanted in ((corpus.train, ~is_test), (corpus.test, is_test)):
+        texts = [source.texts[n] for n in np.flatnonzero(wanted) if source.texts[n]]
+        documents = [WORDS.encode(text) for text in texts]
+        joined = [token for ids in documents for token in ids]
+        owners = [number for number, ids in enumerate(documents) for _ in ids]
+        blocks = PackedBlocks(shard, block_size, isolate=True, keep_rest=True)
+        examples = list(range(blocks.even))
+        draw.shuffle(examples)
+        taken = [blocks.take(np.array(examples, np.int64))]
+        if blocks.keeps_rest:
+            examples.append(blocks.even)
+            taken.append(blocks.take(np.array([blocks.even])))
+        ids = [row for rows in taken for row in rows.input_ids.tolist()]
+        numbers = [row for rows in taken for row in rows.documents.tolist()]  # type: ignore[union-attr]
+        cuts = [slice(n * block_size, (n + 1) * block_size) for n in examples]
+        assert ids == [joined[cut] for cut in cuts]
+        assert numbers == [owners[cut] for cut in cuts]
 
 
-def test_blocks_are_a_view_of_the_file_and_no_copy(fresh_cache: Path) -> None:
-    shard = opened(texts_of([50] * 20)).train
-    assert isinstance(shard.tokens.base, np.memmap)
-    assert np.shares_memory(PackedBlocks(shard, 16).rows, shard.tokens)
+def test_tokens_and_index_are_mapped_and_not_read(fresh_cache: Path) -> None:
+    corpus = opened(texts_of([50] * 20))
+    assert np.shares_memory(corpus.train.tokens, corpus.test.tokens)
+    for shard in (corpus.train, corpus.test):
+        for numbers in (shard.tokens, shard.begins, shard.offsets):
+            assert isinstance(numbers.base, np.memmap)
 
 
 def test_the_real_text_is_conserved(shared_data: Path, fresh_cache: Path) -> None:

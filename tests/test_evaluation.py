@@ -51,7 +51,8 @@ def _model(dropout: float = 0.1) -> MaskedLanguageModel:
 def _shard(tokens: np.ndarray) -> Shard:
     """Documents of 10 to 150 tokens."""
     ends = np.cumsum(np.random.default_rng(1).integers(10, 150, len(tokens)))
-    return Shard(tokens, np.array([0, *ends[ends < len(tokens)], len(tokens)]))
+    offsets = np.array([0, *ends[ends < len(tokens)], len(tokens)])
+    return Shard(tokens, offsets[:-1], offsets)
 
 
 def _loader(examples: int = 2 * CHUNK_TOKENS // BLOCK + 37) -> EvalLoader:

@@ -1,11 +1,14 @@
 """Which documents a run trains on and scores, and what an evaluation takes from a run."""
 
-import itertools
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mlmlab
+from mlmlab import inputs as inputs_module
+from mlmlab.data.corpus import Shard
 from mlmlab.inputs import Inputs, gather, gather_evaluation
 from mlmlab.training.config import Split
 
@@ -24,12 +27,11 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def documents(inputs: Inputs, shard: object) -> list[str]:
+def documents(inputs: Inputs, shard: Shard) -> list[str]:
     """A shard's documents as text."""
-    offsets, tokens = shard.offsets, shard.tokens  # type: ignore[attr-defined]
     return [
-        inputs.tokenizer.decode(tokens[start:end].tolist())
-        for start, end in itertools.pairwise(offsets)
+        inputs.tokenizer.decode(shard.tokens[begin : begin + size].tolist())
+        for begin, size in zip(shard.begins, np.diff(shard.offsets), strict=True)
     ]
 
 
@@ -54,6 +56,49 @@ def test_without_it_every_document_is_on_one_side(files: Path) -> None:
     train, test = (documents(inputs, side.shard) for side in (inputs.train, inputs.test))
     assert sorted(train + test) == sorted(texts("main", 60))
     assert 0 < len(test) < len(train)
+
+
+def test_a_trained_tokenizer_belongs_to_the_split_and_to_the_package_that_trained_it(
+    files: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained() -> set[str]:
+        return {path.name for path in (fresh_cache / "tokenizers").iterdir() if path.is_dir()}
+
+    for _ in range(2):
+        gather(mlmlab.compose(*SMALL, "data.path=main.txt"))
+        assert len(trained()) == 1
+    gather(mlmlab.compose(*SMALL, "data.path=main.txt", "data.seed=1"))
+    assert len(trained()) == 2
+    monkeypatch.setattr(inputs_module, "version", lambda _: "0.0.1")
+    gather(mlmlab.compose(*SMALL, "data.path=main.txt"))
+    assert len(trained()) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "is_warned_of"),
+    [
+        ((), True),
+        (("data.document=paragraph",), False),
+        (("data.path=long.txt",), False),
+        (("data.path=main.jsonl",), False),
+    ],
+)
+def test_short_lines_as_documents_are_warned_of(
+    files: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], is_warned_of: bool
+) -> None:
+    (files / "long.txt").write_text("\n".join(" ".join(texts("long", 9)) for _ in range(60)))
+    rows = [json.dumps({"text": text}) for text in texts("main", 60)]
+    (files / "main.jsonl").write_text("\n".join(rows))
+    config = mlmlab.compose(
+        *SMALL, "data.path=main.txt", "tokenizer.vocabulary_size=600", "data.eval_path=held.txt",
+        "train.max_steps=1", "model.hidden_size=32", "runtime.threads=1", *options,
+    )  # fmt: skip
+    corpus = gather(config).text.corpus
+    lengths = np.diff(corpus.train.offsets)
+    assert corpus.median_document_tokens == np.median(lengths)
+    (files / "held.txt").write_text("\n".join(" ".join(texts("held", 9)) for _ in range(9)))
+    mlmlab.run(config)
+    assert ("warning" in capsys.readouterr().out) == is_warned_of
 
 
 @pytest.fixture

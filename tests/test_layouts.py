@@ -38,7 +38,8 @@ def shard_of(inner_lengths: list[int]) -> Shard:
         token += length
         documents.append([CLS, *inner, SEP])
     tokens = np.array([token for document in documents for token in document], np.uint16)
-    return Shard(tokens, np.cumsum([0, *map(len, documents)]))
+    offsets = np.cumsum([0, *map(len, documents)])
+    return Shard(tokens, offsets[:-1], offsets)
 
 
 def inner_tokens(shard: Shard, document: int) -> list[int]:

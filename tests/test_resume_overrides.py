@@ -1,9 +1,13 @@
 """What a resumed run may change, and in which folder it may go on."""
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import IO
 
 import pytest
 from stopping import TINY, as_killed, bits, listing, start
@@ -184,6 +188,44 @@ def test_a_folder_where_a_run_is_at_work_is_refused_to_a_second_one(tmp_path: Pa
     finally:
         first.kill()
     assert _resume(run_dir, "train.max_steps=20").steps >= 15  # the kill has released it
+
+
+def test_a_run_is_resumed_where_locks_are_those_of_nfs(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = as_killed(whole, tmp_path / "run", checkpoints=[15])
+    flock = fcntl.flock
+
+    def flock_of_nfs(file: IO[str], operation: int) -> None:
+        """flock(2): over NFS an exclusive lock wants a file that is open for writing."""
+        mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+        if operation & fcntl.LOCK_EX and mode == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
+    config = (copy / "config.yaml").read_bytes()
+    assert _resume(copy, "train.max_steps=16").steps == 16
+    assert (copy / "config.yaml").read_bytes() == config
+
+
+@pytest.mark.parametrize("key", ["resume", "run_dir"])
+def test_a_folder_that_cannot_be_locked_is_named(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    folder = tmp_path / "run"
+    if key == "resume":
+        as_killed(whole, folder, checkpoints=[15])
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(UserError) as error:
+        RunFolder(mlmlab.compose(f"{key}={folder}"))
+    (problem,) = error.value.problems
+    assert problem.where == key
+    assert str(folder) in problem.found
 
 
 def test_of_two_runs_that_found_a_folder_empty_one_gets_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from mlmlab.data import json_rows as json_module
 from mlmlab.data import sources
 from mlmlab.data.bad_rows import BadRows
-from mlmlab.data.config import OnBadRow
+from mlmlab.data.config import DocumentUnit, OnBadRow
 from mlmlab.data.sources import FileSource, WorldSource, matching_files
 from mlmlab.data.world import small_world
 from mlmlab.errors import Problem, UserError
@@ -118,6 +119,49 @@ def test_lines_without_text_are_skipped_and_the_others_stripped(write: Write) ->
     assert list(write("a.txt", b"\n  one \n\n\t\ntwo\n").documents()) == ["one", "two"]
     lines = b'\n{"text": "one"}\n  \n{"text": " two "}\n\n'
     assert list(write("a.jsonl", lines).documents()) == ["one", " two "]
+
+
+PROSE = b"\n The first\nparagraph. \n \t\n\nThe second.\n\n\nThe third\r\nhas\r\nthree lines.\n"
+DOCUMENTS = {
+    DocumentUnit.LINE: [
+        "The first", "paragraph.", "The second.", "The third", "has", "three lines.",
+    ],
+    DocumentUnit.PARAGRAPH: ["The first paragraph.", "The second.", "The third has three lines."],
+    DocumentUnit.FILE: [
+        "The first\nparagraph. \n \t\n\nThe second.\n\n\nThe third\nhas\nthree lines."
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", DocumentUnit)
+def test_a_document_of_a_text_file_is_a_line_a_paragraph_or_all_of_it(
+    write: Write, unit: DocumentUnit
+) -> None:
+    for file in (write("a.txt", PROSE), write("a.txt.gz", gzip.compress(PROSE))):
+        path = file.paths[0]
+        assert read(source(path, document=unit)) == DOCUMENTS[unit]
+        assert read(source(path, document=unit, limit=1)) == DOCUMENTS[unit][:1]
+        assert source(path, document=unit).has_line_documents == (unit is DocumentUnit.LINE)
+    two = FileSource((path, path), document=unit)
+    assert list(two.documents()) == 2 * DOCUMENTS[unit]
+    assert list(source(write("empty.txt", b" \n\n").paths[0], document=unit).documents()) == []
+
+
+def test_a_bad_paragraph_is_left_out_as_a_bad_row_is(write: Write) -> None:
+    file = write("a.txt", b"one\nline\n\ntw\xffo\nlines\n\nthree")
+    skipping = source(file.paths[0], document=DocumentUnit.PARAGRAPH, on_bad_row=OnBadRow.SKIP)
+    bad_rows = BadRows(OnBadRow.SKIP)
+    assert list(skipping.documents(bad_rows)) == ["one line", "three"]
+    assert bad_rows.count == 1
+    assert bad_rows.first is not None
+    assert "row 2" in bad_rows.first
+
+
+@pytest.mark.parametrize("unit", DocumentUnit)
+def test_in_the_other_formats_a_document_is_a_row(write: Write, unit: DocumentUnit) -> None:
+    path = write("a.jsonl", json_lines(ROWS)).paths[0]
+    assert list(source(path, document=unit).documents()) == TEXTS
+    assert not source(path, document=unit).has_line_documents
 
 
 def test_separators_of_unicode_do_not_end_a_line(write: Write) -> None:
@@ -324,10 +368,36 @@ def test_a_fingerprint_follows_content_and_settings_and_not_the_name(write: Writ
         source(first.paths[0], "other").fingerprint(),
         source(first.paths[0], encoding="latin-1").fingerprint(),
         source(first.paths[0], limit=2).fingerprint(),
+        source(first.paths[0], document=DocumentUnit.FILE).fingerprint(),
         write("a.txt", json_lines(ROWS)).fingerprint(),
     }
-    assert len(prints) == 6
+    assert len(prints) == 7
     assert write("c.jsonl", json_lines(ROWS)).fingerprint() == first.fingerprint()
+
+
+def test_a_text_fingerprint_follows_the_content_and_its_format_alone(write: Write) -> None:
+    first, second = write("a.jsonl", json_lines(ROWS)), write("b.jsonl", json_lines(ROWS[1:]))
+    same = {
+        first.text_fingerprint(),
+        write("c.jsonl", json_lines(ROWS)).text_fingerprint(),
+        source(first.paths[0], "other").text_fingerprint(),
+        source(first.paths[0], encoding="latin-1").text_fingerprint(),
+        source(first.paths[0], limit=2).text_fingerprint(),
+        source(first.paths[0], document=DocumentUnit.FILE).text_fingerprint(),
+        source(first.paths[0], on_bad_row=OnBadRow.SKIP).text_fingerprint(),
+    }
+    assert len(same) == 1
+    paths = (first.paths[0], second.paths[0])
+    others = {
+        second.text_fingerprint(),
+        write("a.txt", json_lines(ROWS)).text_fingerprint(),
+        FileSource(paths).text_fingerprint(),
+        FileSource(paths[::-1]).text_fingerprint(),
+        WorldSource(5).text_fingerprint(),
+    }
+    assert len(others | same) == 6
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in others | same)
+    assert WorldSource(5).text_fingerprint() == WorldSource(None).text_fingerprint()
 
 
 def test_the_small_world_is_as_long_as_the_limit_says() -> None:

@@ -68,7 +68,7 @@ def _model(dropout: float = 0.0, seed: int = 0, **changes: int) -> MaskedLanguag
 
 def _loader(micro_batch_size: int, *, rate: float = 0.15, batch_size: int = 16) -> TrainLoader:
     tokens = np.random.default_rng(0).integers(5, 60, 50 * BLOCK).astype(np.uint16)
-    blocks = PackedBlocks(Shard(tokens, np.array([0, len(tokens)])), BLOCK)
+    blocks = PackedBlocks(Shard(tokens, np.array([0]), np.array([0, len(tokens)])), BLOCK)
     return TrainLoader(
         blocks=blocks,
         order=Order(len(blocks), batch_size, 0),

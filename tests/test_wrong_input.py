@@ -396,7 +396,7 @@ def refused(
         assert output.err.startswith("mlmlab: ")
         assert output.err.count("mlmlab: ") == 1
         assert list(folder.iterdir()) == [], "something was written"
-        left = [path for path in fresh_cache.rglob("*") if "building-" in path.name]
+        left = [path for path in fresh_cache.rglob("*") if path.suffix in (".building", ".partial")]
         assert left == [], "something is half-written"
         return " ".join(output.err.split())
 

@@ -58,8 +58,8 @@ class Blocks(Protocol):
 
 
 class PackedBlocks:
-    """The documents joined and cut into blocks: example `i` is the tokens from `i * block_size` on,
-    a row of a view on the memory map.
+    """The documents joined and cut into blocks: example `i` is the shard's tokens from
+    `i * block_size` on.
 
     Nothing is dropped at document boundaries. The last partial block of a shard is dropped, or with
     `keep_rest` it is a last, shorter example.
@@ -71,47 +71,49 @@ class PackedBlocks:
         self.shard = shard
         self.block_size = block_size
         self.isolate = isolate
-        self.even = len(shard.tokens) // block_size
-        self.rows = shard.tokens[: self.even * block_size].reshape(self.even, block_size)
-        """`[examples, block_size]`, uint16 or uint32, not copied."""
-        rest = len(shard.tokens) - self.rows.size
-        self.keeps_rest = keep_rest and rest > 0
-        self.dropped_tokens = 0 if keep_rest else rest
+        self.even, self.rest = divmod(shard.token_count, block_size)
+        self.keeps_rest = keep_rest and self.rest > 0
+        self.dropped_tokens = 0 if keep_rest else self.rest
         """Tokens of the last partial block."""
 
     def __len__(self) -> int:
         return self.even + self.keeps_rest
 
     def take(self, examples: NDArray[np.int64]) -> Rows:
+        shape = (len(examples), self.block_size)
         if self.keeps_rest and self.even in examples:
             assert len(examples) == 1, "the last, shorter example stands alone"
-            ids = self.shard.tokens[None, self.rows.size :]  # [1, rest]
-        else:
-            ids = self.rows.take(examples, axis=0)  # [B, block_size]
-        documents = None
-        if self.isolate:
-            places = np.arange(ids.shape[1])
-            documents = self.owners(examples[:, None], places[None, :])  # [B, T]
-        return Rows(ids, None, documents, self._word_starts(examples, ids.shape[1]))
-
-    def _word_starts(self, examples: NDArray[np.int64], length: int) -> NDArray[np.uint8] | None:
-        first = examples * self.block_size  # [B]
-        starts = _word_start_bits(self.shard, first[:, None] + np.arange(length))
-        if starts is None:
-            return None
-        begins = np.searchsorted(self.shard.offsets, first)
-        ends = np.searchsorted(self.shard.offsets, first + length)
-        for row, (begin, end) in enumerate(zip(begins, ends, strict=True)):
-            starts[row, self.shard.offsets[begin:end] - first[row]] = 2
-        return starts
+            shape = (1, self.rest)
+        begins, offsets = self.shard.begins, self.shard.offsets
+        first = examples * self.block_size  # [B], numbered in the shard, as are the offsets
+        end = first + shape[1]
+        first_document = np.searchsorted(offsets, first, side="right") - 1  # [B]
+        end_document = np.searchsorted(offsets, end)  # [B], the one after the last
+        # A piece is what a row has of one document; there are P of them, row after row.
+        pieces = end_document - first_document  # [B]
+        row = np.repeat(np.arange(len(examples)), pieces)  # [P]
+        document = np.arange(len(row)) + (end_document - np.cumsum(pieces))[row]  # [P]
+        begin = np.maximum(offsets[document], first[row])  # [P]
+        sizes = np.minimum(offsets[document + 1], end[row]) - begin  # [P]
+        shift = np.repeat(begins[document] - offsets[document], sizes)  # [B * T], to the corpus
+        tokens = first[:, None] + np.arange(shape[1]) + shift.reshape(shape)  # [B, T]
+        starts = _word_start_bits(self.shard, tokens)
+        if starts is not None:
+            is_begun_here = begin == offsets[document]  # [P]
+            starts[row[is_begun_here], (begin - first[row])[is_begun_here]] = 2
+        return Rows(
+            self.shard.tokens[tokens],
+            None,
+            np.repeat(document, sizes).reshape(shape) if self.isolate else None,
+            starts,
+        )
 
     def owners(self, examples: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
         tokens = examples * self.block_size + places
         return np.searchsorted(self.shard.offsets, tokens, side="right") - 1
 
     def account(self) -> str:
-        rest = len(self.shard.tokens) - self.rows.size
-        last = f"one of {rest}" if self.keeps_rest else f"{rest} dropped"
+        last = f"one of {self.rest}" if self.keeps_rest else f"{self.rest} dropped"
         plural = "" if self.even == 1 else "s"
         return f"{self.even:,} block{plural} of {self.block_size} + {last}"
 
@@ -164,7 +166,7 @@ class DocumentBlocks:
         longest = int(lengths.max(initial=1))
         width = min(-(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE, self.block_size)
         place = np.arange(width)[None, :] - len(self.prefix)  # [1, T], within the inner tokens
-        first = self.shard.offsets[owners] + len(self.prefix) + begin
+        first = self.shard.begins[owners] + len(self.prefix) + begin  # [B], in the corpus
         tokens = first[:, None] + np.clip(place, 0, np.maximum(inner - 1, 0))  # [B, T]
         tokens = np.minimum(tokens, len(self.shard.tokens) - 1)
         ids = self.shard.tokens[tokens]
@@ -184,7 +186,7 @@ class DocumentBlocks:
 
 
 def _word_start_bits(shard: Shard, tokens: NDArray[np.int64]) -> NDArray[np.uint8] | None:
-    """Whether words begin at some tokens of the shard, uint8 of the same shape."""
+    """Whether words begin at some tokens of the corpus, uint8 of the same shape."""
     if shard.word_starts is None:
         return None
     bits: NDArray[np.uint8] = shard.word_starts[tokens >> 3] >> (tokens & 7).astype(np.uint8) & 1

@@ -23,6 +23,14 @@ class OnBadRow(Enum):
     SKIP = "skip"
 
 
+class DocumentUnit(Enum):
+    """What a document is in a .txt file. A blank line, or several, ends a paragraph."""
+
+    LINE = "line"
+    PARAGRAPH = "paragraph"
+    FILE = "file"
+
+
 class Layout(Enum):
     """How documents become examples."""
 
@@ -46,8 +54,8 @@ class DataConfig:
     """builtin: the small world. file: `path`. url: `url`, checked against `sha256`. hub: `files` of
     the data set `repository`."""
     path: str | None
-    """A file or a glob: .txt (a line, a document), .jsonl, .json, .csv, .tsv, .parquet; each also
-    gzipped."""
+    """A file or a glob: .txt (`document`), .jsonl, .json, .csv, .tsv, .parquet; each also gzipped.
+    """
     url: str | None
     """The file's address; read only when source=url."""
     sha256: str | None
@@ -62,6 +70,9 @@ class DataConfig:
     """The field or column that holds a row's text; dots descend: answers.text."""
     encoding: str
     """How the bytes of a text file become characters."""
+    document: DocumentUnit
+    """What a document is in a .txt file: a line, a paragraph or all of the file. In the other
+    formats it is a row, whatever this says."""
     on_bad_row: OnBadRow
     """stop: a row that cannot be read ends the run. skip: it is left out and counted."""
     limit: int | None

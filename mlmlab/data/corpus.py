@@ -1,21 +1,28 @@
-"""Documents, tokenized once: shards on disk, opened by memory map.
+"""Documents, tokenized once and opened by memory map; and the split, an index over them.
 
-A corpus is a folder named by the fingerprint of its data, tokenizer and split:
+A corpus is a folder named by the fingerprint of its data and tokenizer:
 
-    train.tokens  test.tokens      uint16 (uint32 for a vocabulary above 65,536), documents joined
-    train.offsets test.offsets     int64, where each document begins, and the end of the last
-    meta.json                      fingerprint, type, counts; written last
+    tokens       uint16 (uint32 for a vocabulary above 65,536), all documents joined
+    offsets      int64, where each document begins, and the end of the last
+    numbers      int64, each document's number in the source; those without any text are left out
+    meta.json    fingerprint, type, counts
+    splits/FRACTION-SEED/
+        train.begins  test.begins      int64, where each document of a side begins in `tokens`
+        train.offsets test.offsets     int64, where it would begin if its side were joined
+    words/starts                       where words begin (word_starts.py)
 
-The folder is written under a temporary name and renamed, so that it is complete or absent.
+Each folder is filled under another name and renamed, so that it is complete or absent. Nothing here
+is held in memory: what is mapped may be larger.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +34,9 @@ from mlmlab.fetch.cache import built_once, cache_folder
 from mlmlab.random import Domain, uniforms
 
 _DOCUMENTS_A_BATCH = 1024
-_FORMAT = 2
+_SPLIT_AT_ONCE = 1 << 20
+"""Documents whose side is decided at once."""
+_FORMAT = 3
 """Raise it when the files change their meaning: it is part of the fingerprint."""
 
 Progress = Callable[[int, int], None]
@@ -36,28 +45,43 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """The documents of one side of the split."""
+    """The documents of one side of the split: an index over the corpus's tokens.
+
+    A shard's tokens are numbered as if its documents were joined: token `n` of the shard, in
+    document `d`, is token `begins[d] + n - offsets[d]` of the corpus.
+    """
 
     tokens: NDArray[np.integer]
-    """uint16 or uint32 `[N]`, a memory map: the documents one after the other."""
+    """uint16 or uint32 `[N]`, a memory map: the tokens of all documents of the corpus."""
+    begins: NDArray[np.int64]
+    """int64 `[documents]`, a memory map: where each document begins in `tokens`."""
     offsets: NDArray[np.int64]
-    """int64 `[documents + 1]`, a memory map: where each document begins; the last is N."""
+    """int64 `[documents + 1]`, a memory map: where each begins in the shard; and the shard's end.
+    """
     word_starts: NDArray[np.uint8] | None = None
-    """`[N / 8]`, a memory map: a bit a token (`word_starts.py`), where the masking needs them."""
+    """`[N / 8]`, a memory map: one bit per token of `tokens` (`word_starts.py`), where the masking
+    needs them."""
 
     @property
     def documents(self) -> int:
         """How many there are."""
-        return len(self.offsets) - 1
+        return len(self.begins)
+
+    @property
+    def token_count(self) -> int:
+        """How many tokens these documents have."""
+        return int(self.offsets[-1])
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A tokenized corpus on disk."""
+    """A tokenized corpus on disk, and a split of it."""
 
     folder: Path
     train: Shard
     test: Shard
+    offsets: NDArray[np.int64]
+    """int64 `[documents + 1]`, a memory map: where each document of either side begins."""
     empty_documents: int
     """Documents without any text, left out of both shards."""
     bad_rows: int
@@ -66,6 +90,13 @@ class Corpus:
     """Where the first of them is, and what is wrong with it."""
     was_cached: bool
     """True if it was found, and nothing was tokenized."""
+
+    @property
+    def median_document_tokens(self) -> float:
+        """The median length of the first million documents."""
+        if len(self.offsets) == 1:
+            return 0.0
+        return float(np.median(np.diff(self.offsets[:1_000_001])))
 
 
 def is_test_document(documents: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -83,8 +114,9 @@ class TrainingDocuments:
     seed: int
 
     def __iter__(self) -> Iterator[str]:
-        for batch in split_batches(self.source, self.test_fraction, self.seed):
-            yield from batch.train
+        for batch in document_batches(self.source):
+            is_test = is_test_document(batch.numbers, self.test_fraction, self.seed)
+            yield from (text for text, out in zip(batch.texts, is_test, strict=True) if not out)
 
 
 def open_corpus(
@@ -95,7 +127,8 @@ def open_corpus(
     seed: int,
     progress: Progress | None = None,
 ) -> Corpus:
-    """Tokenizes the source, or opens the corpus that an earlier run made of the same.
+    """Tokenizes the source, or opens the corpus that an earlier run made of the same, whatever its
+    split was.
 
     Args:
         test_fraction: chance that a document belongs to the test shard; 0 and 1 are all or none.
@@ -104,23 +137,28 @@ def open_corpus(
     Raises:
         UserError: the source cannot be read, or the cache folder not written.
     """
-    settings = f"{_FORMAT} test {test_fraction} seed {seed}"
+    settings = f"{_FORMAT} tokenizers {version('tokenizers')}"
     key = "\n".join((settings, source.fingerprint(), tokenizer.fingerprint()))
     fingerprint = hashlib.sha256(key.encode()).hexdigest()
     folder = cache_folder() / "corpora" / fingerprint[:32]
 
     def build(building: Path) -> None:
-        meta = _tokenize(source, tokenizer, building, test_fraction, seed, progress)
+        meta = _tokenize(source, tokenizer, building, progress)
         text = json.dumps({"fingerprint": fingerprint, **meta}, indent=2)
         (building / "meta.json").write_text(text, encoding="utf-8")
 
     was_cached = built_once(folder, build)
     meta = json.loads((folder / "meta.json").read_text())
-    shards = [_open_shard(folder, name, np.dtype(meta["type"])) for name in ("train", "test")]
+    offsets = memory_map(folder / "offsets", np.dtype(np.int64))
+    numbers = memory_map(folder / "numbers", np.dtype(np.int64))
+    split = folder / "splits" / f"{test_fraction}-{seed}"
+    built_once(split, lambda building: _split(numbers, offsets, building, test_fraction, seed))
+    tokens = memory_map(folder / "tokens", np.dtype(meta["type"]))
     return Corpus(
         folder=folder,
-        train=shards[0],
-        test=shards[1],
+        train=_open_shard(tokens, split, "train"),
+        test=_open_shard(tokens, split, "test"),
+        offsets=offsets,
         empty_documents=meta["empty_documents"],
         bad_rows=meta["bad_rows"],
         first_bad_row=meta["first_bad_row"],
@@ -129,69 +167,70 @@ def open_corpus(
 
 
 def _tokenize(
-    source: TextSource,
-    tokenizer: Tokenizer,
-    folder: Path,
-    test_fraction: float,
-    seed: int,
-    progress: Progress | None,
+    source: TextSource, tokenizer: Tokenizer, folder: Path, progress: Progress | None
 ) -> dict[str, Any]:
     kind = np.dtype(np.uint16 if tokenizer.vocabulary_size <= 1 << 16 else np.uint32)
-    tokens = {False: 0, True: 0}
-    documents = {False: 0, True: 0}
-    empty = 0
+    documents = tokens = empty = 0
     bad_rows = BadRows(source.on_bad_row)
-    with _Pair(folder, "tokens") as token_files, _Pair(folder, "offsets") as offset_files:
-        for side in (False, True):
-            offset_files.file(side).write(np.zeros(1, np.int64).tobytes())
-        for batch in split_batches(source, test_fraction, seed, bad_rows):
-            for side, texts in ((False, batch.train), (True, batch.test)):
-                encoded = tokenizer.encode_batch(texts)
-                ends = np.cumsum([len(ids) for ids in encoded], dtype=np.int64)
-                total = int(ends[-1]) if encoded else 0
-                joined = np.fromiter((i for ids in encoded for i in ids), kind, total)
-                token_files.file(side).write(joined.tobytes())
-                offset_files.file(side).write((ends + tokens[side]).tobytes())
-                tokens[side] += joined.size
-                documents[side] += len(encoded)
+    with (
+        (folder / "tokens").open("wb") as token_file,
+        (folder / "offsets").open("wb") as offset_file,
+        (folder / "numbers").open("wb") as number_file,
+    ):
+        offset_file.write(np.zeros(1, np.int64).tobytes())
+        for batch in document_batches(source, bad_rows):
+            encoded = tokenizer.encode_batch(batch.texts)
+            ends = tokens + np.cumsum([len(ids) for ids in encoded], dtype=np.int64)
+            total = sum(map(len, encoded))
+            joined = np.fromiter((i for ids in encoded for i in ids), kind, total)
+            token_file.write(joined.tobytes())
+            offset_file.write(ends.tobytes())
+            number_file.write(batch.numbers.tobytes())
+            tokens += total
+            documents += len(encoded)
             empty += batch.empty
             if progress is not None:
-                progress(sum(documents.values()), sum(tokens.values()))
+                progress(documents, tokens)
     return {
         "type": kind.name,
+        "documents": documents,
+        "tokens": tokens,
         "empty_documents": empty,
         "bad_rows": bad_rows.count,
         "first_bad_row": bad_rows.first,
-        "train": {"documents": documents[False], "tokens": tokens[False]},
-        "test": {"documents": documents[True], "tokens": tokens[True]},
     }
 
 
-class _Pair:
-    """The train and the test file of one kind."""
+def _split(
+    numbers: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    folder: Path,
+    test_fraction: float,
+    seed: int,
+) -> None:
+    """Writes the index of both shards."""
+    for name, is_test in (("train", False), ("test", True)):
+        end = 0
+        with (
+            (folder / f"{name}.begins").open("wb") as begin_file,
+            (folder / f"{name}.offsets").open("wb") as offset_file,
+        ):
+            offset_file.write(np.zeros(1, np.int64).tobytes())
+            for first in range(0, len(numbers), _SPLIT_AT_ONCE):
+                some = slice(first, first + _SPLIT_AT_ONCE)
+                mine = is_test_document(numbers[some], test_fraction, seed) == is_test
+                begins = offsets[:-1][some][mine]
+                ends = end + np.cumsum(offsets[1:][some][mine] - begins)
+                begin_file.write(begins.tobytes())
+                offset_file.write(ends.tobytes())
+                end = int(ends[-1]) if len(ends) else end
 
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.files: dict[bool, BinaryIO] = {
-            test: (folder / f"{'test' if test else 'train'}.{kind}").open("wb")
-            for test in (False, True)
-        }
 
-    def file(self, test: bool) -> BinaryIO:
-        return self.files[test]
-
-    def __enter__(self) -> "_Pair":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self.files.values():
-            file.close()
-
-
-def _open_shard(folder: Path, name: str, kind: np.dtype[Any]) -> Shard:
-    return Shard(
-        tokens=memory_map(folder / f"{name}.tokens", kind),
-        offsets=memory_map(folder / f"{name}.offsets", np.dtype(np.int64)),
+def _open_shard(tokens: NDArray[np.integer], split: Path, name: str) -> Shard:
+    begins, offsets = (
+        memory_map(split / f"{name}.{kind}", np.dtype(np.int64)) for kind in ("begins", "offsets")
     )
+    return Shard(tokens, begins, offsets)
 
 
 def memory_map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
@@ -202,26 +241,25 @@ def memory_map(path: Path, kind: np.dtype[Any]) -> NDArray[Any]:
 
 
 @dataclass(frozen=True)
-class SplitBatch:
-    """Some documents in a row, each on its side of the split."""
+class DocumentBatch:
+    """The documents with any text among some that follow each other in the source."""
 
-    train: list[str]
-    test: list[str]
+    texts: list[str]
+    numbers: NDArray[np.int64]
+    """int64 `[len(texts)]`, their numbers in the source."""
     empty: int
-    """Those without any text, which are on neither side."""
+    """How many have no text."""
 
 
-def split_batches(
-    source: TextSource, test_fraction: float, seed: int, bad_rows: BadRows | None = None
-) -> Iterator[SplitBatch]:
+def document_batches(
+    source: TextSource, bad_rows: BadRows | None = None
+) -> Iterator[DocumentBatch]:
     """All documents, a batch at a time."""
-    documents = source.documents(bad_rows)
-    start = 0
+    documents = enumerate(source.documents(bad_rows))
     while batch := list(islice(documents, _DOCUMENTS_A_BATCH)):
-        test = is_test_document(np.arange(start, start + len(batch)), test_fraction, seed)
-        sides: tuple[list[str], list[str]] = ([], [])
-        for text, is_test in zip(batch, test, strict=True):
-            if text.strip():
-                sides[int(is_test)].append(text)
-        yield SplitBatch(*sides, len(batch) - len(sides[0]) - len(sides[1]))
-        start += len(batch)
+        filled = [(number, text) for number, text in batch if text.strip()]
+        yield DocumentBatch(
+            [text for _, text in filled],
+            np.array([number for number, _ in filled], np.int64),
+            len(batch) - len(filled),
+        )

@@ -1,7 +1,7 @@
 """A file becomes numbered rows, whatever its format: txt, jsonl, json array, csv, tsv, parquet.
 
 Each may be gzipped. The content decides where it can (gzip, parquet, array or lines of JSON), else
-the name's ending; a name that says nothing is text, a line a row.
+the name's ending; a name that says nothing is text.
 """
 
 import codecs
@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlmlab.data.bad_rows import BadRows
+from mlmlab.data.config import DocumentUnit
 from mlmlab.data.json_rows import json_rows
 from mlmlab.errors import UserError
 
@@ -90,9 +92,17 @@ def recognize(path: Path) -> Format:
 
 
 def rows(
-    path: Path, kind: Format, text_field: str, encoding: str, bad_rows: BadRows
+    path: Path,
+    kind: Format,
+    text_field: str,
+    encoding: str,
+    document: DocumentUnit,
+    bad_rows: BadRows,
 ) -> Iterator[tuple[int, Any]]:
     """The rows of a file with their numbers from 1: a str for text and csv, else what the row is.
+
+    Args:
+        document: what a row of a text file is.
 
     Raises:
         UserError: the file is damaged, or has no column `text_field`.
@@ -105,6 +115,10 @@ def rows(
             found = _json_rows(path, encoding, bad_rows)
         elif kind is Format.CSV:
             found = _csv_rows(path, text_field, encoding, bad_rows)
+        elif document is DocumentUnit.PARAGRAPH:
+            found = _paragraphs(path, encoding)
+        elif document is DocumentUnit.FILE:
+            found = _full_text(path, encoding)
         else:
             found = _lines(path, encoding)
         for number, row in found:
@@ -142,6 +156,24 @@ def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(text, 1):
             if line.strip():  # an empty line is no document
                 yield number, line.strip()
+
+
+def _paragraphs(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
+    """The lines between blank ones, joined by a space: where prose is wrapped at a width, as in the
+    books of Project Gutenberg, a line ends between two words and means no more than that."""
+    with _text(path, encoding) as text:
+        paragraphs = groupby((line.strip() for line in text), key=bool)
+        filled = (lines for is_filled, lines in paragraphs if is_filled)
+        for number, lines in enumerate(filled, 1):
+            yield number, " ".join(lines)
+
+
+def _full_text(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
+    """All of the file, with its line ends; it has to fit in memory."""
+    with _text(path, encoding) as text:
+        document = text.read().strip()
+    if document:
+        yield 1, document
 
 
 def _json_rows(path: Path, encoding: str, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 from mlmlab.data.bad_rows import BadRows
-from mlmlab.data.config import DataConfig, OnBadRow
+from mlmlab.data.config import DataConfig, DocumentUnit, OnBadRow
 from mlmlab.data.fields import NoTextError, check_characters, text_at
 from mlmlab.data.formats import READABLE, Format, reading, recognize, rows
 from mlmlab.data.world import small_world
 from mlmlab.errors import UserError
+from mlmlab.fetch.cache import file_digest
 
 WORLD_SEED = 0
 """The built-in corpus is one corpus: the same documents for every run and every machine."""
@@ -30,6 +31,13 @@ class TextSource(Protocol):
 
     def fingerprint(self) -> str:
         """A text that changes whenever the documents might."""
+
+    def text_fingerprint(self) -> str:
+        """A digest of the text alone, in hexadecimal: however it is read, and how much of it."""
+
+    @property
+    def has_line_documents(self) -> bool:
+        """Whether each line of a .txt file is a document."""
 
     @property
     def on_bad_row(self) -> OnBadRow:
@@ -60,13 +68,21 @@ class WorldSource:
         """How many documents there are."""
         return WORLD_DOCUMENTS if self.limit is None else self.limit
 
+    @property
+    def has_line_documents(self) -> bool:
+        return False
+
     def fingerprint(self) -> str:
+        return f"world {self.text_fingerprint()} documents {self.count}"
+
+    def text_fingerprint(self) -> str:
         digest = hashlib.sha256()
         world = small_world()
         digest.update(" ".join(world.words).encode())
         for table in (world.initial, world.transition, world.end, world.emission):
             digest.update(table.tobytes())
-        return f"world {digest.hexdigest()} seed {WORLD_SEED} documents {self.count}"
+        digest.update(str(WORLD_SEED).encode())
+        return digest.hexdigest()
 
     def documents(self, bad_rows: BadRows | None = None) -> Iterator[str]:
         return small_world().documents(self.count, WORLD_SEED)
@@ -87,6 +103,7 @@ class FileSource:
     limit: int | None = None
     on_bad_row: OnBadRow = OnBadRow.STOP
     description: str = "files"
+    document: DocumentUnit = DocumentUnit.LINE
 
     @classmethod
     def of(cls, paths: tuple[Path, ...], config: DataConfig, description: str) -> "FileSource":
@@ -98,6 +115,7 @@ class FileSource:
             config.limit,
             config.on_bad_row,
             description,
+            config.document,
         )
 
     @cached_property
@@ -106,13 +124,24 @@ class FileSource:
         found = []
         for path in self.paths:
             kind = self._format(path)
-            with reading(path), path.open("rb") as file:
-                found.append(f"{kind.value} {hashlib.file_digest(file, 'sha256').hexdigest()}")
+            with reading(path):
+                found.append(f"{kind.value} {file_digest(path)}")
         return " ".join(found)
 
     def fingerprint(self) -> str:
-        settings = f"{self.text_field} {self.encoding} {self.on_bad_row.value} limit {self.limit}"
+        settings = (
+            f"{self.text_field} {self.encoding} {self.on_bad_row.value} limit {self.limit} "
+            f"document {self.document.value}"
+        )
         return f"files {self._contents} {settings}"
+
+    def text_fingerprint(self) -> str:
+        return hashlib.sha256(self._contents.encode()).hexdigest()
+
+    @property
+    def has_line_documents(self) -> bool:
+        is_text = any(self._format(path) is Format.TEXT for path in self.paths)
+        return is_text and self.document is DocumentUnit.LINE
 
     def documents(self, bad_rows: BadRows | None = None) -> Iterator[str]:
         return islice(self._all_documents(bad_rows or BadRows(self.on_bad_row)), self.limit)
@@ -120,7 +149,9 @@ class FileSource:
     def _all_documents(self, bad_rows: BadRows) -> Iterator[str]:
         for path in self.paths:
             kind = self._format(path)
-            for number, row in rows(path, kind, self.text_field, self.encoding, bad_rows):
+            for number, row in rows(
+                path, kind, self.text_field, self.encoding, self.document, bad_rows
+            ):
                 try:
                     # A row of text or csv is the text itself; one of JSON may be anything.
                     is_text = kind in (Format.TEXT, Format.CSV)

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from mlmlab.errors import UserError
+from mlmlab.fetch.cache import file_digest, locked, unwritable, write_at_once
 
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 1 << 20
@@ -40,23 +42,36 @@ def fetch_url(url: str, sha256: str | None, cache: Path) -> Path:
         )
     folder = cache / hashlib.sha256(f"{url} {sha256}".encode()).hexdigest()[:16]
     target = folder / name
-    if target.is_file():
-        return target
+    digest = folder / f"{name}.sha256"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not _is_intact(target, digest, sha256):
+            with locked(folder, f"downloading {url}"):
+                if not _is_intact(target, digest, sha256):  # nor fetched by another process by now
+                    _fetch(url, sha256, target, digest)
     except OSError as error:
-        raise UserError.of(
-            "the cache folder",
-            found=f"{cache}: {error.strerror}",
-            expected="a folder that can be written",
-            remedy="set the environment variable MLMLAB_CACHE to another folder",
-        ) from error
-    partial = folder / f"{name}.partial"
-    if sha256 is None:  # nothing would tell a mixture of two versions from the file
+        raise unwritable(cache, error) from error
+    return target
+
+
+def _is_intact(target: Path, digest: Path, sha256: str | None) -> bool:
+    """Whether the file is there and as it was downloaded."""
+    if not target.is_file():
+        return False
+    if sha256 is None:
+        sha256 = digest.read_text() if digest.is_file() else ""
+    return file_digest(target) == sha256.lower()
+
+
+def _fetch(url: str, sha256: str | None, target: Path, digest: Path) -> None:
+    """Downloads the file; no other process does so at the same time."""
+    target.parent.mkdir(exist_ok=True)
+    if target.exists():
+        print(f"{target} is not what was downloaded: downloading it again", file=sys.stderr)
+    partial = target.with_name(f"{target.name}.partial")
+    if sha256 is None:  # nothing would show that the file is a mixture of two versions
         partial.unlink(missing_ok=True)
     _download(url, partial)
-    with partial.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_digest(partial)
     if sha256 is not None and found != sha256.lower():
         partial.unlink()
         raise UserError.of(
@@ -66,8 +81,8 @@ def fetch_url(url: str, sha256: str | None, cache: Path) -> Path:
             remedy="the file has changed or the download is not genuine: get a copy you trust "
             "and set data.source=file data.path=FILE",
         )
+    write_at_once(digest, found)
     partial.replace(target)
-    return target
 
 
 def _file_name(url: str) -> str | None:
