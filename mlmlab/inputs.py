@@ -102,7 +102,7 @@ def gather(
         model = MaskedLanguageModel(read_hub_config(state))
     if model is not None:
         freeze(model, config.train)  # refuses now, not after an hour of tokenizing
-    test_source = _eval_source(data)
+    test_source, data = _eval_source(data)
     if data.eval_path is not None:  # every other document is trained on
         data = dataclasses.replace(data, test_fraction=0.0)
     tokenizer_path = config.tokenizer.path
@@ -143,10 +143,12 @@ def gather_evaluation(config: EvaluateConfig, progress: Progress | None = None) 
     """
     loaded, source, data = _found(config.checkpoint, config.data)
     assert loaded is not None
-    test_source = _eval_source(data) if config.eval.split is Split.TEST else None
-    fraction = data.test_fraction if config.eval.split is Split.TEST else 1.0
-    if test_source is not None:
-        source, fraction = test_source, 1.0
+    fraction = 1.0
+    if config.eval.split is Split.TEST:
+        fraction = data.test_fraction
+        test_source, data = _eval_source(data)
+        if test_source is not None:
+            source, fraction = test_source, 1.0
     tokenizer_path = config.tokenizer.path
     if tokenizer_path is None:
         tokenizer = load_tokenizer(loaded.folder)
@@ -182,12 +184,47 @@ def _found(
         if data.eval_path is not None:
             data = dataclasses.replace(data, eval_path=absolute(data.eval_path))
         source, data = open_source(data)
-        source.fingerprint()
+        key = _KEYS[data.source]
+        data = dataclasses.replace(data, fingerprint=_checked(source, data.fingerprint, key))
     except UserError as error:
         problems += error.problems
     if problems:
         raise UserError(problems)
     return loaded, source, data
+
+
+_KEYS = {
+    Source.BUILTIN: "data.source",
+    Source.FILE: "data.path",
+    Source.URL: "data.url",
+    Source.HUB: "data.repository",
+}
+
+
+def _checked(source: TextSource, recorded: str | None, key: str) -> str:
+    """The fingerprint of a source's text.
+
+    Args:
+        recorded: what it was when the run began; None: the run begins now.
+        key: the config key that names the source.
+
+    Raises:
+        UserError: the text has changed.
+    """
+    found = source.text_fingerprint()
+    if recorded in (None, found):
+        return found
+    changed = source.description
+    if isinstance(source, FileSource) and len(source.paths) > 1:
+        last = max(source.paths, key=lambda path: path.stat().st_mtime)
+        changed += f", of which {last} was changed last"
+    raise UserError.of(
+        key,
+        found=f"{changed}: other text than when the run began",
+        expected=f"the same text (its fingerprint was {recorded[:12] if recorded else None})",
+        remedy="put the text back; or train a new run on the new text; or, to evaluate, name the "
+        "text yourself: data.path=FILE",
+    )
 
 
 def open_source(config: DataConfig) -> tuple[TextSource, DataConfig]:
@@ -218,13 +255,14 @@ def open_source(config: DataConfig) -> tuple[TextSource, DataConfig]:
     return FileSource.of(files, config, config.path), dataclasses.replace(config, path=path)
 
 
-def _eval_source(config: DataConfig) -> FileSource | None:
+def _eval_source(config: DataConfig) -> tuple[FileSource | None, DataConfig]:
+    """The source of `eval_path`; and the config with its fingerprint."""
     if config.eval_path is None:
-        return None
+        return None, config
     files = matching_files(config.eval_path, "data.eval_path")
     source = FileSource.of(files, dataclasses.replace(config, limit=None), config.eval_path)
-    source.fingerprint()
-    return source
+    fingerprint = _checked(source, config.eval_fingerprint, "data.eval_path")
+    return source, dataclasses.replace(config, eval_fingerprint=fingerprint)
 
 
 def _text(

@@ -137,7 +137,7 @@ DOCUMENTS = {
 def test_a_document_of_a_text_file_is_a_line_a_paragraph_or_all_of_it(
     write: Write, unit: DocumentUnit
 ) -> None:
-    for file in (write("a.txt", PROSE), write("a.txt.gz", gzip.compress(PROSE))):
+    for file in (write("a.txt", PROSE), write("a.txt.gz", gzip.compress(PROSE, mtime=0))):
         path = file.paths[0]
         assert read(source(path, document=unit)) == DOCUMENTS[unit]
         assert read(source(path, document=unit, limit=1)) == DOCUMENTS[unit][:1]
@@ -182,7 +182,7 @@ def test_the_limit_takes_the_first_documents_and_reads_no_further(write: Write) 
 def test_other_encodings_are_read_by_name(write: Write) -> None:
     for encoding in ("latin-1", "utf-16", "cp1252"):
         content = "Zeile: äöü".encode(encoding)
-        for file in (write("a.txt", content), write("a.txt.gz", gzip.compress(content))):
+        for file in (write("a.txt", content), write("a.txt.gz", gzip.compress(content, mtime=0))):
             assert list(source(file.paths[0], encoding=encoding).documents()) == ["Zeile: äöü"]
 
 
@@ -277,7 +277,7 @@ def test_text_behind_or_within_a_json_array_is_named(write: Write) -> None:
 
 
 def test_a_truncated_or_damaged_gzip_file_is_named(write: Write) -> None:
-    whole = gzip.compress(json_array(ROWS * 100))
+    whole = gzip.compress(json_array(ROWS * 100), mtime=0)
     assert "damaged gzip" in refusal(write("a.json.gz", whole[:-20])).found
     assert "damaged gzip" in refusal(write("b.json.gz", whole[:-8] + bytes(8))).found
     assert "damaged gzip" in refusal(write("c.json.gz", whole[:40] + b"xx" + whole[42:])).found
@@ -336,7 +336,7 @@ def test_a_row_that_is_no_object_is_named(write: Write) -> None:
         ("a.txt.zst", b"\x28\xb5\x2f\xfd and so on", "a zstd file"),
         ("a.jsonl.bz2", b"BZh9 and so on", "a bzip2 file"),
         ("a.parquet", b"a,b\n1,2\n", "no parquet file"),
-        ("a.parquet.gz", gzip.compress(b"a,b\n1,2\n"), "no parquet file"),
+        ("a.parquet.gz", gzip.compress(b"a,b\n1,2\n", mtime=0), "no parquet file"),
     ],
 )
 def test_a_format_that_is_not_read_is_not_taken_for_lines(
@@ -597,7 +597,7 @@ def test_bad_rows_stop_the_reading_or_are_counted_and_left_out(
 def test_a_file_that_is_damaged_as_a_whole_stops_even_where_bad_rows_are_left_out(
     write: Write,
 ) -> None:
-    whole = gzip.compress(json_lines(ROWS * 100))
+    whole = gzip.compress(json_lines(ROWS * 100), mtime=0)
     for name, content in (("a.json.gz", whole[:-20]), ("b.json", b'[{"text": "one"}, {"te')):
         file = source(write(name, content).paths[0], on_bad_row=OnBadRow.SKIP)
         with pytest.raises(UserError):
