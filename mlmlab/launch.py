@@ -27,7 +27,13 @@ from mlmlab.resuming import Resumption, find_resumption, fingerprint
 from mlmlab.run_folder import RunFolder, check_run_dir
 from mlmlab.snapshot import is_fixed
 from mlmlab.tracking.progress import Progress
-from mlmlab.tracking.summary import Summary, git_commit, peak_memory_bytes, versions
+from mlmlab.tracking.summary import (
+    Summary,
+    git_commit,
+    peak_memory_bytes,
+    processor_name,
+    versions,
+)
 from mlmlab.tracking.tracker import Tracker
 from mlmlab.training.config import MaskOn, Parallel
 from mlmlab.training.evaluation import perplexity
@@ -196,7 +202,7 @@ def _written(
     assert tracker is not None
     assert model is not None
     floor = floor_perplexity(inputs, loop.eval_loader)
-    summary = _summary(config, training, loop.replica.compute, floor, run_dir)
+    summary = _summary(config, training, loop.replica, floor, run_dir)
     final = {
         "final/eval_loss": summary.eval_loss,
         "final/eval_perplexity": summary.eval_perplexity,
@@ -258,9 +264,9 @@ def _loaders(
 
 
 def _summary(
-    config: RunConfig, training: Training, compute: Compute, floor: float | None, run_dir: Path
+    config: RunConfig, training: Training, replica: Replica, floor: float | None, run_dir: Path
 ) -> Summary:
-    record, final = training.progress, training.final
+    record, final, compute = training.progress, training.final, replica.compute
     # Unknown where no evaluation predicted a token, for which summary.json has null.
     best, initial = (
         math.nan if loss is None else perplexity(loss)
@@ -282,6 +288,13 @@ def _summary(
         seconds=record.seconds,
         tokens_per_second=record.tokens / max(record.step_seconds, 1e-9),
         peak_memory_bytes=peak_memory_bytes(compute.device),
+        device=compute.device.type,
+        precision=compute.precision.value,
+        threads=torch.get_num_threads(),
+        world_size=replica.world.size,
+        processor=processor_name(),
+        gpu=torch.cuda.get_device_name(compute.device) if compute.is_cuda else None,
+        cuda_version=torch.version.cuda,
         seed=config.seed,
         git_commit=git_commit(),
         versions=versions(),

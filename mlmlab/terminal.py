@@ -9,7 +9,7 @@ from typing import Any
 from mlmlab.config import EvaluateConfig, RunConfig
 from mlmlab.data.blocks import Blocks
 from mlmlab.inputs import EvaluationInputs, Inputs, Text
-from mlmlab.loader import UpdateBatch
+from mlmlab.loader import CHUNK_TOKENS, UpdateBatch
 from mlmlab.masking import Budget, MaskingConfig, MaskingPolicy, RateSchedule, Unit
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.processes import World
@@ -21,7 +21,11 @@ from mlmlab.training.config import Parallel, Split, TrainConfig
 from mlmlab.training.evaluation import Evaluation, perplexity
 from mlmlab.training.horizon import Horizon
 from mlmlab.training.loop import Training
-from mlmlab.training.memory import device_memory_bytes, expected_memory_bytes
+from mlmlab.training.memory import (
+    device_memory_bytes,
+    expected_evaluation_bytes,
+    expected_memory_bytes,
+)
 from mlmlab.training.precision import Compute
 from mlmlab.training.trainable import account
 
@@ -75,7 +79,7 @@ def plan(
         _row("updates", f"{horizon.updates:,} of {train.batch_size} sequences{accumulation}, "
              f"learning rate {train.learning_rate:g} {train.schedule.value}{warmup}"),
         _row("compute", _compute(compute, world, config.runtime.parallel)),
-        _row("memory", _memory(config, inputs.model, compute, world)),
+        _row("memory", _memory(config, inputs, compute, world)),
         _row("folder", str(run_dir)),
     ]  # fmt: skip
     return "\n".join(rows) + "\n"
@@ -237,24 +241,36 @@ def _rows(config: RunConfig, world: World) -> int:
     return min(config.train.micro_batch_size or share, share)
 
 
-def _memory(config: RunConfig, model: MaskedLanguageModel, compute: Compute, world: World) -> str:
+def _memory(config: RunConfig, inputs: Inputs, compute: Compute, world: World) -> str:
+    """The larger one of a step and an evaluation."""
     rows, length = _rows(config, world), config.data.block_size
-    needed = expected_memory_bytes(
-        model,
+    chunk = min(max(1, CHUNK_TOKENS // length), len(inputs.test))
+    shards = world.size if config.runtime.parallel is Parallel.FSDP else 1
+    step = expected_memory_bytes(
+        inputs.model,
         compute,
         rows=rows,
         length=length,
-        masked_tokens=round(rows * length * config.masking.rate),
-        shards=world.size if config.runtime.parallel is Parallel.FSDP else 1,
+        masked_tokens=round(rows * length * config.masking.highest_rate),
+        shards=shards,
         accumulates=_share(config, world) > rows,
     )
+    evaluation = expected_evaluation_bytes(
+        inputs.model,
+        compute,
+        rows=chunk,
+        length=length,
+        masked_tokens=round(chunk * length * config.eval.masking.rate),
+        shards=shards,
+    )
+    needed = max(step, evaluation)
     text = f"about {needed / 2**30:.2f} GiB of tensors"
     if compute.device.type == "cpu":
         return text + ", beside the process itself"
     there = device_memory_bytes(compute)
     if there is not None:
         text += f" of the device's {there / 2**30:.0f} GiB"
-        if needed > there:
+        if step > there:
             text += ": too much; train.micro_batch_size=N computes N sequences at a time"
     return text
 

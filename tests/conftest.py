@@ -1,7 +1,6 @@
 """The environment that every test runs in, set before anything of ours is imported."""
 
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from mlmlab.tracking.summary import processor_name
 from mlmlab.training.precision import _native_bf16
 
 
@@ -37,13 +37,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header() -> str:
     """The processor, which decides the last bits of a figure, and what `auto` means on it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
     capability = torch.backends.cpu.get_cpu_capability()
     bf16 = "native" if _native_bf16(torch.device("cpu")) else "emulated"
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return f"processor: {processor} ({capability}, {bf16} bf16), CUDA device: {cuda}"
+    return f"processor: {processor_name()} ({capability}, {bf16} bf16), CUDA device: {cuda}"
 
 
 @pytest.fixture

@@ -256,3 +256,11 @@ def test_the_commit_says_where_the_code_differs_from_it(tmp_path: Path) -> None:
     with (clone / "README.md").open("a") as file:
         file.write("\n")
     assert commit() == f"{clean}-dirty"
+
+
+def test_a_summary_names_the_machine_and_how_it_was_used(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert (summary["device"], summary["precision"], summary["gpu"]) == ("cpu", "fp32", None)
+    assert (summary["threads"], summary["world_size"]) == (1, 1)
+    assert summary["processor"]
+    assert "cuda_version" in summary

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed._tools.mem_tracker import MemTracker
 
 import mlmlab
 from mlmlab.data.blocks import PackedBlocks
@@ -17,13 +18,15 @@ from mlmlab.data.corpus import Shard
 from mlmlab.data.order import Order
 from mlmlab.data.tokenizer import word_tokenizer
 from mlmlab.errors import RunFailed
-from mlmlab.loader import TrainLoader, UpdateBatch
-from mlmlab.masking import MaskingConfig, MaskingMode, VocabularyInfo
+from mlmlab.loader import EvalLoader, TrainLoader, UpdateBatch
+from mlmlab.masking import EvalMaskingConfig, MaskingConfig, MaskingMode, VocabularyInfo
 from mlmlab.micro_batch import Masker
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
 from mlmlab.processes import ALONE
+from mlmlab.tracking.progress import Progress
 from mlmlab.training.config import Precision, Schedule
-from mlmlab.training.memory import expected_memory_bytes
+from mlmlab.training.evaluation import evaluate
+from mlmlab.training.memory import expected_evaluation_bytes, expected_memory_bytes
 from mlmlab.training.optimizer import build_optimizer
 from mlmlab.training.precision import Compute
 from mlmlab.training.replica import Replica
@@ -465,3 +468,29 @@ def test_the_memory_that_a_run_announces_is_near_what_backward_keeps(
     expected = expected_memory_bytes(model, CPU, rows=rows, length=length, masked_tokens=masked)
     peak = states + sum(kept.values()) + 2 * logits.nbytes  # the gradients of the logits come later
     assert 0.6 < expected / peak < 1.4
+
+
+@pytest.mark.parametrize(("hidden", "vocabulary"), [(256, 500), (64, 20_000)])
+def test_the_memory_of_an_evaluation_is_near_what_it_takes(hidden: int, vocabulary: int) -> None:
+    model = _model(
+        hidden_size=hidden, intermediate_size=4 * hidden, vocabulary_size=vocabulary, layers=2,
+        max_positions=128,
+    )  # fmt: skip
+    rows, length = 64, 128
+    count = rows * length
+    blocks = PackedBlocks(
+        Shard(np.arange(count).astype(np.uint16) % 400 + 5, np.zeros(1, np.int64),
+              np.array([0, count])),
+        length,
+    )  # fmt: skip
+    masker = Masker(EvalMaskingConfig(), VocabularyInfo(vocabulary, 4, (0, 1, 2, 3, 4)))
+    loader = EvalLoader(blocks, masker, seed=0)
+    tracker = MemTracker()
+    with tracker:
+        evaluate(model, loader, CPU, Progress(0, quiet=True))
+    taken = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    states = 16 * model.parameter_count()
+    expected = expected_evaluation_bytes(
+        model, CPU, rows=rows, length=length, masked_tokens=round(rows * length * 0.15)
+    )
+    assert 0.6 < (expected - states) / taken < 1.4

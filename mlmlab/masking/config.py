@@ -213,6 +213,12 @@ class MaskingConfig(MaskingPolicy):
             found.append((int(match[1]), float(match[2])))
         return found
 
+    @property
+    def highest_rate(self) -> float:
+        """The highest rate of any update."""
+        later = [rate for _, rate in self.steps() or ()]
+        return max(self.rate, self.start_rate or 0.0, *later)
+
     def rate_at(self, update: int, updates: int) -> float:
         """The rate of an update, a pure function of how many were applied before it.
 

@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -44,6 +45,19 @@ class Summary:
     tokens_per_second: float
     """Of training, evaluations excluded."""
     peak_memory_bytes: int
+    device: str
+    """cpu or cuda."""
+    precision: str
+    threads: int
+    """CPU threads of PyTorch in each process."""
+    world_size: int
+    """Processes."""
+    processor: str
+    """The CPU's name."""
+    gpu: str | None
+    """The name of the CUDA device that rank 0 used."""
+    cuda_version: str | None
+    """Of PyTorch's build; null for one without CUDA."""
     seed: int
     git_commit: str | None
     versions: dict[str, str]
@@ -97,6 +111,15 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:  # a checkout on the path, not installed
             found[package] = "unknown"
     return found
+
+
+def processor_name() -> str:
+    """The CPU's name, as the operating system has it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def git_commit() -> str | None:

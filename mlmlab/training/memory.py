@@ -20,6 +20,8 @@ _WEIGHT_COPIES = 4
 kernels keep none."""
 _LOGIT_COPIES = 4
 """Logits, their log-softmax and the gradients of both, fp32."""
+_SCORING_VECTORS = 6
+"""Vectors of the hidden width that a layer works on where backward needs none of them."""
 _LAYERS_GATHERED = 2
 """Of a model in shards: the one that computes, and the next one, on its way."""
 
@@ -52,15 +54,52 @@ def expected_memory_bytes(
     if config.attention_dropout and compute.device.type == "cpu":
         layer += _WEIGHT_COPIES * rows * config.heads * length**2 * element
     logits = masked_tokens * config.vocabulary_size * 4 * _LOGIT_COPIES
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    states = model.parameter_count() * _WEIGHT_BYTES + trained * _TRAINING_BYTES
-    if shards > 1:
-        states = states // shards + _gathered_bytes(model, element, trained * accumulates)
+    trained = _trained(model)
+    states = _state_bytes(model, element, shards, trained * accumulates)
     layers = _layers_with_backward(model)
     if model.gradient_checkpointing and layers:
         inputs = layers * rows * length * config.hidden_size * element
         return states + inputs + layer + logits  # one layer at a time is computed again
     return states + layers * layer + logits
+
+
+def expected_evaluation_bytes(
+    model: MaskedLanguageModel,
+    compute: Compute,
+    *,
+    rows: int,
+    length: int,
+    masked_tokens: int,
+    shards: int = 1,
+) -> int:
+    """The same of an evaluation during the training, whose states stay where they are.
+
+    Args:
+        rows: examples of a chunk.
+        length: tokens of each.
+        masked_tokens: predicted tokens among them.
+        shards: processes that share the states of the model (fsdp).
+    """
+    config = model.config
+    element = 4 if compute.precision is Precision.FP32 else 2
+    wide = 2 * config.intermediate_size  # before and after the GELU
+    layer = rows * length * (_SCORING_VECTORS * config.hidden_size + wide) * element
+    # The logits, and in fp32 their log-softmax and, unless they are fp32 themselves, a copy.
+    copies = element + 4 + (4 if element < 4 else 0)
+    logits = masked_tokens * config.vocabulary_size * copies
+    return _state_bytes(model, element, shards, 0) + max(layer, logits)
+
+
+def _trained(model: MaskedLanguageModel) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _state_bytes(model: MaskedLanguageModel, element: int, shards: int, waiting: int) -> int:
+    """Weights, gradients and moments, and what a process gathers where they are in shards."""
+    states = model.parameter_count() * _WEIGHT_BYTES + _trained(model) * _TRAINING_BYTES
+    if shards > 1:
+        states = states // shards + _gathered_bytes(model, element, waiting)
+    return states
 
 
 def _gathered_bytes(model: MaskedLanguageModel, element: int, waiting: int) -> int:
