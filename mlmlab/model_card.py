@@ -40,7 +40,7 @@ A masked language model trained with mlmlab, from {start}, on {text}.
 | predicted test tokens | {summary.eval_masked_tokens:,} |{floor}
 | masking | {100 * config.masking.rate:g} %, {100 * config.masking.mask_fraction:g} % masked, \
 {100 * config.masking.random_fraction:g} % random |
-| updates | {summary.steps:,} of {config.train.batch_size} sequences of \
+| updates | {summary.exported_step:,} of {config.train.batch_size} sequences of \
 {config.data.block_size} tokens |
 | learning rate | {config.train.learning_rate:g}, {config.train.schedule.value} |
 | weight decay | {config.train.weight_decay:g} |

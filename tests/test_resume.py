@@ -37,7 +37,7 @@ class Moments:
         self.run_dir = run_dir
         self.chance = chance
         self.metrics = run_dir / "metrics.jsonl"
-        self.metrics_before = self._identity(self.metrics)
+        self.logs_before = self._logs()
         self.checkpoints_before = self.checkpoints()
 
     def anywhere(self, running: Running) -> None:
@@ -60,8 +60,12 @@ class Moments:
         self._let_pass(0.02)
 
     def is_training(self) -> bool:
-        """Whether this process has opened the log, which it does before its first update."""
-        return self._identity(self.metrics) not in (None, self.metrics_before)
+        """Whether this process has opened its logs, which it does before its first update."""
+        return bool(self._logs() - self.logs_before)
+
+    def _logs(self) -> set[str]:
+        """TensorBoard's event files, of which each process begins one."""
+        return {path.name for path in self.run_dir.glob("tensorboard/events.out.tfevents.*")}
 
     def is_evaluating(self) -> bool:
         """Whether the last line is that of an update after which the run is evaluated."""
