@@ -95,8 +95,9 @@ class PackedBlocks:
         document = np.arange(len(row)) + (end_document - np.cumsum(pieces))[row]  # [P]
         begin = np.maximum(offsets[document], first[row])  # [P]
         sizes = np.minimum(offsets[document + 1], end[row]) - begin  # [P]
-        shift = np.repeat(begins[document] - offsets[document], sizes)  # [B * T], to the corpus
-        tokens = first[:, None] + np.arange(shape[1]) + shift.reshape(shape)  # [B, T]
+        in_corpus = begins[document] + begin - offsets[document]  # [P], where each piece begins
+        shift = np.repeat(in_corpus - (np.cumsum(sizes) - sizes), sizes)  # [B * T]
+        tokens = (np.arange(len(shift)) + shift).reshape(shape)  # [B, T], numbered in the corpus
         starts = _word_start_bits(self.shard, tokens)
         if starts is not None:
             is_begun_here = begin == offsets[document]  # [P]

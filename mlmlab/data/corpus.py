@@ -11,8 +11,8 @@ A corpus is a folder named by the fingerprint of its data and tokenizer:
         train.offsets test.offsets     int64, where it would begin if its side were joined
     words/starts                       where words begin (word_starts.py)
 
-Each folder is filled under another name and renamed, so that it is complete or absent. Nothing here
-is held in memory: what is mapped may be larger.
+Each folder is filled under another name and renamed, so that it is complete or absent. All of it is
+memory-mapped: a corpus may be larger than memory.
 """
 
 import hashlib
