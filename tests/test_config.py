@@ -625,3 +625,19 @@ def test_composing_inside_another_hydra_leaves_it_as_it_was() -> None:
         with pytest.raises(UserError):
             mlmlab.compose("foo=1")
         assert hydra_compose("one_step").mode == "one_step"
+
+
+def test_the_warm_up_of_pretraining_is_a_share_of_the_run() -> None:
+    train = mlmlab.compose("+experiment=pretrain", "data.path=my.txt").train
+    assert train.warmup_steps == 0
+    for total in (20, 300, 500_000):
+        assert 0 < train.warmup(total) < total / 10
+    fixed = mlmlab.compose("train.warmup_steps=7").train
+    assert fixed.warmup(300) == 7
+
+
+def test_pretraining_scores_a_small_and_bounded_test_set() -> None:
+    config = mlmlab.compose("+experiment=pretrain", "data.path=my.txt")
+    assert config.data.test_fraction <= 0.01
+    assert config.eval.max_examples is not None
+    assert config.train.save_every_minutes == 30

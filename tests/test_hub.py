@@ -77,6 +77,24 @@ def test_a_tokenizer_is_fetched_without_the_weights(hub: HubServer) -> None:
     assert "model.safetensors" not in hub.downloads
 
 
+def test_a_run_pins_its_tokenizer_to_the_commit_and_resumes_by_the_name_too(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text("w1 w2 w3 w4\n" * 200)
+    command = (
+        "data=text", "data.path=my.txt", "data.block_size=8", "model.hidden_size=32",
+        f"tokenizer.path={REPOSITORY}", "train.max_steps=2", "runtime.threads=1",
+        "run_dir=run", "resume=auto",
+    )  # fmt: skip
+    mlmlab.run(mlmlab.compose(*command), quiet=True)
+    assert OmegaConf.load("run/config.yaml").tokenizer.path == f"{REPOSITORY}@{COMMIT}"
+    assert mlmlab.run(mlmlab.compose(*command), quiet=True).steps == 2
+    with pytest.raises(UserError) as error:
+        mlmlab.compose(*command, "tokenizer.path=owner/other")
+    assert [problem.where for problem in error.value.problems] == ["tokenizer.path"]
+
+
 def test_without_a_connection_the_cached_copy_is_used_and_said(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
