@@ -14,7 +14,7 @@ import mlmlab
 from mlmlab.checkpoints import LoadReport, check_vocabularies, load_model, save_pretrained
 from mlmlab.checkpoints.key_maps import hub_names
 from mlmlab.data.tokenizer import load_tokenizer, word_tokenizer
-from mlmlab.errors import UserError
+from mlmlab.errors import Problem, UserError
 from mlmlab.model import MaskedLanguageModel
 
 IDS = torch.arange(5, 25)[None]
@@ -248,15 +248,15 @@ def test_half_precision_files_are_read_as_fp32(bert: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        ({"model_type": "gpt2"}, "model_type=gpt2"),
-        ({"hidden_act": "relu"}, "hidden_act=relu"),
+        ({"model_type": "gpt2"}, "model_type='gpt2'"),
+        ({"hidden_act": "relu"}, "hidden_act='relu'"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"is_decoder": True}, "is_decoder"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
         ({"num_hidden_layers": None}, "num_hidden_layers"),
         ({"hidden_size": "32"}, "hidden_size='32'"),
         ({"num_attention_heads": 5}, "5 heads"),
-        ({"max_position_embeddings": 0}, "0 positions"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings=0"),
     ],
 )
 def test_an_architecture_that_is_not_ours_is_refused(
@@ -267,6 +267,130 @@ def test_an_architecture_that_is_not_ours_is_refused(
     (folder / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=found):
         load_model(str(folder))
+
+
+def _refusal(folder: Path) -> Problem:
+    """The one problem with a checkpoint, complete in all its parts."""
+    with pytest.raises(UserError) as caught:
+        load_model(str(folder))
+    (problem,) = caught.value.problems
+    assert problem.found
+    assert problem.expected
+    assert problem.remedy
+    return problem
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"null",
+        b'{"model_type": ["bert"]}',
+        b'{"model_type": "\\ud800"}',
+        b'{"model_type": "bert", "x": %s}' % (b"9" * 5000),
+        b'{"model_type": "bert", "x": %s}' % (b"[" * 50_000 + b"]" * 50_000),
+        b'{"model_type": "bert", "x": "\xff"}',
+    ],
+    ids=["list", "null", "list for a text", "surrogate", "digits", "nested", "latin-1"],
+)
+def test_a_config_that_is_no_json_object_of_ours_is_refused_by_file(
+    bert: Path, tmp_path: Path, content: bytes
+) -> None:
+    folder = _variant(bert, tmp_path / "x", lambda t: None)
+    (folder / "config.json").write_bytes(content)
+    assert _refusal(folder).where.endswith(str(folder / "config.json"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("vocab_size", 120.0),
+        ("hidden_size", 10**30),
+        ("hidden_size", True),
+        ("num_hidden_layers", 10**9),
+        ("num_hidden_layers", 0),
+        ("num_attention_heads", [4]),
+        ("intermediate_size", -64),
+        ("type_vocab_size", "2"),
+        ("layer_norm_eps", "1e-12"),
+        ("layer_norm_eps", float("nan")),
+        ("pad_token_id", -1),
+        ("pad_token_id", VOCABULARY),
+        ("hidden_dropout_prob", 1.5),
+        ("initializer_range", float("inf")),
+    ],
+)
+def test_a_value_of_the_config_that_cannot_be_is_refused_by_file_and_key(
+    bert: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    folder = _variant(bert, tmp_path / "x", lambda t: None)
+    content = json.loads((bert / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(content))
+    problem = _refusal(folder)
+    assert problem.where.endswith(str(folder / "config.json"))
+    assert problem.found.startswith(f"{key}=")
+
+
+def test_sizes_that_the_weights_do_not_have_are_refused_before_they_take_memory(
+    bert: Path, tmp_path: Path
+) -> None:
+    """Of the width alone, a model of this config would have 1.5 TB; torch cannot allocate that."""
+    folder = _variant(bert, tmp_path / "x", lambda t: None)
+    content = json.loads((bert / "config.json").read_text())
+    sizes = {"hidden_size": 100_000, "intermediate_size": 1_000_000}
+    (folder / "config.json").write_text(json.dumps(content | sizes))
+    problem = _refusal(folder)
+    assert str(folder) in problem.where
+    assert "weight" in problem.found
+
+
+def test_every_part_of_a_joined_parameter_has_its_own_shape(bert: Path, tmp_path: Path) -> None:
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    key = "bert.encoder.layer.0.attention.self.key.weight"
+    for name, rows in ((key, (16, 31)), (query, (48, 32))):
+
+        def change(
+            tensors: dict[str, torch.Tensor], name: str = name, rows: tuple[int, int] = rows
+        ) -> None:
+            tensors[name] = torch.ones(rows)
+            tensors[key] = tensors[key][: 64 - rows[0]]  # 96 rows in all, as there should be
+
+        assert name in _refusal(_variant(bert, tmp_path / name, change)).found
+
+
+def test_weights_that_are_whole_numbers_are_refused_by_name(bert: Path, tmp_path: Path) -> None:
+    for name, change in (
+        ("cls.predictions.bias", {"cls.predictions.bias": torch.ones(VOCABULARY, dtype=torch.int)}),
+        (
+            "cls.predictions.decoder.bias",
+            {"cls.predictions.decoder.bias": torch.ones(VOCABULARY, dtype=torch.int)},
+        ),
+    ):
+        folder = _variant(bert, tmp_path / name, lambda t, change=change: t.update(change))
+        assert name in _refusal(folder).found
+
+
+@pytest.mark.parametrize(
+    "index",
+    [[], {}, {"weight_map": None}, {"weight_map": ["a"]}, {"weight_map": {"a": 3}},
+     {"weight_map": {"a": "../config.json"}}, {"weight_map": {"a": "\0"}}],
+)  # fmt: skip
+def test_an_index_that_names_no_files_is_refused_by_file(
+    bert: Path, tmp_path: Path, index: object
+) -> None:
+    (tmp_path / "config.json").write_bytes((bert / "config.json").read_bytes())
+    file = tmp_path / "model.safetensors.index.json"
+    file.write_text(json.dumps(index))
+    assert _refusal(tmp_path).where.endswith(str(file))
+
+
+@pytest.mark.parametrize("content", [[1, 2], "text", {1: 2}])
+def test_a_bin_file_that_holds_no_named_tensors_is_refused(
+    bert: Path, tmp_path: Path, content: object
+) -> None:
+    (tmp_path / "config.json").write_bytes((bert / "config.json").read_bytes())
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    assert str(tmp_path) in _refusal(tmp_path).where
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "not json", "no weights", "no config"])

@@ -383,6 +383,17 @@ def test_a_source_needs_its_address(source: str, key: str) -> None:
     assert f"data.source={source}" in problem.expected
 
 
+@pytest.mark.parametrize("value", ["zz", "", "a" * 63, "a" * 65, "g" * 64, "a" * 64 + "\n"])
+def test_a_checksum_that_is_not_one_is_refused_before_anything_is_fetched(
+    default: dict[str, Any], value: str
+) -> None:
+    assert problem_of(changed(default, data__sha256=value)).where == "data.sha256"
+
+
+def test_a_checksum_may_be_written_in_capitals(default: dict[str, Any]) -> None:
+    assert build(changed(default, data__sha256="aB" * 32)).data.sha256 == "aB" * 32
+
+
 def test_training_needs_masked_tokens() -> None:
     problem = compose_problem("masking.rate=0")
     assert problem.where == "masking.rate"

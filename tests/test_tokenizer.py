@@ -1,6 +1,7 @@
 """Tokenizers loaded, built from old files or trained give the ids of transformers' own."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def test_roles_come_from_the_files_and_else_from_the_usual_names(
 
     named = tmp_path / "named"
     named.mkdir()
-    edited_file(word_tokenizer(["gap", "stop"]), named / "tokenizer.json")
+    edited_file(word_tokenizer(["gap", "stop", "word"]), named / "tokenizer.json")
     (named / "tokenizer_config.json").write_text(json.dumps({"mask_token": "gap"}))
     (named / "special_tokens_map.json").write_text(
         json.dumps({"eos_token": {"content": "stop", "lstrip": False}, "mask_token": "<mask>"})
@@ -265,6 +266,107 @@ def test_a_damaged_tokenizer_config_is_named(bpe: Tokenizer, tmp_path: Path) -> 
     bpe.save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
     assert refusal(tmp_path).where == str(tmp_path / "tokenizer_config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("tokenizer_config.json", "mask_token", 3),
+        ("tokenizer_config.json", "mask_token", {"text": "<mask>"}),
+        ("tokenizer_config.json", "pad_token", {"content": None}),
+        ("tokenizer_config.json", "cls_token", ["<s>"]),
+        ("tokenizer_config.json", "do_lower_case", "no"),
+        ("tokenizer_config.json", "strip_accents", 0),
+        ("special_tokens_map.json", "eos_token", True),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_by_file_and_key(
+    bpe: Tokenizer, tmp_path: Path, name: str, key: str, value: object
+) -> None:
+    bpe.save(tmp_path)
+    (tmp_path / name).write_text(json.dumps({key: value}))
+    problem = refusal(tmp_path)
+    assert problem.where == str(tmp_path / name)
+    assert problem.found.startswith(f"{key}=")
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize(
+    "content", ["[]", "3", "[" * 50_000, '{"x": "\\ud800"}', '{"x": %s}' % ("9" * 5000)],
+    ids=["list", "number", "nested", "surrogate", "digits"],
+)  # fmt: skip
+def test_settings_that_are_no_json_object_are_refused_by_file(
+    bpe: Tokenizer, tmp_path: Path, name: str, content: str
+) -> None:
+    bpe.save(tmp_path)
+    (tmp_path / name).write_text(content)
+    assert refusal(tmp_path).where == str(tmp_path / name)
+
+
+def changed_post_processor(file: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """The file of a word tokenizer whose special tokens are put in another way."""
+    tokenizer = word_tokenizer(["cow", "grass"])
+    processor = json.loads(tokenizer.fingerprint())["post_processor"]
+    change(processor)
+    return edited_file(tokenizer, file, post_processor=processor)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda processor: processor["special_tokens"]["<s>"].update(ids=[7]),
+        lambda processor: processor["special_tokens"]["<s>"].update(ids=[10**9]),
+        lambda processor: processor["special_tokens"].pop("<s>"),  # the library panics
+    ],
+)
+def test_special_tokens_outside_the_vocabulary_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    file = changed_post_processor(tmp_path / "tokenizer.json", change)
+    problem = refusal(file)
+    assert problem.where == "tokenizer.path"
+    assert str(file) in problem.found
+
+
+def test_a_post_processor_that_drops_the_text_is_refused(tmp_path: Path) -> None:
+    file = changed_post_processor(
+        tmp_path / "tokenizer.json", lambda processor: processor.update(single=[])
+    )
+    with pytest.raises(UserError, match=r"tokenizer\.path"):
+        _ = load_tokenizer(file).frame
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        {"<mask>": 0, "a": 4_000_000_000},
+        {"<mask>": 0, "a": 1, "b": 1},
+        {"<mask>": 0},
+    ],
+    ids=["a gap", "a shared id", "nothing ordinary"],
+)
+def test_a_vocabulary_that_no_model_is_trained_with_is_refused(
+    tmp_path: Path, vocabulary: dict[str, int]
+) -> None:
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "a"}
+    file = edited_file(word_tokenizer([]), tmp_path / "tokenizer.json", model=model,
+                       added_tokens=[], post_processor=None)  # fmt: skip
+    problem = refusal(file)
+    assert problem.where == "tokenizer.path"
+    assert str(file) in problem.found
+
+
+def test_a_text_that_the_tokenizer_cannot_encode_is_refused_with_its_file(tmp_path: Path) -> None:
+    tokens = [token for token in BERT_SPECIALS if token != "[UNK]"]
+    loaded = load_tokenizer(write_vocabulary(tmp_path, [*tokens, "word"]))
+    assert loaded.encode("word") == [1, 4, 2]
+    for encode in (loaded.encode, loaded.pieces, lambda text: loaded.encode_batch([text]),
+                   lambda text: loaded.word_starts_batch([text])):  # fmt: skip
+        with pytest.raises(UserError) as error:
+            encode("unheard")
+        (problem,) = error.value.problems
+        assert problem.where == "tokenizer.path"
+        assert str(tmp_path / "vocab.txt") in problem.found
 
 
 # Trained

@@ -65,7 +65,8 @@ def _write_checkpoints(folder: Path) -> None:
     good = folder / "bert"
     write_reference("bert", good)
     word_tokenizer(WORDS).save(good)
-    for name in ("cut", "weightless", "headless", "tokenizerless", "unknown", "garbled"):
+    broken = ("cut", "weightless", "headless", "tokenizerless", "unknown", "garbled", "mistyped")
+    for name in broken:
         shutil.copytree(good, folder / name)
     weights = (good / "model.safetensors").read_bytes()
     (folder / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -74,6 +75,7 @@ def _write_checkpoints(folder: Path) -> None:
     config = json.loads((good / "config.json").read_text())
     (folder / "unknown" / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     (folder / "garbled" / "config.json").write_text("{not json")
+    (folder / "mistyped" / "tokenizer_config.json").write_text('{"mask_token": 3}')
     _write_headless(folder / "headless")
     (folder / "maskless").mkdir()
     tokenizer = word_tokenizer(WORDS)
@@ -306,6 +308,9 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     f"train {BERT} checkpoint=$/tokenizerless": (
         "tokenizer.path", "no tokenizer there", "tokenizer.json", "tokenizer.path=FOLDER_OR_FILE"
     ),
+    f"train {BERT} checkpoint=$/mistyped": (
+        "mistyped/tokenizer_config.json", "mask_token=3", "content", "the file"
+    ),
     f"train {BERT} tokenizer.path=$/maskless": (
         "tokenizer.path", "without a mask token", "<mask> or [MASK]", "masked language model"
     ),
@@ -358,6 +363,9 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     ),
     "fill_mask --checkpoint $/bert --targets 'w1 w2' '<mask>'": (
         "targets", "'w1 w2', 2 tokens: w1 w2", "one token of this tokenizer", "a leading space"
+    ),
+    "fill_mask --checkpoint $/mistyped '<mask>'": (
+        "mistyped/tokenizer_config.json", "mask_token=3", "content", "the file"
     ),
     "fill_mask --checkpoint $/nowhere '<mask>'": (
         "checkpoint", "nowhere: no such folder", "owner/name", "checkpoint=owner/name"

@@ -1,10 +1,11 @@
 """A checkpoint's config.json, read strictly and written again."""
 
-import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlmlab.data.json_file import Kind, number, read_json_object, whole_number, wrong_values
 from mlmlab.errors import Problem, UserError
 from mlmlab.model import Family, ModelConfig
 
@@ -48,6 +49,22 @@ _NAMES: Mapping[Family, Mapping[str, str]] = {
     Family.DISTILBERT: _DISTILBERT_NAMES,
 }
 
+_KINDS: Mapping[str, Kind] = {
+    "vocabulary_size": whole_number(1, 10**8),
+    "hidden_size": whole_number(1, 10**5),
+    "layers": whole_number(1, 1000),
+    "heads": whole_number(1, 10**5),
+    "intermediate_size": whole_number(1, 10**6),
+    "max_positions": whole_number(1, 10**8),
+    "token_types": whole_number(0, 10**5),
+    "layer_norm_eps": number(0, 1),
+    "pad_id": whole_number(0, 10**8),
+    "dropout": number(0, 1),
+    "attention_dropout": number(0, 1),
+    "initializer_range": number(1e-6, 1),
+}
+"""Far above any published model; it is the weights that decide whether a size is right."""
+
 _DEFAULTS: Mapping[str, Any] = {
     "layer_norm_eps": 1e-12,
     "token_types": 2,
@@ -72,12 +89,14 @@ _REQUIRED_VALUES: Mapping[str, tuple[Any, ...]] = {
 }
 """Options of the Hub's format that change the model, with the values this encoder implements."""
 
+_REMEDY = "fetch or save the checkpoint again"
+
 
 def read_hub_config(folder: Path) -> ModelConfig:
     """Reads `folder/config.json`.
 
     Raises:
-        UserError: no such file, or an architecture that is not one of ours.
+        UserError: no such file, a damaged one, or an architecture that is not one of ours.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -87,63 +106,56 @@ def read_hub_config(folder: Path) -> ModelConfig:
             expected="a folder with config.json, the weights and the tokenizer",
             remedy="checkpoint=DIR, or owner/name[@revision] for one on the Hub",
         )
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        model_type = content.get("model_type")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError.of(
-            str(file),
-            found=f"{error}",
-            expected="a JSON object",
-            remedy="fetch or save the checkpoint again",
-        ) from error
-    if model_type not in _MODEL_TYPES:
+    content = read_json_object(file, remedy=_REMEDY)
+    model_type = content.get("model_type")
+    family = _MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
         raise UserError.of(
             f"checkpoint {file}",
-            found=f"model_type={model_type}",
+            found=f"model_type={reprlib.repr(model_type)}",
             expected=f"one of {', '.join(_MODEL_TYPES)}",
             remedy="choose a checkpoint of the BERT family",
         )
-    family = _MODEL_TYPES[model_type]
     return _model_config(family, content, file)
 
 
 def _model_config(family: Family, content: Mapping[str, Any], file: Path) -> ModelConfig:
+    where, names = f"checkpoint {file}", _NAMES[family]
+    given = {key: value for key, value in content.items() if value is not None}
     problems = [
         Problem(
-            f"checkpoint {file}",
-            f"{key}={content[key]}",
+            where,
+            f"{key}={reprlib.repr(given[key])}",
             " or ".join(str(value) for value in allowed),
             "choose another checkpoint: this encoder has no such option",
         )
         for key, allowed in _REQUIRED_VALUES.items()
-        if content.get(key) is not None and content[key] not in allowed
+        if key in given and given[key] not in allowed
     ]
+    kinds = {theirs: _KINDS[ours] for ours, theirs in names.items()}
+    problems += wrong_values(given, kinds, where, remedy=_REMEDY)
     values: dict[str, Any] = {**_DEFAULTS, "pad_id": _PAD_IDS[family], **_FIXED[family]}
-    for ours, theirs in _NAMES[family].items():
-        if content.get(theirs) is not None:
-            values[ours] = content[theirs]
-        value = values.get(ours)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            found = f"no {theirs}" if value is None else f"{theirs}={value!r}"
-            remedy = "fetch or save the checkpoint again"
-            problems.append(Problem(f"checkpoint {file}", found, "a number", remedy))
+    for ours, theirs in names.items():
+        if theirs in given:
+            values[ours] = given[theirs]
+        elif ours not in values:
+            problems.append(Problem(where, f"no {theirs}", kinds[theirs].expected, _REMEDY))
     if problems:
         raise UserError(problems)
     offset = values["pad_id"] + 1 if family is Family.ROBERTA else 0
     values["max_positions"] -= offset  # the Hub counts rows of the table, we count tokens
-    if (
-        values["heads"] < 1
-        or values["hidden_size"] % values["heads"]
-        or values["max_positions"] < 1
-    ):
-        raise UserError.of(
-            f"checkpoint {file}",
-            found=f"{values['heads']} heads for a width of {values['hidden_size']}, "
-            f"{values['max_positions']} positions",
-            expected="heads that divide the width, and positions for at least one token",
-            remedy="fetch or save the checkpoint again",
-        )
+    mismatches = []
+    if values["hidden_size"] % values["heads"]:
+        found = f"{values['heads']} heads for a width of {values['hidden_size']}"
+        mismatches.append((found, "a number of heads that divides the width"))
+    if values["max_positions"] < 1:
+        found = f"max_position_embeddings={values['max_positions'] + offset}"
+        mismatches.append((found, f"at least {offset + 1}"))
+    if values["pad_id"] >= values["vocabulary_size"]:
+        found = f"pad_token_id={values['pad_id']}"
+        mismatches.append((found, f"an id below vocab_size={values['vocabulary_size']}"))
+    if mismatches:
+        raise UserError(Problem(where, *pair, _REMEDY) for pair in mismatches)
     return ModelConfig(family=family, position_offset=offset, **values)
 
 

@@ -58,7 +58,8 @@ def load_model(
     if dropout is not None:
         config = dataclasses.replace(config, dropout=dropout, attention_dropout=dropout)
     tensors = canonical_names(read_tensors(folder), config)
-    model = MaskedLanguageModel(config)
+    with torch.device("meta"):  # shapes without memory: config.json may say anything
+        model = MaskedLanguageModel(config)
     report = _fill(model, tensors, resolved, fresh_head_seed)
     return LoadedModel(model.eval(), report, folder, resolved)
 
@@ -111,7 +112,7 @@ def _fill(
     source: str,
     fresh_head_seed: int | None,
 ) -> LoadReport:
-    """Copies the tensors into the model and accounts for every name on both sides."""
+    """Gives the model memory, copies the tensors, accounts for every name on both sides."""
     names = FAMILIES[model.config.family]
     table = hub_names(model.config)
     tied: list[str] = []
@@ -119,14 +120,16 @@ def _fill(
         if alias in tensors:
             repeated = tensors.pop(alias)
             tied.append(alias)
-            if not torch.equal(repeated, tensors.setdefault(original, repeated)):
+            kept = tensors.setdefault(original, repeated)
+            if repeated.dtype != kept.dtype or not torch.equal(repeated, kept):
                 raise UserError.of(
                     f"checkpoint {source}",
                     found=f"{alias} differs from {original}",
                     expected="one tensor under both names: this encoder ties them",
                     remedy="choose a checkpoint with a tied decoder",
                 )
-    missing = [name for theirs in table.values() for name in theirs if name not in tensors]
+    known = {name for theirs in table.values() for name in theirs}
+    missing = known - tensors.keys()
     headless = all(name in missing for theirs in names.head.values() for name in theirs)
     fresh = set(names.head) if headless and fresh_head_seed is not None else set()
     if headless and fresh_head_seed is None:
@@ -139,18 +142,20 @@ def _fill(
     lacking = [
         n for ours, theirs in table.items() for n in theirs if n in missing and ours not in fresh
     ]
-    unknown = [n for n in tensors if n not in {n for theirs in table.values() for n in theirs}]
+    unknown = [n for n in tensors if n not in known]
     foreign = [n for n in unknown if _is_foreign(n, names)]
     surplus = [n for n in unknown if n not in foreign]
     _refuse_incomplete(source, lacking, surplus)
+    for ours, parameter in model.named_parameters():
+        if ours not in fresh:
+            _refuse_shapes(source, {name: tensors[name] for name in table[ours]}, parameter)
+    model.to_empty(device="cpu")
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for ours, theirs in table.items():
             if ours in fresh:
                 continue
-            tensor = torch.cat([tensors[name] for name in theirs])
-            _refuse_shape(source, theirs[0], tensor, parameters[ours])
-            parameters[ours].copy_(tensor)
+            parameters[ours].copy_(torch.cat([tensors[name] for name in theirs]))
         if fresh:
             assert fresh_head_seed is not None
             generator = torch.Generator().manual_seed(fresh_head_seed)
@@ -183,16 +188,19 @@ def _refuse_incomplete(source: str, lacking: list[str], surplus: list[str]) -> N
     )
 
 
-def _refuse_shape(
-    source: str, name: str, tensor: torch.Tensor, parameter: torch.nn.Parameter
+def _refuse_shapes(
+    source: str, parts: Mapping[str, torch.Tensor], parameter: torch.nn.Parameter
 ) -> None:
-    if tensor.shape != parameter.shape:
-        raise UserError.of(
-            f"checkpoint {source}",
-            found=f"{name} of shape {list(tensor.shape)}",
-            expected=f"{list(parameter.shape)}, as its config.json says",
-            remedy="check that config.json and the weights belong together",
-        )
+    """Every part must have its share of the parameter's rows, and be of floating-point numbers."""
+    shape = [parameter.shape[0] // len(parts), *parameter.shape[1:]]
+    for name, tensor in parts.items():
+        if list(tensor.shape) != shape or not tensor.is_floating_point():
+            raise UserError.of(
+                f"checkpoint {source}",
+                found=f"{name} of shape {list(tensor.shape)}, {tensor.dtype}",
+                expected=f"{shape}, as its config.json says, of floating-point numbers",
+                remedy="check that config.json and the weights belong together",
+            )
 
 
 def check_vocabularies(

@@ -1,14 +1,15 @@
 """The weight files of a checkpoint folder: safetensors, in shards or whole, or a safe .bin."""
 
-import json
 import pickle
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from mlmlab.data.json_file import read_json_object
 from mlmlab.errors import UserError
 
 SINGLE_FILE = "model.safetensors"
@@ -17,7 +18,7 @@ LEGACY_FILE = "pytorch_model.bin"
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, by the names in its files, as fp32 on the CPU.
+    """All tensors of a checkpoint, by the names in its files, on the CPU; any floats as fp32.
 
     Nothing is ever unpickled freely: a .bin is read with `weights_only=True`.
 
@@ -46,26 +47,38 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             expected=f"{SINGLE_FILE}, {SHARD_INDEX} with its shards, or {LEGACY_FILE}",
             remedy="checkpoint=DIR, the folder that holds config.json and the weights",
         )
-    floating = {name: t for name, t in tensors.items() if t.is_floating_point()}
-    return {name: tensor.float() for name, tensor in floating.items()} | {
-        name: tensor for name, tensor in tensors.items() if name not in floating
-    }
+    return tensors
 
 
 def _shards(index: Path) -> list[str]:
-    with _damage_named(index):
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    weight_map = read_json_object(index, remedy="fetch the file again").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
+        raise UserError.of(
+            f"checkpoint {index}",
+            found=f"weight_map={reprlib.repr(weight_map)}",
+            expected="an object that names the file of every tensor",
+            remedy="fetch the file again",
+        )
+    return sorted(set(weight_map.values()))
+
+
+def _is_file_name(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value and Path(value).name == value
 
 
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     with _damage_named(file), safe_open(str(file), framework="pt") as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        return {name: _as_fp32(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
 
 
 def _read_legacy(file: Path) -> dict[str, torch.Tensor]:
     with _damage_named(file):
         content = torch.load(file, map_location="cpu", weights_only=True)
-        return {name: t for name, t in content.items() if isinstance(t, torch.Tensor)}
+        return {name: _as_fp32(t) for name, t in content.items() if isinstance(t, torch.Tensor)}
+
+
+def _as_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 @contextmanager
@@ -80,10 +93,10 @@ def _damage_named(file: Path) -> Iterator[None]:
             expected="tensors only; anything else could run code and is never opened",
             remedy="use a copy saved as safetensors",
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # unpickling damaged bytes may end in any exception
         raise UserError.of(
             f"checkpoint {file}",
-            found=f"a file that cannot be read: {str(error).splitlines()[0]}",
+            found=f"a file that cannot be read: {(str(error) or repr(error)).splitlines()[0]}",
             expected="complete weights",
             remedy="fetch or copy the file again",
         ) from error

@@ -1,5 +1,6 @@
 """Which text, cut how, and with which tokenizer."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -112,6 +113,13 @@ class DataConfig:
         if self.limit is not None and self.limit < 1:
             yield Problem(
                 "data.limit", str(self.limit), "a positive number or null", "data.limit=null"
+            )
+        if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):
+            yield Problem(
+                "data.sha256",
+                self.sha256 or "nothing",
+                "64 hexadecimal digits, or null",
+                "data.sha256=null downloads the file unchecked",
             )
         yield from self._source_problems()
 

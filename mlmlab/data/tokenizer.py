@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from tokenizers import (
 )
 
 from mlmlab.data.config import TokenizerKind
+from mlmlab.data.json_file import SWITCH, Kind, read_json_object, wrong_values
 from mlmlab.errors import UserError
 from mlmlab.masking.config import VocabularyInfo
 
@@ -41,6 +43,22 @@ _USUAL_NAMES = {
     "sep_token": ("</s>", "[SEP]"),
     "unk_token": ("<unk>", "[UNK]"),
 }
+_TOKEN = Kind(
+    'a token, an object with its "content", or null',
+    lambda value: (
+        value is None
+        or isinstance(value, str)
+        or (isinstance(value, dict) and isinstance(value.get("content"), str))
+    ),
+)
+_SETTINGS: Mapping[str, Kind] = {
+    **dict.fromkeys(_ROLES, _TOKEN),
+    "do_lower_case": SWITCH,
+    "strip_accents": SWITCH,
+    "tokenize_chinese_chars": SWITCH,
+    "add_prefix_space": SWITCH,
+}
+"""What is read of tokenizer_config.json and special_tokens_map.json."""
 ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 """In the order of their ids, as RoBERTa has them."""
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -61,6 +79,8 @@ class Tokenizer:
     """Special tokens by role: mask_token, pad_token, cls_token, ..."""
     hub_config: Mapping[str, Any] = field(default_factory=dict)
     """The tokenizer_config.json it came with, written again on export."""
+    origin: str = "the tokenizer"
+    """The file it was read from, for messages."""
 
     def __post_init__(self) -> None:
         self.backend.no_truncation()
@@ -88,10 +108,20 @@ class Tokenizer:
 
     @cached_property
     def frame(self) -> tuple[list[int], list[int]]:
-        """The ids of the special tokens before and behind a text."""
-        bare = list(self.backend.encode("a", add_special_tokens=False).ids)
+        """The ids of the special tokens before and after a text."""
+        with _library_errors(self.origin):
+            bare = list(self.backend.encode("a", add_special_tokens=False).ids)
         framed = self.encode("a")
-        before = next(n for n in range(len(framed) + 1) if framed[n : n + len(bare)] == bare)
+        places = range(len(framed) + 1)
+        before = next((n for n in places if framed[n : n + len(bare)] == bare), None)
+        if not bare or before is None:
+            raise UserError.of(
+                "tokenizer.path",
+                found=f"{self.origin}: the text 'a' has the ids {bare}, and {framed} with special "
+                "tokens",
+                expected="the ids of the text, and special tokens before and after them",
+                remedy="choose another tokenizer",
+            )
         return framed[:before], framed[before + len(bare) :]
 
     def _id(self, role: str) -> int:
@@ -99,27 +129,31 @@ class Tokenizer:
         assert number is not None
         return int(number)
 
+    @cached_property
+    def special_ids(self) -> set[int]:
+        """Added tokens that are marked as special, and all that have a role."""
+        added = self.backend.get_added_tokens_decoder().items()
+        special = {number for number, token in added if token.special}
+        return special | {self._id(role) for role in self.roles}
+
     def vocabulary(self) -> VocabularyInfo:
         """What the masking kernel needs: every special token is protected."""
-        special = {
-            number
-            for number, token in self.backend.get_added_tokens_decoder().items()
-            if token.special
-        }
-        special |= {self._id(role) for role in self.roles}
-        return VocabularyInfo(self.vocabulary_size, self.mask_id, tuple(sorted(special)))
+        return VocabularyInfo(self.vocabulary_size, self.mask_id, tuple(sorted(self.special_ids)))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids with the tokenizer's own special tokens around each text; texts run in parallel."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts))]
+        with _library_errors(self.origin):
+            return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts))]
 
     def word_starts_batch(self, texts: Sequence[str]) -> list[NDArray[np.bool_]]:
         """Whether each token of `encode_batch` begins a word, as the pre-tokenization cuts them.
 
         A special token is a word of its own.
         """
+        with _library_errors(self.origin):
+            encodings = self.backend.encode_batch(list(texts))
         found = []
-        for encoding in self.backend.encode_batch(list(texts)):
+        for encoding in encodings:
             # No word has the number -1, and no two special tokens in a row share one.
             words = np.array([-1 - n if w is None else w for n, w in enumerate(encoding.word_ids)])
             found.append(np.concatenate([[True], words[1:] != words[:-1]])[: len(words)])
@@ -127,21 +161,24 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids with the tokenizer's own special tokens around the text."""
-        return list(self.backend.encode(text).ids)
+        with _library_errors(self.origin):
+            return list(self.backend.encode(text).ids)
 
     def pieces(self, word: str) -> list[int]:
         """The ids of a word alone: its entry in the vocabulary, else what it is cut into."""
         entry = self.backend.token_to_id(word)
         if entry is not None:
             return [int(entry)]
-        return list(self.backend.encode(word, add_special_tokens=False).ids)
+        with _library_errors(self.origin):
+            return list(self.backend.encode(word, add_special_tokens=False).ids)
 
     def token(self, number: int) -> str:
         """The vocabulary's entry for an id."""
         return str(self.backend.id_to_token(number))
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        with _library_errors(self.origin):
+            return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def fingerprint(self) -> str:
         """The tokenizer's whole definition."""
@@ -165,7 +202,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     A vocab.txt becomes a BERT WordPiece tokenizer, vocab.json with merges.txt a byte-level BPE.
 
     Raises:
-        UserError: nothing there to read, or no mask token in it.
+        UserError: nothing there to read, a damaged file, or no mask token in it.
     """
     folder = path if path.is_dir() else path.parent
     names = ("tokenizer.json", "vocab.txt", "vocab.json") if path.is_dir() else (path.name,)
@@ -177,37 +214,81 @@ def load_tokenizer(path: Path) -> Tokenizer:
             expected="a folder with tokenizer.json, vocab.txt, or vocab.json and merges.txt",
             remedy="tokenizer.path=FOLDER_OR_FILE",
         )
-    hub_config = _read_json(folder / "tokenizer_config.json")
-    try:
+    hub_config = _settings(folder / "tokenizer_config.json")
+    named = {**_settings(folder / "special_tokens_map.json"), **hub_config}
+    with _library_errors(str(file)):
         if file.suffix == ".txt":
             backend = _wordpiece_from(file, hub_config)
         elif file.name == "vocab.json":
             backend = _byte_level_bpe_from(file, file.with_name("merges.txt"), hub_config)
         else:
             backend = tokenizers.Tokenizer.from_file(str(file))
+        roles = _roles(backend, named, file)
+    tokenizer = Tokenizer(backend, roles, _plain(hub_config), str(file))
+    _refuse_odd_ids(tokenizer)
+    return tokenizer
+
+
+@contextmanager
+def _library_errors(origin: str) -> Iterator[None]:
+    """Turns what the library raises for a file or a text that it cannot handle into our error.
+
+    It raises bare `Exception`; and where its Rust code gives up, a `PanicException`, which derives
+    from `BaseException` and is not exported under any name.
+    """
+    try:
+        yield
     except UserError:
         raise
-    except Exception as error:  # the library raises bare Exception for a file it cannot read
+    except BaseException as error:
+        is_librarys = type(error) is Exception or type(error).__name__ == "PanicException"
+        if not is_librarys and not isinstance(error, OSError | ValueError):
+            raise
         raise UserError.of(
             "tokenizer.path",
-            found=f"{file}: {error}",
+            found=f"{origin}: {str(error) or repr(error)}",
             expected="a tokenizer.json of the tokenizers library, or its vocabulary files",
             remedy="save the tokenizer again, or choose another one",
         ) from error
-    named = {**_read_json(folder / "special_tokens_map.json"), **hub_config}
-    return Tokenizer(backend, _roles(backend, named, file), _plain(hub_config))
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _refuse_odd_ids(tokenizer: Tokenizer) -> None:
+    """Refuses ids that two tokens share, that are mostly gaps, that have no token, or that are
+    all special.
+
+    A published vocabulary has few gaps. One with many comes from a damaged file, and the token
+    table of a model for it, which has a row for every id, could be of any size.
+    """
+    size, ids = tokenizer.vocabulary_size, tokenizer.backend.get_vocab(with_added_tokens=True)
+    numbers = list(tokenizer.backend.get_vocab(with_added_tokens=False).values())
+    around = max(tokenizer.encode(""), default=0)
+    found = None
+    if len(set(numbers)) < len(numbers):
+        found = f"{len(numbers)} tokens that share {len(set(numbers))} ids"
+    elif size > 2 * len(ids):
+        found = f"ids up to {size - 1} for {len(ids)} tokens"
+    elif around >= size:
+        found = f"id {around} put around every text, and {size} ids"
+    elif tokenizer.special_ids.issuperset(ids.values()):
+        found = "nothing but special tokens"
+    if found is not None:
+        raise UserError.of(
+            "tokenizer.path",
+            found=f"{tokenizer.origin}: {found}",
+            expected="a token for every id from 0, some of them ordinary ones",
+            remedy="save the tokenizer again, or choose another one",
+        )
+
+
+def _settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError.of(
-            str(file), found=str(error), expected="a JSON object", remedy="mend or remove the file"
-        ) from error
-    return content if isinstance(content, dict) else {}
+    remedy = "mend or remove the file"
+    content = read_json_object(file, remedy=remedy)
+    problems = list(wrong_values(content, _SETTINGS, str(file), remedy=remedy))
+    if problems:
+        raise UserError(problems)
+    return content
 
 
 def _plain(hub_config: dict[str, Any]) -> dict[str, Any]:
