@@ -373,7 +373,8 @@ def test_weights_that_are_whole_numbers_are_refused_by_name(bert: Path, tmp_path
 @pytest.mark.parametrize(
     "index",
     [[], {}, {"weight_map": None}, {"weight_map": ["a"]}, {"weight_map": {"a": 3}},
-     {"weight_map": {"a": "../config.json"}}, {"weight_map": {"a": "\0"}}],
+     {"weight_map": {"a": "../config.json"}}, {"weight_map": {"a": "\0"}},
+     {"weight_map": {"a": "a" * 10_000}}],
 )  # fmt: skip
 def test_an_index_that_names_no_files_is_refused_by_file(
     bert: Path, tmp_path: Path, index: object

@@ -29,11 +29,12 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         tensors = _read_safetensors(folder / SINGLE_FILE)
     elif (folder / SHARD_INDEX).is_file():
         tensors = {}
+        present = {file.name for file in folder.iterdir()}
         for name in _shards(folder / SHARD_INDEX):
-            if not (folder / name).is_file():
+            if name not in present:
                 raise UserError.of(
-                    f"checkpoint {folder}",
-                    found=f"no {name}, which {SHARD_INDEX} lists",
+                    f"checkpoint {folder / SHARD_INDEX}",
+                    found=f"{name[:100]}, which is not in the folder",
                     expected="every shard beside the index",
                     remedy="fetch the missing file",
                 )
@@ -52,7 +53,9 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def _shards(index: Path) -> list[str]:
     weight_map = read_json_object(index, remedy="fetch the file again").get("weight_map")
-    if not isinstance(weight_map, dict) or not all(map(_is_file_name, weight_map.values())):
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) for name in weight_map.values()
+    ):
         raise UserError.of(
             f"checkpoint {index}",
             found=f"weight_map={reprlib.repr(weight_map)}",
@@ -60,10 +63,6 @@ def _shards(index: Path) -> list[str]:
             remedy="fetch the file again",
         )
     return sorted(set(weight_map.values()))
-
-
-def _is_file_name(value: object) -> bool:
-    return isinstance(value, str) and "\0" not in value and Path(value).name == value
 
 
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
