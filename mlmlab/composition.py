@@ -21,7 +21,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from mlmlab import schema
 from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
 from mlmlab.errors import Problem, UserError
-from mlmlab.snapshot import allowed_changes, keep_pins, read_snapshot
+from mlmlab.snapshot import allowed_changes, check_version, keep_pins, read_snapshot
 
 
 def config_folder() -> Path:
@@ -91,6 +91,7 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             return mapping | {"resume": None}
     run_dir = str(mapping["resume"])
     snapshot = read_snapshot(Path(run_dir))
+    check_version(run_dir, snapshot, mapping)
     resumed = copy.deepcopy(snapshot) | {"resume": run_dir}
     given = [
         key

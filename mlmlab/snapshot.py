@@ -63,6 +63,30 @@ def read_snapshot(run_dir: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
+def check_version(run_dir: str, snapshot: Mapping[str, Any], composed: Mapping[str, Any]) -> None:
+    """Refuses a run of a version of mlmlab that had other keys.
+
+    Args:
+        snapshot: the run's config.yaml.
+        composed: a config of this version.
+
+    Raises:
+        UserError: the keys that one of them lacks.
+    """
+    before, now = schema.flat(snapshot).keys(), schema.flat(composed).keys()
+    if before == now:
+        return
+    differences = [f"no {key}" for key in sorted(now - before)] + sorted(before - now)
+    raise UserError.of(
+        "resume",
+        found=f"{run_dir}, begun by another version of mlmlab: its config.yaml has "
+        + ", ".join(differences),
+        expected="a run that this version began",
+        remedy=f"resume it with that version; or a new run that starts from its weights: "
+        f"checkpoint={run_dir}",
+    )
+
+
 def allowed_changes(snapshot: Mapping[str, Any], resumed: Mapping[str, Any]) -> dict[str, Any]:
     """What a resumed run has in place of the values that it began with, by dotted key.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mlmlab.config import EvaluateConfig, RunConfig
 from mlmlab.data.blocks import Blocks
+from mlmlab.data.config import Layout
 from mlmlab.inputs import EvaluationInputs, Inputs, Text
 from mlmlab.loader import CHUNK_TOKENS, UpdateBatch
 from mlmlab.masking import Budget, MaskingConfig, MaskingPolicy, RateSchedule, Unit
@@ -58,7 +59,7 @@ def plan(
 ) -> str:
     """What is about to happen: text, examples, model, updates, device, memory, folder."""
     train = config.train
-    rows = [_text("text", inputs.text)]
+    rows = [_text("text", inputs.text), *_short_lines(inputs.text, config.data.layout)]
     if inputs.test_text is not inputs.text:
         rows.append(_text("test text", inputs.test_text))
     accumulation = ""
@@ -186,14 +187,22 @@ def _text(label: str, text: Text) -> str:
         row += "\n" + _row(
             "bad rows", f"{corpus.bad_rows:,} left out; the first is {corpus.first_bad_row}"
         )
-    median = corpus.median_document_tokens
-    if text.source.has_line_documents and 0 < median < _SHORT_DOCUMENT_TOKENS:
-        row += "\n" + _row(
+    return row
+
+
+def _short_lines(text: Text, layout: Layout) -> list[str]:
+    """A warning where a .txt of running text may have been cut into its lines."""
+    median = text.corpus.median_document_tokens
+    is_joined = layout is Layout.PACKED and text.source.has_line_documents
+    if not is_joined or not 0 < median < _SHORT_DOCUMENT_TOKENS:
+        return []
+    return [
+        _row(
             "warning",
             f"half of the documents have {median:g} tokens or fewer, because each line of a .txt "
             "file is one: data.document=paragraph (or file) keeps running text together",
         )
-    return row
+    ]
 
 
 def _examples(blocks: Blocks) -> str:

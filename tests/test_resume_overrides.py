@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from omegaconf import OmegaConf
 from stopping import TINY, as_killed, bits, listing, start
 
 import mlmlab
@@ -270,3 +271,22 @@ def test_resume_auto_without_a_folder_is_refused() -> None:
 def test_resume_auto_refuses_what_the_run_did_not_begin_with(whole: Path) -> None:
     with pytest.raises(UserError, match=r"^seed\n"):
         mlmlab.run(mlmlab.compose(*TINY, "seed=1", "resume=auto", f"run_dir={whole}"))
+
+
+@pytest.mark.parametrize("change", ["missing", "surplus"])
+def test_a_run_of_another_version_is_refused_with_the_keys_that_differ(
+    whole: Path, tmp_path: Path, change: str
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    config = OmegaConf.load(run_dir / "config.yaml")
+    if change == "missing":
+        del config.data.fingerprint
+    else:
+        config.eval.batch_size = 64
+    OmegaConf.save(config, run_dir / "config.yaml")
+    (problem,) = _refusal(run_dir).problems
+    assert problem.where == "resume"
+    key = "data.fingerprint" if change == "missing" else "eval.batch_size"
+    assert key in problem.found
+    assert "data.path" not in problem.found
