@@ -122,9 +122,11 @@ def _reopened_config(folder: Path) -> IO[str]:
     file = (folder / _CONFIG).open("r+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         file.close()
-        raise _held_by_another("resume", folder) from None
+        if isinstance(error, BlockingIOError):
+            raise _held_by_another("resume", folder) from None
+        raise
     return file
 
 

@@ -449,6 +449,7 @@ def test_without_its_best_checkpoint_a_run_exports_its_last_weights_and_says_so(
     run_dir = tmp_path / "run"
     shutil.copytree(got_worse, run_dir)
     best = json.loads((run_dir / "summary.json").read_text())["exported_step"]
+    (run_dir / "summary.json").unlink()  # as if killed before the end
     do = shutil.rmtree if damage == "gone" else DAMAGES[damage][0]
     do(run_dir / "checkpoints" / f"step_{best}")
     summary = _resume(run_dir)
@@ -465,6 +466,7 @@ def test_a_stop_while_the_best_weights_are_scored_leaves_the_last_checkpoint_alo
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(got_worse, run_dir)
+    (run_dir / "summary.json").unlink()  # as if killed before the end
     before = {path: path.read_bytes() for path in (run_dir / "checkpoints").glob("*/*")}
     with monkeypatch.context() as patched:
         patched.setattr(Interruptions, "is_stop_asked", True)  # nothing but the scoring looks
@@ -495,7 +497,7 @@ def test_an_evaluation_that_predicted_no_token_is_neither_initial_nor_best_nor_w
 def test_a_run_that_is_never_asked_to_predict_a_test_token_ends_without_a_result(
     tmp_path: Path,
 ) -> None:
-    few = ("data.limit=40", "data.test_fraction=0.05", "masking.rate=0.01", "data.seed=2")
+    few = ("data.limit=40", "data.test_fraction=0.05", "eval.masking.rate=0.01", "data.seed=2")
     keys = (*TINY, *few, "train.max_steps=4", "eval.every_steps=2", f"run_dir={tmp_path / 'run'}")
     assert mlmlab.run(mlmlab.compose(*keys)).eval_masked_tokens == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

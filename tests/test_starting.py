@@ -16,7 +16,7 @@ def cores_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], str]:
     seen: list[str] = []
 
     def launch(*_: object) -> Callable[[object], dict[int, float]]:
-        def run(_: object) -> dict[int, float]:
+        def run(*_: object) -> dict[int, float]:
             seen.append(os.environ["OMP_NUM_THREADS"])
             return {0: 0.0}
 
@@ -27,7 +27,7 @@ def cores_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], str]:
 
     def cores(processes: int) -> str:
         config: RunConfig = mlmlab.compose(f"runtime.processes={processes}")
-        starting.run_in_processes(config)
+        starting.run_in_processes(config, quiet=True)
         return seen[-1]
 
     return cores
