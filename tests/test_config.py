@@ -652,3 +652,20 @@ def test_pretraining_scores_a_small_and_bounded_test_set() -> None:
     assert config.data.test_fraction <= 0.01
     assert config.eval.max_examples is not None
     assert config.train.save_every_minutes == 30
+
+
+@pytest.mark.parametrize(
+    ("overrides", "highest"),
+    [
+        ((), 0.15),
+        (("masking.schedule=linear", "masking.start_rate=0.3"), 0.3),
+        (("masking.schedule=cosine", "masking.start_rate=0.1"), 0.15),
+        (("masking.schedule=steps", "masking.rate_steps=['5:0.4','9:0.2']"), 0.4),
+    ],
+)
+def test_the_memory_estimate_counts_the_highest_rate_of_a_schedule(
+    overrides: tuple[str, ...], highest: float
+) -> None:
+    masking = mlmlab.compose(*overrides).masking
+    assert masking.highest_rate == highest
+    assert max(masking.rate_at(step, 20) for step in range(20)) == pytest.approx(highest)
