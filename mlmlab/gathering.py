@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from mlmlab.config import EvaluateConfig, RunConfig
 from mlmlab.data.corpus import Progress
-from mlmlab.fetch.cache import absolute
+from mlmlab.fetch.cache import absolute, local_path
 from mlmlab.inputs import EvaluationInputs
 from mlmlab.processes import World
 from mlmlab.tracking.progress import tokenization_bar
@@ -51,5 +50,4 @@ def gather_in_turn(
 
 def _absolute(name: str | None) -> str | None:
     """A local path from any folder; a name on the Hub as it is."""
-    is_local = name is not None and Path(name).expanduser().exists()
-    return absolute(name) if is_local and name is not None else name
+    return absolute(name) if name is not None and local_path(name) is not None else name

@@ -354,6 +354,9 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     ),
     # Fill-mask
     "fill_mask": ("the command line", "--checkpoint", "[--top-k K]", "--help"),
+    f"fill_mask --checkpoint {'a' * 300} 'w1 <mask>'": (
+        "checkpoint", "aaa: no such folder", "owner/name", "checkpoint=owner/name"
+    ),
     "fill_mask --checkpoint $/bert": ("the command line", "a TEXT", "TEXT", "--help"),
     "fill_mask --checkpoint $/bert --top-k 0 'w1 <mask>'": (
         "the command line", "--top-k: 0", "--top-k K", "--help"

@@ -22,6 +22,13 @@ def absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (globs, too)
 
 
+def local_path(name: str) -> Path | None:
+    """The file or folder of that name; None if there is none, so that it may be one on the Hub."""
+    path = os.path.expanduser(name)  # noqa: PTH111 (Path's raises for an unknown user)
+    # Path's would raise for a name that is too long to be a file's.
+    return Path(path) if os.path.exists(path) else None  # noqa: PTH110
+
+
 def cache_folder() -> Path:
     """Where corpora, tokenizers and downloads are kept: $MLMLAB_CACHE, or ~/.cache/mlmlab."""
     if "MLMLAB_CACHE" in os.environ:

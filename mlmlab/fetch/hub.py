@@ -27,6 +27,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from mlmlab.errors import UserError
+from mlmlab.fetch.cache import local_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -92,8 +93,8 @@ def fetch_model(source: str) -> tuple[Path, str]:
     Raises:
         UserError: neither a folder nor reachable on the Hub.
     """
-    folder = Path(source).expanduser()
-    if folder.exists():
+    folder = local_path(source)
+    if folder is not None:
         if (folder / "export" / "config.json").is_file():
             return folder / "export", source
         if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
@@ -118,8 +119,8 @@ def fetch_tokenizer(source: str) -> tuple[Path, str]:
     Returns:
         The folder or file; and `source` itself where it is local, else owner/name@commit.
     """
-    folder = Path(source).expanduser()
-    if folder.exists():
+    folder = local_path(source)
+    if folder is not None:
         export = folder / "export"
         return export if (export / "tokenizer.json").is_file() else folder, source
     request = _parsed(source, "tokenizer.path", _TOKENIZER)
