@@ -21,7 +21,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -43,8 +43,6 @@ from masking_contenders import (
     Material,
     check,
     copy_contenders,
-    device_contenders,
-    device_copy,
     mlmlab_contenders,
     transformers_contenders,
 )
@@ -108,7 +106,7 @@ class Measurement:
         return float(low), float(high)
 
 
-def seconds_on_cpu(contender: Contender, first: int, calls: int) -> float:
+def seconds(contender: Contender, first: int, calls: int) -> float:
     """Of `calls` calls in a row."""
     begin = time.perf_counter()
     for number in range(first, first + calls):
@@ -117,11 +115,7 @@ def seconds_on_cpu(contender: Contender, first: int, calls: int) -> float:
 
 
 def measure(
-    contenders: Sequence[Contender],
-    rows: int,
-    length: int,
-    repeats: int,
-    seconds: Callable[[Contender, int, int], float] = seconds_on_cpu,
+    contenders: Sequence[Contender], rows: int, length: int, repeats: int
 ) -> list[Measurement]:
     """Times the contenders of one batch size in interleaved rounds."""
     calls, quotas, samples = [], [], [[] for _ in contenders]
@@ -148,18 +142,6 @@ def measure(
     ]
 
 
-def seconds_on_device(contender: Contender, first: int, calls: int) -> float:
-    """Of `calls` calls in a row, between two CUDA events."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    begin.record()
-    for number in range(first, first + calls):
-        contender.run(number)
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
-
-
 def first_call_text() -> str:
     """What a fresh process pays, once another has left the compiled kernel on the disk."""
     command = [sys.executable, "-c", FIRST_CALL]
@@ -180,7 +162,6 @@ def hardware() -> dict[str, Any]:
     return {
         "cpu": found[1].strip() if found else platform.processor() or platform.machine(),
         "cores": cores_available(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "torch_threads": torch.get_num_threads(),
         **{name: metadata.version(name) for name in ("torch", "numba", "transformers", "numpy")},
         "python": platform.python_version(),
@@ -336,8 +317,6 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     facts = ", ".join(f"{name} {value}" for name, value in machine.items() if value != "")
     print(textwrap.fill(facts, 80))
-    has_kernel = util.find_spec("mlmlab.masking.kernel_cuda") is not None
-    on_device = torch.cuda.is_available() and has_kernel
     tokenizer = word_tokenizer([f"word{number}" for number in range(VOCABULARY_SIZE - 5)])
     cores = machine["cores"]
     measurements: list[Measurement] = []
@@ -349,15 +328,12 @@ def main() -> None:
             return material, ours + transformers_contenders(material)
 
         material, contenders = prepared(*CHECKED_SIZE)
-        check(contenders + (device_contenders(material) if on_device else []), material)
+        check(contenders, material)
         print("checked: all select alike, no special token, and labels are the original ids")
         for rows, length in arguments.sizes:
             material, contenders = prepared(rows, length)
             contenders += copy_contenders(material)
             of_size = measure(contenders, rows, length, arguments.repeats)
-            if on_device:
-                contenders = [*device_contenders(material), device_copy(material)]
-                of_size += measure(contenders, rows, length, arguments.repeats, seconds_on_device)
             print_table(of_size)
             measurements += of_size
     print(f"\n{first_call_text()}\n\n{NOTES}")

@@ -161,38 +161,6 @@ def transformers_contenders(material: Material) -> list[Contender]:
     ]
 
 
-def device_contenders(material: Material) -> list[Contender]:
-    """The CUDA kernel and the collator's arithmetic in eager torch, from ids on the device."""
-    from mlmlab.masking.kernel_cuda import mask_batch_on_device
-
-    vocabulary, config = material.vocabulary, MaskingConfig(rate=RATE)
-    ids = [torch.from_numpy(material.ids[e].astype(np.int64)).cuda() for e in material.examples]
-    examples = [torch.from_numpy(e).cuda() for e in material.examples]
-    special = torch.from_numpy(material.special_tokens_mask).bool().cuda()
-
-    def kernel(number: int) -> Any:
-        return mask_batch_on_device(
-            ids[number % BATCHES],
-            example_ids=examples[number % BATCHES],
-            epoch=0,
-            seed=0,
-            config=config,
-            vocabulary=vocabulary,
-        )
-
-    def eager(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = ids[number % BATCHES]  # [B, T]
-        selected = (torch.rand(inputs.shape, device="cuda") < RATE) & ~special
-        labels = inputs.masked_fill(~selected, -100)
-        corruption = torch.rand(inputs.shape, device="cuda")
-        drawn = torch.randint(vocabulary.size, inputs.shape, device="cuda")
-        inputs = torch.where(selected & (corruption < 0.9), drawn, inputs)
-        inputs.masked_fill_(selected & (corruption < 0.8), vocabulary.mask_id)
-        return inputs, labels
-
-    return [Contender("mlmlab token, CUDA", kernel), Contender("torch eager, CUDA", eager)]
-
-
 def copy_contenders(material: Material) -> list[Contender]:
     """The limits: nothing that writes the ids can be quicker than writing them."""
     ids = [np.array(material.ids[examples]) for examples in material.examples]
@@ -205,24 +173,16 @@ def copy_contenders(material: Material) -> list[Contender]:
     ]
 
 
-def device_copy(material: Material) -> Contender:
-    """The limit on the device: int64 ids, read and written."""
-    source = torch.zeros(material.rows, material.length, dtype=torch.int64, device="cuda")
-    target = torch.empty_like(source)
-    return Contender("copy: int64, CUDA", lambda _: target.copy_(source))
-
-
 def dense(result: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Ids and labels, int64 `[B, T]`, -100 where nothing is predicted; of any contender."""
     if isinstance(result, Mapping):
         result = result["input_ids"], result["labels"]
-    arrays = [part.cpu().numpy() if torch.is_tensor(part) else part for part in result]
+    arrays = [part.numpy() if torch.is_tensor(part) else part for part in result]
     if len(arrays) == 2:
         return arrays[0], arrays[1]
-    ids, positions, predicted, row_offsets = arrays[:4]
-    count = row_offsets[-1]  # the device's batch has room for more
+    ids, positions, predicted, _ = arrays
     labels = np.full(ids.shape, -100, np.int64)
-    labels.reshape(-1)[positions[:count]] = predicted[:count]
+    labels.reshape(-1)[positions] = predicted
     return ids, labels
 
 

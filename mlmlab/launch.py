@@ -35,7 +35,7 @@ from mlmlab.tracking.summary import (
     versions,
 )
 from mlmlab.tracking.tracker import Tracker
-from mlmlab.training.config import MaskOn, Parallel
+from mlmlab.training.config import Parallel
 from mlmlab.training.evaluation import perplexity
 from mlmlab.training.horizon import Horizon
 from mlmlab.training.interruption import Interruptions
@@ -242,12 +242,11 @@ def _loaders(
 ) -> tuple[TrainLoader, EvalLoader]:
     vocabulary = inputs.tokenizer.vocabulary()
     order = _order(config, inputs)
-    on_device = compute.device if config.runtime.mask_on is MaskOn.DEVICE else None
     train_loader = TrainLoader(
         blocks=inputs.train,
         order=order,
         micro_batch_size=config.train.micro_batch_size or config.train.batch_size,
-        masker=Masker(config.masking, vocabulary, compute.is_cuda, on_device),
+        masker=Masker(config.masking, vocabulary, compute.is_cuda),
         seed=config.seed,
         updates=Horizon.of(config.train, order.batches_per_epoch).updates,
         world=world,

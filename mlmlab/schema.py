@@ -29,6 +29,8 @@ _REMOVED = {
     "eval.batch_size": "nothing: chunks of 8,192 tokens are scored one at a time, so it never had "
     "an effect on results or memory",
     "eval.split": "nothing: a run scores its test documents; python -m mlmlab.evaluate has the key",
+    "runtime.mask_on": "nothing: a thread beside the training step masks on the CPU, with the same "
+    "masks",
 }
 """Keys of earlier versions, and what replaces them."""
 

@@ -21,15 +21,12 @@ from mlmlab.training.precision import _native_bf16
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No network, quiet libraries, Triton's interpreter where there is no GPU, and a cache of this
-    session's own."""
+    """No network, quiet libraries, and a separate cache for this session."""
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if "not hub" in config.option.markexpr:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    if not torch.cuda.is_available():  # Triton looks once, when it is first imported by anybody
-        os.environ["TRITON_INTERPRET"] = "1"
     cache = tempfile.TemporaryDirectory(prefix="mlmlab-test-cache-")
     config.add_cleanup(cache.cleanup)
     os.environ["MLMLAB_CACHE"] = cache.name

@@ -517,7 +517,6 @@ FINE_TUNING = {
         "device": "auto",
         "precision": "auto",
         "tf32": False,
-        "mask_on": "cpu",
         "parallel": "ddp",
         "processes": None,
         "deterministic": False,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
 from mlmlab.training.flops import actual_flops, dense_equivalent_flops
@@ -32,8 +33,6 @@ def _config(family: Family, sizes: dict[str, int]) -> ModelConfig:
 def _counted(config: ModelConfig, sequences: int, length: int, positions: torch.Tensor) -> int:
     """The products of one forward and backward pass. Fused attention computes its scores again in
     backward, which counts as recomputation; the plain kernel does not."""
-    from torch.utils.flop_counter import FlopCounterMode  # imports Triton: not yet when collecting
-
     model = MaskedLanguageModel(config)
     ids = torch.randint(5, config.vocabulary_size, (sequences, length))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

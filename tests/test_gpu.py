@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: precisions, nccl, masking on the device, equal bits."""
+"""What only a CUDA device can show: precisions, nccl, equal bits."""
 
 import json
 import os
@@ -60,14 +60,6 @@ def test_a_resumed_run_has_the_bits_of_the_uninterrupted_one(
     mlmlab.run(mlmlab.compose(f"resume={tmp_path / 'whole'}"), quiet=True)
     assert losses(tmp_path / "whole") == whole
     assert weights(tmp_path / "whole") == before
-
-
-def test_masks_made_on_the_device_give_the_same_bits(tmp_path: Path) -> None:
-    runs = [
-        trained(tmp_path / place, f"runtime.mask_on={place}", "runtime.deterministic=true")
-        for place in ("cpu", "device")
-    ]
-    assert runs[0] == runs[1]
 
 
 def over_nccl(*overrides: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import mlmlab
 from mlmlab import terminal
@@ -137,8 +138,6 @@ def test_freezing_again_frees_what_was_frozen_before() -> None:
 
 
 def test_the_lowest_frozen_layers_cost_no_backward() -> None:
-    from torch.utils.flop_counter import FlopCounterMode  # imports Triton: not yet when collecting
-
     def flops(model: MaskedLanguageModel) -> tuple[int, int]:
         with FlopCounterMode(display=False) as forward:
             loss = _loss(model, _batch())

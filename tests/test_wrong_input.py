@@ -168,7 +168,7 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
         "runtime.device", "PyTorch sees no CUDA", "a CUDA device", "runtime.device=auto"
     ),
     "train runtime.precision=fp8": ("runtime.precision", "fp8", "fp32, bf16, fp16", "=auto"),
-    "train runtime.mask_on=gpu": ("runtime.mask_on", "gpu", "cpu, device", "=cpu"),
+    "train runtime.mask_on=gpu": ("runtime.mask_on", "gpu", "a thread", "remove"),
     "train runtime.parallel=tp": ("runtime.parallel", "tp", "ddp, fsdp", "runtime.parallel=ddp"),
     "train runtime.processes=0": ("runtime.processes", "0", "one or more", "runtime.processes=2"),
     "train train.early_stopping_patience=0": (

@@ -208,9 +208,7 @@ def mask_batch(
     """
     if isinstance(input_ids, torch.Tensor):
         if input_ids.device.type != "cpu":
-            raise ValueError(
-                f"input_ids: a tensor on {input_ids.device}; mlmlab.masking.kernel_cuda masks there"
-            )
+            raise ValueError(f"input_ids: a tensor on the CPU, not on {input_ids.device}")
         batch = _mask_array(
             input_ids.numpy(), np.asarray(example_ids), epoch, seed, config, vocabulary,
             None if word_starts is None else np.asarray(word_starts),

@@ -41,13 +41,6 @@ class Export(Enum):
     BEST = "best"
 
 
-class MaskOn(Enum):
-    """Where training batches are masked."""
-
-    CPU = "cpu"
-    DEVICE = "device"
-
-
 class Parallel(Enum):
     """How several processes share a run."""
 
@@ -302,8 +295,6 @@ class RuntimeConfig:
     fp32. fp16 scales its losses, and leaves out updates whose gradient overflows."""
     tf32: bool
     """Whether fp32 matrix products on CUDA may round their factors to 10 bits: faster."""
-    mask_on: MaskOn
-    """cpu: a thread beside the step. device: the Triton kernel on CUDA. The masks are the same."""
     parallel: Parallel
     """How the processes that torchrun starts share a run. ddp: each has the model, and a part of
     every batch. fsdp: each has a part of both; less memory for more traffic. The results and the

@@ -1,6 +1,5 @@
 """Which device, and which arithmetic on it."""
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from mlmlab.errors import UserError
-from mlmlab.training.config import Device, MaskOn, Precision, RuntimeConfig
+from mlmlab.training.config import Device, Precision, RuntimeConfig
 
 _BF16_HIDDEN_SIZE = 512
 """From this width on, `auto` may be bf16. On a CPU with AVX512-bf16, bf16 took 1.4 times as long as
@@ -69,10 +68,9 @@ def torch_settings(config: RuntimeConfig, local_rank: int = 0) -> Iterator[torch
         The device.
 
     Raises:
-        UserError: cuda was asked for and there is none, or a choice that needs it.
+        UserError: cuda was asked for and there is none.
     """
     device = torch.device("cuda", local_rank) if uses_cuda(config) else torch.device("cpu")
-    _check_masking_place(config, device)
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -110,21 +108,6 @@ def uses_cuda(config: RuntimeConfig) -> bool:
             remedy="runtime.device=auto, or install PyTorch for CUDA",
         )
     return there and config.device is not Device.CPU
-
-
-def _check_masking_place(config: RuntimeConfig, device: torch.device) -> None:
-    if config.mask_on is MaskOn.CPU:
-        return
-    is_there = importlib.util.find_spec("triton") is not None
-    is_simulated = os.environ.get("TRITON_INTERPRET") == "1"
-    if is_there and (device.type == "cuda" or is_simulated):
-        return
-    raise UserError.of(
-        "runtime.mask_on",
-        found=f"device, which is {device.type}" + ("" if is_there else ", and Triton is missing"),
-        expected="cpu; or a CUDA device and the package triton (part of PyTorch's CUDA builds)",
-        remedy="runtime.mask_on=cpu",
-    )
 
 
 def _native_bf16(device: torch.device) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mlmlab.loader import UpdateBatch
-from mlmlab.micro_batch import MicroBatch, on_device
+from mlmlab.micro_batch import MicroBatch
 from mlmlab.model import token_losses
 from mlmlab.random import Domain, derive_seed
 from mlmlab.training.precision import Compute
@@ -41,7 +41,7 @@ def micro_batch_loss(model: nn.Module, micro: MicroBatch, compute: Compute) -> t
     """The sum of the micro-batch's token losses, an fp32 scalar."""
     with compute.autocast():
         logits = model(**micro.model_inputs(compute.device))
-    return token_losses(logits, on_device(micro.labels, compute.device)).sum()
+    return token_losses(logits, micro.labels.to(compute.device, non_blocking=True)).sum()
 
 
 def apply_update(
