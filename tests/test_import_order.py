@@ -14,7 +14,7 @@ STAGES = (
     "errors",
     "schema",
     "style",
-    "compiled",
+    "kernels",
     # From random numbers and text ...
     "random",
     "fetch",

@@ -416,19 +416,6 @@ def test_rows_of_protected_ids_have_nothing_to_predict() -> None:
     assert (batch.input_ids == 49).all()
 
 
-@pytest.mark.parametrize("room", [1, 50, 700])
-def test_a_batch_with_more_predictions_than_expected_loses_none(
-    room: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = random_ids(20, 300)
-    expected = mask(ids)
-    assert len(expected.labels) > 700
-    monkeypatch.setattr("mlmlab.masking.kernel._capacity", lambda *_: room)
-    again = mask(ids)
-    for one, other in zip(expected, again, strict=True):
-        assert np.array_equal(one, other)
-
-
 @pytest.mark.parametrize("unit", Unit)
 def test_the_memory_layout_of_what_goes_in_changes_nothing(unit: Unit) -> None:
     ids = random_ids(6, 40).astype(np.uint16)

@@ -2,7 +2,7 @@
 
     B sequences   T positions   M predicted tokens
 
-This module checks, makes room and hands over; the loops are compiled (`kernel_cpu.py`).
+This module checks, allocates and hands over; the loops are compiled (`mlmlab/kernels.py`).
 """
 
 from typing import Generic, NamedTuple, TypeVar, overload
@@ -11,20 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mlmlab import kernels
 from mlmlab.masking.config import Budget, Corrupt, MaskingPolicy, Unit, VocabularyInfo
-from mlmlab.masking.kernel_cpu import (
-    ID_OUTSIDE_VOCABULARY,
-    MARGIN,
-    NUMBERS,
-    PLACE_LISTS,
-    TOKEN_LISTS,
-    UNIT_LISTS,
-    mask_tokens,
-    mask_units,
-)
-from mlmlab.random import EPOCHS
+from mlmlab.random import EPOCHS, seed_word
 
-_WORD64 = (1 << 64) - 1
 Array = TypeVar("Array", NDArray[np.int64], torch.Tensor)
 
 
@@ -52,52 +42,29 @@ def _mask_array(
 ) -> MaskedBatch[NDArray[np.int64]]:
     _check(input_ids, example_ids, epoch, config, word_starts)
     rows, length = input_ids.shape
-    size = rows * length
-    is_independent = config.is_independent
-    input_ids, example_ids = _plain(input_ids), _plain(example_ids)
-    if example_ids.itemsize != 8:
-        example_ids = example_ids.astype(np.uint64)
-    thresholds = config.threshold_array
-    protected, replacement_ids = vocabulary.protected, vocabulary.replacement_ids
-    seed = int(seed) & _WORD64
-    capacity = _capacity(size, length, config)
-    scratch_lists = (TOKEN_LISTS if is_independent else UNIT_LISTS) * (length + MARGIN)
-    while True:
-        row_offsets = size + 2 * capacity
-        scratch = row_offsets + rows + 1
-        out = np.empty(scratch + PLACE_LISTS * capacity + scratch_lists, np.int64)
-        arguments = (
-            id(input_ids), id(example_ids), id(out), id(thresholds), id(protected),
-            id(replacement_ids),
-            NUMBERS.pack(
-                rows, length, capacity, epoch, seed, vocabulary.mask_id, vocabulary.size,
-                len(replacement_ids),
-            ),
+    ids = np.empty((rows, length), np.int64)
+    # Room for every token: only the pages that are written take up memory.
+    positions, labels = np.empty((2, rows * length), np.int64)
+    row_offsets = np.empty(rows + 1, np.int64)
+    arguments = (
+        _plain(input_ids), _plain(example_ids.astype(np.uint64, copy=False)), epoch,
+        seed_word(seed), config.threshold_array, vocabulary.mask_id, vocabulary.protected,
+        vocabulary.replacement_ids, ids, positions, labels, row_offsets,
+    )  # fmt: skip
+    if config.is_independent:
+        count = kernels.mask_tokens(*arguments)
+    else:
+        starts = np.ones((rows, length), np.uint8) if word_starts is None else word_starts
+        count = kernels.mask_units(
+            *arguments, _plain(starts.astype(np.uint8, copy=False)), config.span_tables,
+            config.unit is Unit.SPAN, config.budget is Budget.EXACT, config.corrupt is Corrupt.UNIT,
         )  # fmt: skip
-        if is_independent:
-            count = mask_tokens.of(input_ids.dtype)(*arguments)
-        else:
-            starts = np.ones((rows, length), np.uint8) if word_starts is None else word_starts
-            starts, tables = _plain(starts.astype(np.uint8, copy=False)), config.span_tables
-            count = mask_units.of(input_ids.dtype)(
-                *arguments, id(starts), id(tables), config.unit is Unit.SPAN,
-                config.budget is Budget.EXACT, config.corrupt is Corrupt.UNIT,
-            )  # fmt: skip
-        if count >= 0:
-            break
-        if count == ID_OUTSIDE_VOCABULARY:
-            raise ValueError(
-                f"input_ids: an id outside the vocabulary of {vocabulary.size} "
-                f"(found {input_ids.min()} to {input_ids.max()})"
-            )
-        capacity = size + 1
-    labels = size + capacity
-    return MaskedBatch(
-        out[:size].reshape(rows, length),
-        out[size : size + count],
-        out[labels : labels + count],
-        out[row_offsets:scratch],
-    )
+    if count < 0:
+        raise ValueError(
+            f"input_ids: an id outside the vocabulary of {vocabulary.size} "
+            f"(found {input_ids.min()} to {input_ids.max()})"
+        )
+    return MaskedBatch(ids, positions[:count], labels[:count], row_offsets)
 
 
 def _plain(array: NDArray[np.integer]) -> NDArray[np.integer]:
@@ -106,17 +73,6 @@ def _plain(array: NDArray[np.integer]) -> NDArray[np.integer]:
     if flags.c_contiguous and flags.aligned and array.dtype.isnative:
         return array
     return np.array(array, array.dtype.newbyteorder("="), order="C")
-
-
-def _capacity(size: int, length: int, config: MaskingPolicy) -> int:
-    """Room for the predicted tokens, far more than eight standard deviations above their mean: a
-    batch that needs still more is masked again with room for all.
-
-    Only what is touched costs memory, and a fresh page costs more than the tokens on it.
-    """
-    if config.is_independent:
-        return int(1.25 * config.rate * size) + length + 257
-    return size + 1
 
 
 def _check(
@@ -200,8 +156,7 @@ def mask_batch(
             the row does. None for unit `token`.
 
     Returns:
-        Of the kind that went in: NumPy arrays, or torch tensors on the CPU. The four share one
-        block of memory.
+        Of the kind that went in: NumPy arrays, or torch tensors on the CPU.
 
     Raises:
         ValueError: a wrong shape or type, a policy out of range, or an id outside the vocabulary.

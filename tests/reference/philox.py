@@ -1,4 +1,4 @@
-"""Philox4x32-10 on Python integers: the slow, obvious twin of `mlmlab/random.py`."""
+"""Philox4x32-10 on Python integers: the slow, obvious twin of `mlmlab/kernels.py`."""
 
 WORD = 2**32
 
