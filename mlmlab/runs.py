@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def run(config: RunConfig, *, quiet: bool = False) -> "Summary | Replay":
     """Trains, evaluates and exports; or resumes a run, or replays one of its updates.
 
-    With `runtime.processes` the run has processes of its own; under torchrun each process calls
-    this function, and each gets the same result.
+    `runtime.processes` starts the processes of the run; under torchrun each process calls this
+    function, and each gets the same result.
 
     Args:
         config: from `mlmlab.compose`.

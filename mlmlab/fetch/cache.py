@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from mlmlab.errors import UserError
 
 _RACY_SECONDS = 5.0
-"""A file that changed less than this ago may change once more within one tick of its timestamps."""
+"""A file that changed less than this ago may change again within one tick of its timestamps."""
 
 
 def absolute(path: str) -> str:

@@ -62,7 +62,7 @@ SPAN_LONGEST = 10
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingPolicy:
-    """Which tokens are predicted, and what stands in their place (Devlin et al. 2019, section 3.1,
+    """Which tokens are predicted, and what replaces them (Devlin et al. 2019, section 3.1,
     and its later variants)."""
 
     rate: float = 0.15
