@@ -20,7 +20,7 @@ def read_json_object(file: Path, *, remedy: str) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"{reprlib.repr(content)}, not an object")
-        # JSON can spell half of a surrogate pair, which neither a file nor the tokenizers library can hold.
+        # JSON can spell half of a surrogate pair, which neither a file nor tokenizers can hold.
         json.dumps(content, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:
         raise UserError.of(
