@@ -15,7 +15,7 @@ import mlmlab
 from mlmlab.errors import Interrupted
 from mlmlab.training.interruption import Interruptions
 
-LONGER = (*TINY, "train.max_steps=120", "eval.mask_draws=4")
+LONGER = (*TINY, "train.max_steps=120", "eval.mask_draws=12")
 
 
 @pytest.fixture(scope="module")
