@@ -63,7 +63,7 @@ def lengthen(run_dir: Path) -> None:
     checkpoint = run_dir / "checkpoints" / f"step_{SHORT}"
     record = json.loads((checkpoint / "progress.json").read_text())
     progress = record["progress"]
-    progress["batches"] = progress["updates"] = progress["best_step"] = LONG
+    progress["batches"] = progress["steps"] = progress["best_step"] = LONG
     for name, size in progress["log_sizes"].items():
         content = (run_dir / name).read_bytes()[:size] * (LONG // LOG_EVERY)
         (run_dir / name).write_bytes(content)

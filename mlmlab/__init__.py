@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlmlab.checkpoints import load_pretrained, save_pretrained
-    from mlmlab.composition import compose, compose_evaluation
+    from mlmlab.cli.compose import compose, compose_evaluation
     from mlmlab.errors import RunFailed, UserError
-    from mlmlab.filling import FillMask
+    from mlmlab.evaluation.fill_mask import FillMask
     from mlmlab.runs import evaluate_checkpoint, run
 
 _HOMES = {
     "load_pretrained": "mlmlab.checkpoints",
     "save_pretrained": "mlmlab.checkpoints",
-    "compose": "mlmlab.composition",
-    "compose_evaluation": "mlmlab.composition",
+    "compose": "mlmlab.cli.compose",
+    "compose_evaluation": "mlmlab.cli.compose",
     "evaluate_checkpoint": "mlmlab.runs",
     "run": "mlmlab.runs",
-    "FillMask": "mlmlab.filling",
+    "FillMask": "mlmlab.evaluation.fill_mask",
     "UserError": "mlmlab.errors",
     "RunFailed": "mlmlab.errors",
 }

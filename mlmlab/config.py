@@ -10,15 +10,11 @@ from typing import Any
 from mlmlab import schema
 from mlmlab.data.config import DataConfig, TokenizerChoice, TokenizerConfig
 from mlmlab.errors import Problem, UserError
+from mlmlab.evaluation.config import ScoringConfig, TrainEvalConfig
 from mlmlab.masking.config import MaskingConfig, MaskingMode
 from mlmlab.model.config import ModelSettings
-from mlmlab.training.config import (
-    Export,
-    RuntimeConfig,
-    ScoringConfig,
-    TrainConfig,
-    TrainEvalConfig,
-)
+from mlmlab.runtime.config import RuntimeConfig
+from mlmlab.training.config import Export, TrainConfig
 
 
 class CheckpointHead(Enum):
@@ -43,20 +39,20 @@ class DebugConfig:
 
     mode: DebugMode
     """one_step: does every stage run? overfit: can the model learn one batch by heart? replay: what
-    happened in update `step` of the run that `resume` names?"""
+    happened in step `step` of the run that `resume` names?"""
     step: int | None
-    """For replay: the update, counted from 1."""
+    """For replay: the step, counted from 1."""
     profile_steps: int
-    """Updates that PyTorch's profiler watches, after a few to warm up; its trace is in profile/ of
+    """Steps that PyTorch's profiler watches, after a few to warm up; its trace is in profile/ of
     the run's folder. 0: none."""
 
     def problems(self) -> Iterator[Problem]:
-        """An update to replay, and how many to profile."""
+        """A step to replay, and how many to profile."""
         if (self.mode is DebugMode.REPLAY) != (self.step is not None):
             yield Problem(
                 "debug.step",
                 f"{'null' if self.step is None else self.step}, with debug.mode={self.mode.value}",
-                "the update to replay, for debug=replay alone",
+                "the step to replay, for debug=replay alone",
                 "python -m mlmlab.train resume=RUN_DIR debug=replay debug.step=1",
             )
         for name, least in (("step", 1), ("profile_steps", 0)):
@@ -142,7 +138,7 @@ class RunConfig:
             yield Problem(
                 "resume",
                 "null, with debug=replay",
-                "the folder of the run whose update is replayed",
+                "the folder of the run whose step is replayed",
                 "resume=RUN_DIR",
             )
         if self.run_dir is not None and not self.run_dir.strip():

@@ -6,9 +6,10 @@ import sys
 
 from omegaconf import OmegaConf
 
-from mlmlab.command import exit_status
-from mlmlab.composition import EVALUATE, compose_evaluation, config_folder, default_mapping
+from mlmlab.cli.commands import EVALUATE, config_folder
+from mlmlab.cli.compose import compose_evaluation, default_mapping
 from mlmlab.runs import evaluate_checkpoint
+from mlmlab.runs.exit_status import exit_status
 
 _HELP = """python -m mlmlab.evaluate checkpoint=DIR_OR_HUB_ID [key=value] ...
 
@@ -21,8 +22,8 @@ whole, to its last token. Several processes, torchrun's or this command's own
 (runtime.processes=N), share the text and find the same figures.
 
 Examples
-  python -m mlmlab.evaluate checkpoint=runs/world/TIME
-  python -m mlmlab.evaluate checkpoint=runs/world/TIME eval.mask_draws=10
+  python -m mlmlab.evaluate checkpoint=runs/small_world/TIME
+  python -m mlmlab.evaluate checkpoint=runs/small_world/TIME eval.mask_draws=10
   python -m mlmlab.evaluate checkpoint=distilbert/distilroberta-base \\
       data.path=my.txt
   python -m mlmlab.evaluate checkpoint=DIR data.source=hub \\

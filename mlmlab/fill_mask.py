@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlmlab.checkpoints import load_pretrained
-from mlmlab.command import Arguments, exit_status
+from mlmlab.cli.arguments import Arguments
 from mlmlab.errors import UserError
-from mlmlab.filling import FillMask
-from mlmlab.style import Style, styled
+from mlmlab.evaluation.fill_mask import FillMask
+from mlmlab.runs.exit_status import exit_status
+from mlmlab.tracking.style import Style, styled
 
 _BAR_WIDTH = 24
 _EXAMPLES = """\
   python -m mlmlab.fill_mask --checkpoint distilbert/distilroberta-base \\
       "The Milky Way is a <mask> galaxy."
-  python -m mlmlab.fill_mask --checkpoint runs/world/TIME --top-k 3 \\
+  python -m mlmlab.fill_mask --checkpoint runs/small_world/TIME --top-k 3 \\
       "the day after monday is <mask> ."
   python -m mlmlab.fill_mask --checkpoint DIR --targets " spiral, small" \\
       --json "..."

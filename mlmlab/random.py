@@ -43,8 +43,8 @@ class Domain(IntEnum):
     """The dropout seed of a micro-batch."""
     INITIALIZE = 6
     """The seed of fresh weights."""
-    WORLD = 7
-    """The documents of the built-in world."""
+    SMALL_WORLD = 7
+    """The documents of the small world."""
     EVALUATE = 8
     """The seed of the evaluation's masks."""
     CORRUPT = kernels.CORRUPT

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmlab.command import Arguments, exit_status
+from mlmlab.cli.arguments import Arguments
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer
 from mlmlab.errors import UserError
 from mlmlab.fetch.hub import fetch_tokenizer
 from mlmlab.masking import Budget, Corrupt, MaskedBatch, MaskingConfig, Unit, mask_batch
-from mlmlab.style import Style, styled
+from mlmlab.runs.exit_status import exit_status
+from mlmlab.tracking.style import Style, styled
 
 _WIDTH = 79
 _EXAMPLES = """\

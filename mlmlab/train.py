@@ -10,12 +10,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mlmlab.command import as_command, exit_status
-from mlmlab.composition import config_folder, plain, run_mapping
+from mlmlab.cli.commands import config_folder
+from mlmlab.cli.compose import plain, run_mapping
+from mlmlab.cli.hydra_errors import as_command
+from mlmlab.cli.sweeps import refuse_shared_folder
 from mlmlab.config import build
 from mlmlab.errors import UserError
 from mlmlab.runs import run
-from mlmlab.sweeping import refuse_shared_folder
+from mlmlab.runs.exit_status import exit_status
 
 
 def _job_folder(number: int, overrides: str) -> str:
@@ -55,7 +57,7 @@ def _refuse_under_torchrun() -> None:
 
 def _run(mapping: dict[str, Any], overrides: list[str]) -> float:
     result = run(build(run_mapping(mapping, overrides)))
-    from mlmlab.replaying import Replay  # by now PyTorch has been imported
+    from mlmlab.runs.replay import Replay
 
     return result.loss if isinstance(result, Replay) else result.eval_loss
 

@@ -16,8 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from mlmlab.runtime.devices import _native_bf16
 from mlmlab.tracking.summary import processor_name
-from mlmlab.training.precision import _native_bf16
 
 
 def pytest_configure(config: pytest.Config) -> None:

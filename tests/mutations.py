@@ -153,7 +153,7 @@ def _write_old_roberta(new: Path, old: Path) -> None:
 
 # Mutations
 
-_RAW = "@@raw@@"
+_RAW = "mlmlab.rawmlmlab."
 """Stands in a JSON value for text that `json.dumps` would not write."""
 _RAW_VALUES = ("1e999", "9" * 5000, "[" * 20_000 + "]" * 20_000, "tru", '"\\ud800"', "01")
 _VALUES: tuple[Any, ...] = (

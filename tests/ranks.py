@@ -21,15 +21,15 @@ import pytest
 from torch.distributed import TCPStore
 
 import mlmlab
-from mlmlab.command import as_command
+from mlmlab.cli.hydra_errors import as_command
 
 PATIENCE_SECONDS = 60.0
 """So long after one of its processes has gone, a run may still be there."""
 START_SECONDS = 120.0
 """So long a start may take where other work fills the machine."""
 _ROOT = str(Path(mlmlab.__file__).parents[1])
-_PRELOADED = ["ranks", "mlmlab.train", "mlmlab.launch", "torch._inductor"]
-_PRELOADED += ["mlmlab.training.sharding"]
+_PRELOADED = ["ranks", "mlmlab.train", "mlmlab.runs.train", "torch._inductor"]
+_PRELOADED += ["mlmlab.training.parallel"]
 """What each process imports in the end, those of DDP and FSDP among them."""
 
 

@@ -6,16 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from mlmlab.data.blocks import PackedBlocks
+from mlmlab.data.batch import Masker
+from mlmlab.data.blocks import Order, PackedBlocks
 from mlmlab.data.corpus import Shard
-from mlmlab.data.order import Order
-from mlmlab.loader import TrainLoader
+from mlmlab.data.loader import TrainLoader
 from mlmlab.masking import MaskingConfig, VocabularyInfo
-from mlmlab.micro_batch import Masker
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
-from mlmlab.processes import ALONE, World
-from mlmlab.training.config import Precision
-from mlmlab.training.precision import Compute
+from mlmlab.runtime.config import Precision
+from mlmlab.runtime.devices import Compute
+from mlmlab.runtime.distributed import ALONE, Ranks
 
 BLOCK = 16
 VOCABULARY = VocabularyInfo(60, 4, (0, 1, 2, 3, 4))
@@ -50,7 +49,7 @@ def small_model(**changes: Any) -> MaskedLanguageModel:
 
 
 def loader_of(
-    world: World = ALONE, micro_batch_size: int = 8, tokens_free: str = ""
+    ranks: Ranks = ALONE, micro_batch_size: int = 8, tokens_free: str = ""
 ) -> TrainLoader:
     """50 examples in batches of 8, the last of 2.
 
@@ -71,7 +70,7 @@ def loader_of(
         micro_batch_size=micro_batch_size,
         masker=Masker(MaskingConfig(rate=0.3), VOCABULARY),
         seed=0,
-        world=world,
+        ranks=ranks,
     )
 
 
@@ -81,7 +80,7 @@ UNEQUAL = (
     ".1.#.1.1"  # the first of two
     "#......."  # all but one
     "###....."  # in micro-batches of 1: none in the second ones of two
-    "........"  # an update without anything
+    "........"  # a step without anything
     "########"
     "##"  # fewer rows than three processes
 )

@@ -27,7 +27,7 @@ SMALLEST = (
     "runtime.threads=1",
     "runtime.precision=fp32",
 )
-"""A model and a text for runs of many updates a second."""
+"""A model and a text for runs of many steps a second."""
 TINY = (
     *SMALLEST,
     "model.dropout=0.1",
@@ -113,13 +113,13 @@ def _starter() -> ForkServerContext:
     os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["mlmlab.train", "mlmlab.launch", "mlmlab.replaying", "torch._inductor"]
+        ["mlmlab.train", "mlmlab.runs.train", "mlmlab.runs.replay", "torch._inductor"]
     )
     return context
 
 
 def _train(arguments: Sequence[str], folder: Path, output: Path) -> None:
-    from mlmlab.command import as_command
+    from mlmlab.cli.hydra_errors import as_command
     from mlmlab.train import train
 
     multiprocessing.set_start_method("fork", force=True)  # as in a process started by hand

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import re
@@ -20,17 +21,17 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 import mlmlab
 from mlmlab.errors import Interrupted, RunFailed
+from mlmlab.evaluation.masked_perplexity import Evaluation
+from mlmlab.runtime.signals import Interruptions
 from mlmlab.tracking.summary import Summary
 from mlmlab.tracking.tracker import Tracker
-from mlmlab.training.evaluation import Evaluation
-from mlmlab.training.interruption import Interruptions
 from mlmlab.training.loop import Loop
 from mlmlab.training.state import checkpoint_folders
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody stopped, with checkpoints of updates 45 and 60."""
+    """A run that nobody stopped, with checkpoints of steps 45 and 60."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     mlmlab.run(mlmlab.compose(*TINY, f"run_dir={run_dir}"), quiet=True)
     return run_dir
@@ -91,7 +92,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_b
     _resume(run_dir)
     said = " ".join(capsys.readouterr().out.split())
     assert f"{run_dir}/checkpoints/step_60 is passed over: {reason}" in said
-    assert f"from update 45 ({run_dir}/checkpoints/step_45)" in said
+    assert f"from step 45 ({run_dir}/checkpoints/step_45)" in said
     assert bits(run_dir) == bits(whole)
 
 
@@ -108,7 +109,24 @@ def test_a_run_whose_checkpoints_are_all_damaged_starts_anew_and_says_so(
     assert bits(run_dir) == bits(whole)
 
 
-def test_damaged_checkpoints_do_not_push_out_the_new_ones_of_fewer_updates(
+def test_a_checkpoint_of_another_version_is_refused(whole: Path, tmp_path: Path) -> None:
+    """Of one that counted "updates", say: starting at step 0 would be worse than not starting."""
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45, 60])
+    folder = run_dir / "checkpoints" / "step_60"
+    record = (folder / "progress.json").read_bytes().replace(b'"steps":', b'"updates":')
+    digests = json.loads((folder / "digests.json").read_text())
+    digests["progress.json"] = hashlib.sha256(record).hexdigest()
+    (folder / "progress.json").write_bytes(record)
+    (folder / "digests.json").write_text(json.dumps(digests))
+    with pytest.raises(mlmlab.UserError) as refused:
+        _resume(run_dir)
+    (problem,) = refused.value.problems
+    assert problem.where == "resume"
+    assert "another version of mlmlab: steps, updates differ" in problem.found
+    assert problem.remedy.endswith(f"checkpoint={folder}")
+
+
+def test_damaged_checkpoints_do_not_push_out_the_new_ones_of_fewer_steps(
     whole: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -118,12 +136,12 @@ def test_damaged_checkpoints_do_not_push_out_the_new_ones_of_fewer_updates(
     for step in (45, 60):
         _without("digests.json")(run_dir / "checkpoints" / f"step_{step}")
     with monkeypatch.context() as patched:
-        _kill_after_update(patched, 33)
+        _kill_after_step(patched, 33)
         with pytest.raises(_Killed):
             _resume(run_dir)
     capsys.readouterr()
     _resume(run_dir)
-    assert "from update 30" in capsys.readouterr().out
+    assert "from step 30" in capsys.readouterr().out
     assert bits(run_dir) == bits(whole)
     assert [folder.name for folder in checkpoint_folders(run_dir)] == ["step_45", "step_60"]
 
@@ -132,11 +150,11 @@ class _Killed(BaseException):
     pass
 
 
-def _kill_after_update(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
+def _kill_after_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     advance = Loop.advance
 
     def kill(loop: Loop, *arguments: object) -> object:
-        if loop.record.updates == update:
+        if loop.record.steps == step:
             raise _Killed
         return advance(loop, *arguments)  # type: ignore[arg-type]
 
@@ -168,7 +186,7 @@ def test_a_checkpoint_that_was_about_to_be_replaced_counts_until_the_new_one_is_
     _resume(run_dir)
     name = "step_60" if is_new_one_there else "step_60.replaced"
     said = "".join(capsys.readouterr().out.split())
-    assert f"fromupdate60({run_dir}/checkpoints/{name})" in said
+    assert f"fromstep60({run_dir}/checkpoints/{name})" in said
     assert results(run_dir) == results(whole)
 
 
@@ -217,14 +235,14 @@ def test_no_checkpoint_is_due_before_its_interval_nor_where_none_is_kept(tmp_pat
 
 
 def _is_full(run_dir: Path, running: Running, whole: Path) -> None:
-    """The claims about a run that had no room for a checkpoint after update 15."""
+    """The claims about a run that had no room for a checkpoint after step 15."""
     assert running.status() == 0, running.output.read_text()
     said = " ".join(running.output.read_text().split())
-    failed = re.findall(r"checkpoint of update (\d+) NOT written: (.*?); those before it are", said)
+    failed = re.findall(r"checkpoint of step (\d+) NOT written: (.*?); those before it are", said)
     assert [int(step) for step, _ in failed][-2:] == [45, 60]
     assert "Traceback" not in said
     kept = [folder.name for folder in checkpoint_folders(run_dir)]
-    saves = (15, 21, 30, 42, 45, 60)  # every 15 updates, and the evaluations after 21 and 42
+    saves = (15, 21, 30, 42, 45, 60)  # every 15 steps, and the evaluations after 21 and 42
     assert kept == [f"step_{saves[saves.index(int(failed[0][0])) - 1]}"]
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == kept
     assert results(run_dir) == results(whole)
@@ -281,7 +299,7 @@ def known_losses(monkeypatch: pytest.MonkeyPatch) -> dict[int, float | None]:
     score, losses = Loop._score, dict(LOSSES)
 
     def known(loop: Loop) -> Evaluation:
-        step = loop.record.updates if loop.exported_step is None else loop.exported_step
+        step = loop.record.steps if loop.exported_step is None else loop.exported_step
         result, loss = score(loop), losses[step]
         count = 0 if loss is None else result.masked_count
         return dataclasses.replace(result, masked_count=count, loss_sum=(loss or 0.0) * count)
@@ -316,7 +334,7 @@ def test_a_figure_that_cannot_be_written_ends_the_run_with_a_reason(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("mlmlab.tracking.tracker.SummaryWriter.add_scalar", full)
-    with pytest.raises(RunFailed, match=r"update 0: .*metrics\.jsonl: No space left on device"):
+    with pytest.raises(RunFailed, match=r"step 0: .*metrics\.jsonl: No space left on device"):
         mlmlab.run(mlmlab.compose(*TINY, f"run_dir={tmp_path / 'run'}"), quiet=True)
 
 
@@ -335,12 +353,12 @@ def test_a_run_ends_after_evaluations_that_are_no_better_and_its_best_checkpoint
 
     killed = tmp_path / "killed"
     with monkeypatch.context() as patched:
-        _kill_after_update(patched, 33)
+        _kill_after_step(patched, 33)
         with pytest.raises(_Killed):
             mlmlab.run(mlmlab.compose(*PATIENT, f"run_dir={killed}"), quiet=True)
     assert [folder.name for folder in checkpoint_folders(killed)] == ["step_20", "step_30"]
     _resume(killed)
-    assert "from update 30" in capsys.readouterr().out
+    assert "from step 30" in capsys.readouterr().out
     assert bits(killed) == bits(run_dir)
     assert [folder.name for folder in checkpoint_folders(killed)] == kept
     _resume(killed)  # it is over, and stays so
@@ -489,7 +507,7 @@ def test_an_evaluation_that_predicted_no_token_is_neither_initial_nor_best_nor_w
     progress = json.loads(newest.read_text())["progress"]
     assert progress["best_step"] == 30
     assert progress["evaluations_since_best"] == 1
-    assert progress["initial_eval_loss"] is None  # of the weights before the first update
+    assert progress["initial_eval_loss"] is None  # of the weights before the first step
     assert json.loads((run_dir / "summary.json").read_text())["initial_eval_perplexity"] is None
     assert summary.exported_step == 30
 
@@ -562,7 +580,7 @@ def test_after_each_resume_tensorboard_has_every_event_of_metrics_jsonl_once(
     assert len(files) == 2
     assert first[1].startswith(files[first[0]])  # cut, not written again
     shutil.rmtree(run_dir / "checkpoints" / "step_60")
-    _resume(run_dir)  # from update 45 again: what the resume before has written goes
+    _resume(run_dir)  # from step 45 again: what the resume before has written goes
     _assert_tensorboard_has_metrics_jsonl(run_dir)
     again = _event_files(run_dir)
     assert len(again) == 2

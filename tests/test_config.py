@@ -15,12 +15,13 @@ from omegaconf import OmegaConf
 
 import mlmlab
 from mlmlab import schema
-from mlmlab.composition import config_folder
+from mlmlab.cli.compose import config_folder
 from mlmlab.config import DebugMode, RunConfig, build
 from mlmlab.errors import Problem, UserError
 from mlmlab.masking import MaskingMode
 from mlmlab.model.config import ModelSettings
-from mlmlab.training.config import Device, Schedule
+from mlmlab.runtime.config import Device
+from mlmlab.training.config import Schedule
 
 
 @pytest.fixture(scope="module")

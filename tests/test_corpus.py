@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from mlmlab.data import corpus as corpus_module
 from mlmlab.data.bad_rows import BadRows
-from mlmlab.data.blocks import PackedBlocks
+from mlmlab.data.blocks import Order, PackedBlocks
 from mlmlab.data.config import OnBadRow, TokenizerKind
 from mlmlab.data.corpus import Corpus, Shard, TrainingDocuments, is_test_document, open_corpus
-from mlmlab.data.order import Order
 from mlmlab.data.sources import FileSource, TextSource
 from mlmlab.data.tokenizer import Tokenizer, train_tokenizer, word_tokenizer
 from mlmlab.errors import UserError
@@ -88,7 +87,7 @@ def test_every_token_is_in_a_block_or_counted_as_dropped(
         blocks = PackedBlocks(shard, block_size)
         assert 0 <= blocks.dropped_tokens < block_size
         assert shard.offsets[0] == 0
-        tokens += blocks.even * block_size + blocks.dropped_tokens
+        tokens += blocks.full_examples * block_size + blocks.dropped_tokens
     assert tokens == sum(map(len, expected))
 
 
@@ -226,7 +225,7 @@ def test_progress_counts_documents_and_tokens(fresh_cache: Path) -> None:
         WORDS,
         test_fraction=FRACTION,
         seed=0,
-        progress=lambda documents, tokens: seen.append((documents, tokens)),
+        show_counts=lambda documents, tokens: seen.append((documents, tokens)),
     )
     per_document = len(WORDS.encode(source.texts[0]))
     assert seen == [(1024, 1024 * per_document), (1500, 1500 * per_document)]
@@ -291,19 +290,19 @@ def test_blocks_are_the_documents_of_a_side_joined_and_cut(
         texts = [source.texts[n] for n in np.flatnonzero(wanted) if source.texts[n]]
         documents = [WORDS.encode(text) for text in texts]
         joined = [token for ids in documents for token in ids]
-        owners = [number for number, ids in enumerate(documents) for _ in ids]
+        document_ids = [number for number, ids in enumerate(documents) for _ in ids]
         blocks = PackedBlocks(shard, block_size, isolate=True, keep_rest=True)
-        examples = list(range(blocks.even))
+        examples = list(range(blocks.full_examples))
         draw.shuffle(examples)
         taken = [blocks.take(np.array(examples, np.int64))]
         if blocks.keeps_rest:
-            examples.append(blocks.even)
-            taken.append(blocks.take(np.array([blocks.even])))
+            examples.append(blocks.full_examples)
+            taken.append(blocks.take(np.array([blocks.full_examples])))
         ids = [row for rows in taken for row in rows.input_ids.tolist()]
         numbers = [row for rows in taken for row in rows.documents.tolist()]  # type: ignore[union-attr]
         cuts = [slice(n * block_size, (n + 1) * block_size) for n in examples]
         assert ids == [joined[cut] for cut in cuts]
-        assert numbers == [owners[cut] for cut in cuts]
+        assert numbers == [document_ids[cut] for cut in cuts]
 
 
 def test_tokens_and_index_are_mapped_and_not_read(fresh_cache: Path) -> None:

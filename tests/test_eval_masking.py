@@ -10,12 +10,12 @@ import torch
 from stopping import TINY
 
 import mlmlab
+from mlmlab.data.batch import Masker
 from mlmlab.data.corpus import Corpus
+from mlmlab.data.loader import EvalChunk, EvalLoader
 from mlmlab.errors import UserError
-from mlmlab.inputs import gather
-from mlmlab.loader import EvalChunk, EvalLoader
 from mlmlab.masking import EvalMaskingConfig, Unit
-from mlmlab.micro_batch import Masker
+from mlmlab.runs.setup import set_up
 
 SHORT = (*TINY, "train.max_steps=4", "eval.every_steps=null")
 
@@ -44,7 +44,7 @@ def test_all_jobs_of_a_sweep_over_the_masking_score_the_same_tokens(
 
 def _chunks(*overrides: str) -> list[EvalChunk]:
     config = mlmlab.compose(*SHORT, *overrides)
-    inputs = gather(config)
+    inputs = set_up(config)
     masker = Masker(config.eval.masking, inputs.tokenizer.vocabulary())
     return list(EvalLoader(inputs.test, masker, seed=config.eval.seed).chunks())
 
@@ -77,9 +77,9 @@ def _has_words(corpus: Corpus) -> bool:
 
 def test_words_of_the_evaluation_alone_are_found_too() -> None:
     config = mlmlab.compose(*SHORT, "masking@eval.masking=whole_word")
-    inputs = gather(config)
+    inputs = set_up(config)
     assert _has_words(inputs.text.corpus)
-    assert not inputs.has_known_optimum
+    assert not inputs.has_known_floor
 
 
 def test_the_floor_is_that_of_the_evaluations_policy(tmp_path: Path) -> None:

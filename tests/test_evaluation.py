@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import mlmlab
+from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import PackedBlocks
 from mlmlab.data.corpus import Shard
-from mlmlab.loader import CHUNK_TOKENS, EvalLoader
+from mlmlab.data.loader import CHUNK_TOKENS, EvalLoader
+from mlmlab.evaluation.masked_perplexity import Evaluation, Score, _ranks, evaluate, perplexity
 from mlmlab.masking import MaskingConfig, VocabularyInfo
-from mlmlab.micro_batch import Masker
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
-from mlmlab.tracking.progress import Progress
-from mlmlab.training.config import Precision
-from mlmlab.training.evaluation import Evaluation, Score, _ranks, evaluate, perplexity
-from mlmlab.training.precision import Compute
+from mlmlab.runtime.config import Precision
+from mlmlab.runtime.devices import Compute
+from mlmlab.tracking.progress_bar import ProgressBar
 
 BLOCK = 64
 CPU = Compute(torch.device("cpu"), Precision.FP32)
@@ -66,7 +66,7 @@ def _loader(examples: int = 2 * CHUNK_TOKENS // BLOCK + 37) -> EvalLoader:
 
 
 def _evaluate(model: MaskedLanguageModel, loader: EvalLoader, compute: Compute = CPU) -> Evaluation:
-    return evaluate(model, loader, compute, Progress(0, quiet=True))
+    return evaluate(model, loader, compute, ProgressBar(0, quiet=True))
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
@@ -138,8 +138,8 @@ def test_evaluation_switches_dropout_off() -> None:
 
 
 def test_evaluation_masks_are_not_the_training_masks() -> None:
-    from mlmlab.data.order import Order
-    from mlmlab.loader import TrainLoader
+    from mlmlab.data.blocks import Order
+    from mlmlab.data.loader import TrainLoader
 
     evaluation = _loader()
     train = TrainLoader(

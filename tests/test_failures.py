@@ -1,4 +1,4 @@
-"""Updates whose gradient is not finite: what is kept of them, and how they are looked at again."""
+"""Steps whose gradient is not finite: what is kept of them, and how they are looked at again."""
 
 import json
 import math
@@ -11,13 +11,13 @@ import pytest
 from stopping import TINY, Running, listing, start
 
 import mlmlab
-from mlmlab.data.order import Order
+from mlmlab.data.blocks import Order
+from mlmlab.data.loader import StepBatch
 from mlmlab.errors import Interrupted, RunFailed, UserError
-from mlmlab.inputs import gather
-from mlmlab.loader import UpdateBatch
-from mlmlab.replaying import Replay
+from mlmlab.runs.replay import Replay
+from mlmlab.runs.setup import set_up
 from mlmlab.training.loop import Loop
-from mlmlab.training.step import UpdateResult
+from mlmlab.training.step import StepResult
 
 DIVERGING = (
     *TINY,
@@ -54,7 +54,7 @@ def test_a_failed_run_ends_with_1_and_says_how_to_look_at_it_again(
     folder, batch = _failure(run_dir)
     step = batch["step"]
     said = _said(running)
-    assert f"mlmlab: update {step}: loss {float(batch['loss']):g}, gradient norm " in said
+    assert f"mlmlab: step {step}: loss {float(batch['loss']):g}, gradient norm " in said
     assert "The weights are as they were before it." in said
     assert f"python -m mlmlab.train resume={run_dir} debug=replay debug.step={step} " in said
     assert str(folder) in said
@@ -62,14 +62,14 @@ def test_a_failed_run_ends_with_1_and_says_how_to_look_at_it_again(
     assert not (run_dir / "summary.json").exists()
 
 
-def test_the_examples_of_a_failed_update_are_those_of_its_batch(
+def test_the_examples_of_a_failed_step_are_those_of_its_batch(
     failed: tuple[Path, Running],
 ) -> None:
     run_dir, _ = failed
     folder, batch = _failure(run_dir)
     assert folder.name == f"step_{batch['step']}"
     assert batch["step"] == batch["batch"] + 1  # no batch before it was without a prediction
-    examples = len(gather(mlmlab.compose(*DIVERGING)).train)
+    examples = len(set_up(mlmlab.compose(*DIVERGING)).train)
     epoch, ids = Order(examples, 8, 0).batch(batch["batch"])
     assert batch["example_ids"] == ids.tolist()
     assert batch["epoch"] == epoch == 0
@@ -77,13 +77,13 @@ def test_the_examples_of_a_failed_update_are_those_of_its_batch(
     assert not (math.isfinite(float(batch["loss"])) and math.isfinite(float(batch["grad_norm"])))
 
 
-def test_the_weights_that_are_kept_are_those_before_the_failed_update(
+def test_the_weights_that_are_kept_are_those_before_the_failed_step(
     failed: tuple[Path, Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir, _ = failed
     folder, batch = _failure(run_dir)
-    updates = batch["step"] - 1
-    assert json.loads((folder / "progress.json").read_text())["progress"]["updates"] == updates
+    steps = batch["step"] - 1
+    assert json.loads((folder / "progress.json").read_text())["progress"]["steps"] == steps
     model, _ = mlmlab.load_pretrained(folder)
     kept = dict(model.named_parameters())
     assert all(weight.isfinite().all() for weight in kept.values())
@@ -92,7 +92,7 @@ def test_the_weights_that_are_kept_are_those_before_the_failed_update(
         pass
 
     def stop(loop: Loop, *arguments: object) -> object:
-        if loop.record.updates == updates:
+        if loop.record.steps == steps:
             weights.update(
                 {k: p.detach().clone() for k, p in loop.replica.model.named_parameters()}
             )
@@ -108,7 +108,7 @@ def test_the_weights_that_are_kept_are_those_before_the_failed_update(
     assert all((kept[name] == weights[name]).all() for name in kept)
 
 
-def test_a_replay_of_the_failed_update_has_the_same_figures_and_writes_nothing(
+def test_a_replay_of_the_failed_step_has_the_same_figures_and_writes_nothing(
     failed: tuple[Path, Running],
 ) -> None:
     run_dir, first = failed
@@ -117,31 +117,29 @@ def test_a_replay_of_the_failed_update_has_the_same_figures_and_writes_nothing(
     arguments = [f"resume={run_dir}", "debug=replay", f"debug.step={batch['step']}"]
     again = start(arguments, run_dir.parent)
     assert again.status() == 1
-    figures = re.compile(
-        rf"mlmlab: (update {batch['step']}: loss \S+ gradient norm \S+ not finite)"
-    )
+    figures = re.compile(rf"mlmlab: (step {batch['step']}: loss \S+ gradient norm \S+ not finite)")
     assert figures.findall(_said(again)) == figures.findall(_said(first))
     assert len(figures.findall(_said(again))) == 1
     assert f"failures/step_{batch['step']}" in _said(again)
     assert listing(run_dir) == before
 
 
-def test_a_failed_run_that_is_resumed_fails_at_the_same_update_again(
+def test_a_failed_run_that_is_resumed_fails_at_the_same_step_again(
     failed: tuple[Path, Running], tmp_path: Path
 ) -> None:
     run_dir, _ = failed
     folder, batch = _failure(run_dir)
-    with pytest.raises(RunFailed, match=f"update {batch['step']}: loss"):
+    with pytest.raises(RunFailed, match=f"step {batch['step']}: loss"):
         mlmlab.run(mlmlab.compose(f"resume={run_dir}"), quiet=True)
     assert _failure(run_dir) == (folder, batch)
 
 
-def test_a_run_that_is_stopped_right_after_a_failed_update_fails_and_keeps_no_checkpoint_of_it(
+def test_a_run_that_is_stopped_right_after_a_failed_step_fails_and_keeps_no_checkpoint_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     advance = Loop.advance
 
-    def stopped(loop: Loop, batch: UpdateBatch) -> UpdateResult | None:
+    def stopped(loop: Loop, batch: StepBatch) -> StepResult | None:
         result = advance(loop, batch)
         if result is not None and result.is_non_finite():
             loop.outputs.interruptions.signal = signal.SIGTERM
@@ -166,7 +164,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("step", [2, 16, 23, 31, 40])
-def test_a_replay_of_a_healthy_update_has_the_loss_that_the_run_logged(
+def test_a_replay_of_a_healthy_step_has_the_loss_that_the_run_logged(
     healthy: Path, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
     before = listing(healthy)
@@ -178,25 +176,25 @@ def test_a_replay_of_a_healthy_update_has_the_loss_that_the_run_logged(
     assert f"norm {logged['train/grad_norm']:g}\n" in capsys.readouterr().out
 
 
-def test_a_replay_of_a_healthy_update_ends_with_0(healthy: Path) -> None:
+def test_a_replay_of_a_healthy_step_ends_with_0(healthy: Path) -> None:
     before = listing(healthy)
     running = start([f"resume={healthy}", "debug=replay", "debug.step=20"], healthy.parent)
     assert running.status() == 0, running.output.read_text()
-    assert f"replaying update 20 of {healthy}" in _said(running)
+    assert f"replaying step 20 of {healthy}" in _said(running)
     assert "checkpoints/step_15" in _said(running)
     assert listing(healthy) == before
 
 
 @pytest.mark.parametrize("step", [41, 1000])
-def test_an_update_behind_the_runs_end_is_refused(healthy: Path, step: int) -> None:
+def test_a_step_behind_the_runs_end_is_refused(healthy: Path, step: int) -> None:
     before = listing(healthy)
     with pytest.raises(UserError, match=r"^debug\.step\n") as error:
         mlmlab.run(mlmlab.compose(f"resume={healthy}", "debug=replay", f"debug.step={step}"))
-    assert "ends with update 40" in error.value.problems[0].found
+    assert "ends with step 40" in error.value.problems[0].found
     assert listing(healthy) == before
 
 
-def test_a_replay_without_a_run_or_an_update_is_refused(healthy: Path) -> None:
+def test_a_replay_without_a_run_or_a_step_is_refused(healthy: Path) -> None:
     for overrides in (["debug=replay", "debug.step=3"], [f"resume={healthy}", "debug=replay"]):
         with pytest.raises(UserError):
             mlmlab.compose(*overrides)

@@ -1,4 +1,4 @@
-"""Claims about `mlmlab.masking.floor`: exact on small chains, the lowest on the built-in world."""
+"""Claims about `mlmlab.evaluation.floor`: exact on small chains, the lowest on the small world."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -8,10 +8,10 @@ import pytest
 from numpy.typing import NDArray
 from reference.floor import joint_table
 
-from mlmlab.data.world import TokenChain, small_world
+from mlmlab.data.small_world.chain import TokenChain, small_world
+from mlmlab.evaluation import floor as floor_module
+from mlmlab.evaluation.floor import exact_floor, token_posteriors
 from mlmlab.masking import MaskedBatch, MaskingConfig, VocabularyInfo, mask_batch
-from mlmlab.masking import floor as floor_module
-from mlmlab.masking.floor import exact_floor, token_posteriors
 
 TINY = VocabularyInfo(7, mask_id=3, protected_ids=(0, 1, 2, 3))  # words are 4, 5, 6
 LENGTH = 4

@@ -1,4 +1,4 @@
-"""The arithmetic of an update is what PyTorch counts when the update runs."""
+"""The arithmetic of a step is what PyTorch counts when the step runs."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
-from mlmlab.training.flops import actual_flops, dense_equivalent_flops
+from mlmlab.model.flops import actual_flops, dense_equivalent_flops
 
 TINY = {"hidden_size": 32, "layers": 2, "heads": 4, "intermediate_size": 64, "vocabulary_size": 60}
 ONE_LAYER = {**TINY, "layers": 1}
@@ -30,11 +30,11 @@ def _config(family: Family, sizes: dict[str, int]) -> ModelConfig:
     )
 
 
-def _counted(config: ModelConfig, sequences: int, length: int, positions: torch.Tensor) -> int:
+def _counted(config: ModelConfig, examples: int, length: int, positions: torch.Tensor) -> int:
     """The products of one forward and backward pass. Fused attention computes its scores again in
     backward, which counts as recomputation; the plain kernel does not."""
     model = MaskedLanguageModel(config)
-    ids = torch.randint(5, config.vocabulary_size, (sequences, length))
+    ids = torch.randint(5, config.vocabulary_size, (examples, length))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         logits = model(ids, positions=positions)
         labels = torch.zeros(len(logits), dtype=torch.long)
@@ -43,7 +43,7 @@ def _counted(config: ModelConfig, sequences: int, length: int, positions: torch.
 
 
 SHAPES = pytest.mark.parametrize(
-    ("sizes", "sequences", "length", "predicted"),
+    ("sizes", "examples", "length", "predicted"),
     [(TINY, 3, 10, 4), (ONE_LAYER, 2, 16, 5), (MEDIUM, 4, 64, 38), (MEDIUM, 1, 48, 48)],
 )
 FAMILIES = pytest.mark.parametrize("family", Family)
@@ -51,26 +51,26 @@ FAMILIES = pytest.mark.parametrize("family", Family)
 
 @FAMILIES
 @SHAPES
-def test_the_actual_count_is_that_of_the_gathered_update(
-    family: Family, sizes: dict[str, int], sequences: int, length: int, predicted: int
+def test_the_actual_count_is_that_of_the_gathered_step(
+    family: Family, sizes: dict[str, int], examples: int, length: int, predicted: int
 ) -> None:
     config = _config(family, sizes)
-    positions = torch.randperm(sequences * length)[:predicted].sort().values
-    expected = actual_flops(config, sequences=sequences, length=length, predicted=predicted)
-    assert expected == _counted(config, sequences, length, positions)
+    positions = torch.randperm(examples * length)[:predicted].sort().values
+    expected = actual_flops(config, examples=examples, length=length, predicted=predicted)
+    assert expected == _counted(config, examples, length, positions)
 
 
 @FAMILIES
 @SHAPES
 def test_the_dense_equivalent_is_the_count_with_every_position_predicted(
-    family: Family, sizes: dict[str, int], sequences: int, length: int, predicted: int
+    family: Family, sizes: dict[str, int], examples: int, length: int, predicted: int
 ) -> None:
     config = _config(family, sizes)
-    dense = dense_equivalent_flops(config, sequences=sequences, length=length)
-    assert dense == _counted(config, sequences, length, torch.arange(sequences * length))
-    assert dense > actual_flops(
-        config, sequences=sequences, length=length, predicted=predicted
-    ) or (predicted == sequences * length)
+    dense = dense_equivalent_flops(config, examples=examples, length=length)
+    assert dense == _counted(config, examples, length, torch.arange(examples * length))
+    assert dense > actual_flops(config, examples=examples, length=length, predicted=predicted) or (
+        predicted == examples * length
+    )
 
 
 @FAMILIES
@@ -97,5 +97,5 @@ def test_the_dense_equivalent_is_what_transformers_computes(family: Family) -> N
     ids = torch.randint(5, 5000, (2, 64))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids).loss.backward()
-    dense = dense_equivalent_flops(config, sequences=2, length=64)
+    dense = dense_equivalent_flops(config, examples=2, length=64)
     assert dense == pytest.approx(counter.get_total_flops(), rel=1e-6)

@@ -42,7 +42,7 @@ def trained(run_dir: Path, *overrides: str) -> list[float]:
     return losses(run_dir)
 
 
-def test_the_precisions_agree_over_200_updates(tmp_path: Path) -> None:
+def test_the_precisions_agree_over_200_steps(tmp_path: Path) -> None:
     exact = trained(tmp_path / "fp32", "runtime.precision=fp32")
     for precision in ("bf16", "fp16"):
         rounded = trained(tmp_path / precision, f"runtime.precision={precision}")

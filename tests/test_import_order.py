@@ -1,4 +1,4 @@
-"""The data flows one way: a stage imports only the stages above it, read from the source itself."""
+"""Imports go one way, as docs/design.md has it: read from its text and from the source itself."""
 
 import ast
 from collections.abc import Iterator
@@ -10,48 +10,19 @@ import mlmlab
 
 PACKAGE = Path(mlmlab.__file__).parent
 
-STAGES = (
-    "errors",
-    "schema",
-    "style",
-    "kernels",
-    # From random numbers and text ...
-    "random",
-    "fetch",
-    "data",
-    "masking",
-    "processes",
-    "micro_batch",
-    "loader",
-    # ... through the model ...
-    "model",
-    "checkpoints",
-    "filling",
-    # ... to updates and figures.
-    "tracking",
-    "training",
-    # The whole run.
-    "config",
-    "inputs",
-    "gathering",
-    "run_folder",
-    "snapshot",
-    "resuming",
-    "model_card",
-    "optimum",
-    "terminal",
-    "launch",
-    "replaying",
-    "evaluating",
-    # What entry points share.
-    "composition",
-    "command",
-    "starting",
-    "runs",
-    "sweeping",
-)
-"""Modules and packages of mlmlab, each below all that it may import. An entry point (a module that
-runs with `python -m`) stands below them all."""
+DESIGN = PACKAGE.parent / "docs" / "design.md"
+COMMANDS = "the commands"
+
+
+def packages_in_order() -> list[str]:
+    """The lines of docs/design.md that say which package may import which, from left to right."""
+    arrows = DESIGN.read_text(encoding="utf-8").split("## The arrows")[1].split("```")[1]
+    *levels, commands = (level.split() for level in arrows.split("->"))
+    assert " ".join(commands) == COMMANDS
+    return [package for level in levels for package in level]
+
+
+ORDER = packages_in_order()
 
 
 @dataclass(frozen=True)
@@ -94,48 +65,40 @@ def _imports(node: ast.AST, is_immediate: bool) -> Iterator[Import]:
             yield from _imports(child, is_immediate and not later)
 
 
-def stage_of(module: str) -> str:
+def package_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-def is_config(module: str) -> bool:
-    """Plain config dataclasses, which every stage may know."""
-    return module.count(".") == 2 and module.endswith(".config")
-
-
-ENTRY_POINTS = [
+COMMAND_MODULES = [
     name
     for name, file in FILES.items()
     if '\nif __name__ == "__main__":' in file.read_text(encoding="utf-8")
 ]
-INNER = [name for name in FILES if name != "mlmlab" and name not in ENTRY_POINTS]
+INNER = [name for name in FILES if name != "mlmlab" and name not in COMMAND_MODULES]
 
 
-def test_every_module_has_a_place_in_the_flow() -> None:
-    assert {stage_of(module) for module in INNER} == set(STAGES)
-    assert "mlmlab.train" in ENTRY_POINTS
+def test_the_design_names_every_package_and_no_other() -> None:
+    assert {package_of(module) for module in INNER} == set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
+    assert "mlmlab.train" in COMMAND_MODULES
 
 
-def test_a_stage_imports_only_what_stands_above_it() -> None:
-    below = [
+def test_a_package_imports_only_what_is_left_of_it() -> None:
+    upwards = [
         f"{module} imports {found.target}"
         for module in INNER
         for found in imports_of(module)
         if found.target.split(".")[0] == "mlmlab"
-        and not is_config(found.target)
         and (
             found.target not in INNER
-            or STAGES.index(stage_of(found.target)) > STAGES.index(stage_of(module))
+            or ORDER.index(package_of(found.target)) > ORDER.index(package_of(module))
         )
     ]
-    assert below == []
+    assert upwards == []
 
 
-def test_config_dataclasses_know_nothing_but_errors_and_each_other() -> None:
-    configs = [module for module in INNER if is_config(module)]
-    known = {found.target for module in configs for found in imports_of(module)} - {*configs}
-    assert len(configs) >= 4
-    assert {name for name in known if name.startswith("mlmlab")} == {"mlmlab.errors"}
+def test_the_top_level_can_be_taken_in_at_a_glance() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 18
 
 
 def test_no_two_modules_import_each_other() -> None:
@@ -160,15 +123,10 @@ def test_no_framework_that_mlmlab_replaces_is_imported() -> None:
     assert importers_of(*frameworks) == set()
 
 
-def test_only_entry_points_and_what_they_share_know_hydra() -> None:
-    knowing = importers_of("hydra")
-    assert "mlmlab.composition" in knowing
-    assert knowing <= {
-        "mlmlab.composition",
-        "mlmlab.command",
-        "mlmlab.sweeping",
-        *ENTRY_POINTS,
-    }
+def test_only_cli_and_the_commands_know_hydra_and_argparse() -> None:
+    knowing = importers_of("hydra", "argparse")
+    assert "mlmlab.cli.compose" in knowing
+    assert {package_of(module) for module in knowing - {*COMMAND_MODULES}} == {"cli"}
 
 
 def reached_by_importing(module: str) -> set[str]:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import mlmlab
-from mlmlab import inputs as inputs_module
 from mlmlab.data.corpus import Shard
-from mlmlab.inputs import Inputs, gather, gather_evaluation
-from mlmlab.training.config import Split
+from mlmlab.evaluation.config import Split
+from mlmlab.runs import setup as inputs_module
+from mlmlab.runs.setup import Inputs, set_up, set_up_evaluation
 
 SMALL = ("data=text", "data.block_size=16", "tokenizer.vocabulary_size=300")
 
@@ -36,7 +36,7 @@ def documents(inputs: Inputs, shard: Shard) -> list[str]:
 
 
 def test_text_of_its_own_for_the_test_leaves_all_other_text_for_training(files: Path) -> None:
-    inputs = gather(mlmlab.compose(*SMALL, "data.path=main.txt", "data.eval_path=held.txt"))
+    inputs = set_up(mlmlab.compose(*SMALL, "data.path=main.txt", "data.eval_path=held.txt"))
     assert documents(inputs, inputs.train.shard) == texts("main", 60)
     assert documents(inputs, inputs.test.shard) == texts("held", 20)
     assert inputs.text.corpus.test.documents == 0
@@ -44,7 +44,7 @@ def test_text_of_its_own_for_the_test_leaves_all_other_text_for_training(files: 
 
 
 def test_the_limit_is_one_of_the_training_text(files: Path) -> None:
-    inputs = gather(
+    inputs = set_up(
         mlmlab.compose(*SMALL, "data.path=main.txt", "data.eval_path='h*.txt'", "data.limit=10")
     )
     assert documents(inputs, inputs.train.shard) == texts("main", 60)[:10]
@@ -52,7 +52,7 @@ def test_the_limit_is_one_of_the_training_text(files: Path) -> None:
 
 
 def test_without_it_every_document_is_on_one_side(files: Path) -> None:
-    inputs = gather(mlmlab.compose(*SMALL, "data.path=main.txt"))
+    inputs = set_up(mlmlab.compose(*SMALL, "data.path=main.txt"))
     train, test = (documents(inputs, side.shard) for side in (inputs.train, inputs.test))
     assert sorted(train + test) == sorted(texts("main", 60))
     assert 0 < len(test) < len(train)
@@ -65,12 +65,12 @@ def test_a_trained_tokenizer_belongs_to_the_split_and_to_the_package_that_traine
         return {path.name for path in (fresh_cache / "tokenizers").iterdir() if path.is_dir()}
 
     for _ in range(2):
-        gather(mlmlab.compose(*SMALL, "data.path=main.txt"))
+        set_up(mlmlab.compose(*SMALL, "data.path=main.txt"))
         assert len(trained()) == 1
-    gather(mlmlab.compose(*SMALL, "data.path=main.txt", "data.seed=1"))
+    set_up(mlmlab.compose(*SMALL, "data.path=main.txt", "data.seed=1"))
     assert len(trained()) == 2
     monkeypatch.setattr(inputs_module, "version", lambda _: "0.0.1")
-    gather(mlmlab.compose(*SMALL, "data.path=main.txt"))
+    set_up(mlmlab.compose(*SMALL, "data.path=main.txt"))
     assert len(trained()) == 3
 
 
@@ -93,7 +93,7 @@ def test_short_lines_as_documents_are_warned_of(
         *SMALL, "data.path=main.txt", "tokenizer.vocabulary_size=600", "data.eval_path=held.txt",
         "train.max_steps=1", "model.hidden_size=32", "runtime.threads=1", *options,
     )  # fmt: skip
-    corpus = gather(config).text.corpus
+    corpus = set_up(config).text.corpus
     lengths = np.diff(corpus.train.offsets)
     assert corpus.median_document_tokens == np.median(lengths)
     (files / "held.txt").write_text("\n".join(" ".join(texts("held", 9)) for _ in range(9)))
@@ -118,7 +118,7 @@ def test_an_evaluation_of_a_run_takes_its_data_masking_and_masks(run: Path) -> N
     assert (config.data.path, config.data.block_size) == (str(run.parent / "main.txt"), 16)
     assert (config.eval.masking.rate, config.eval.seed, config.eval.mask_draws) == (0.25, 5, 2)
     assert config.eval.split is Split.TEST
-    inputs = gather_evaluation(config)
+    inputs = set_up_evaluation(config)
     assert inputs.test.shard.documents < 60
     changed = mlmlab.compose_evaluation(
         "checkpoint=run", "masking@eval.masking=forty_percent", "eval.seed=9"
@@ -131,21 +131,21 @@ def test_an_evaluation_of_a_run_takes_its_data_masking_and_masks(run: Path) -> N
 def test_text_that_the_user_names_is_scored_whole(run: Path, named: str) -> None:
     config = mlmlab.compose_evaluation("checkpoint=run", named)
     assert config.eval.split is Split.ALL
-    inputs = gather_evaluation(config)
+    inputs = set_up_evaluation(config)
     assert inputs.test.shard.documents == (7 if "other" in named else 60)
     assert inputs.test.dropped_tokens == 0
 
 
 def test_the_split_that_the_user_asks_for_is_the_one_that_is_scored(run: Path) -> None:
     whole = mlmlab.compose_evaluation("checkpoint=run", "eval.split=all")
-    assert gather_evaluation(whole).test.shard.documents == 60
+    assert set_up_evaluation(whole).test.shard.documents == 60
     part = mlmlab.compose_evaluation("checkpoint=run", "data.path=main.txt", "eval.split=test")
-    assert 0 < gather_evaluation(part).test.shard.documents < 60
+    assert 0 < set_up_evaluation(part).test.shard.documents < 60
 
 
 def test_a_runs_tokenizer_is_found_by_the_runs_folder(run: Path) -> None:
-    inputs = gather(mlmlab.compose(*SMALL, "data.path=other.txt", f"tokenizer.path={run}"))
-    export = gather_evaluation(mlmlab.compose_evaluation("checkpoint=run")).tokenizer
+    inputs = set_up(mlmlab.compose(*SMALL, "data.path=other.txt", f"tokenizer.path={run}"))
+    export = set_up_evaluation(mlmlab.compose_evaluation("checkpoint=run")).tokenizer
     assert inputs.tokenizer.fingerprint() == export.fingerprint()
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mlmlab.training.interruption import Interruptions
+from mlmlab.runtime.signals import Interruptions
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

@@ -10,19 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mlmlab.data.blocks import DocumentBlocks, PackedBlocks
+from mlmlab.data.batch import Masker
+from mlmlab.data.blocks import DocumentBlocks, Order, PackedBlocks
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.corpus import Shard
-from mlmlab.data.order import Order
+from mlmlab.data.loader import EvalLoader, TrainLoader
 from mlmlab.data.tokenizer import train_tokenizer
-from mlmlab.loader import EvalLoader, TrainLoader
+from mlmlab.evaluation.masked_perplexity import evaluate
 from mlmlab.masking import MaskingConfig, VocabularyInfo
-from mlmlab.micro_batch import Masker
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
-from mlmlab.tracking.progress import Progress
-from mlmlab.training.config import Precision
-from mlmlab.training.evaluation import evaluate
-from mlmlab.training.precision import Compute
+from mlmlab.runtime.config import Precision
+from mlmlab.runtime.devices import Compute
+from mlmlab.tracking.progress_bar import ProgressBar
 
 CLS, PAD, SEP, UNK, MASK = range(5)
 VOCABULARY = VocabularyInfo(60, MASK, (CLS, PAD, SEP, UNK, MASK))
@@ -83,7 +82,7 @@ def test_documents_are_split_without_losing_a_token_and_framed_again(
         row = taken[example]
         assert 2 <= len(row) <= size
         assert (row[0], row[-1]) == (CLS, SEP)
-        (owner,) = blocks.owners(np.array([example]), np.array([0]))
+        (owner,) = blocks.document_ids(np.array([example]), np.array([0]))
         joined[int(owner)] += row[1:-1]
     assert joined == {document: inner_tokens(shard, document) for document in joined}
     assert blocks.dropped_tokens == 0
@@ -116,10 +115,10 @@ def test_the_rest_of_a_packed_shard_is_dropped_or_a_shorter_example() -> None:
     shard = shard_of([5, 9, 20])  # 40 tokens
     dropped, kept = PackedBlocks(shard, 16), PackedBlocks(shard, 16, keep_rest=True)
     assert (len(dropped), dropped.dropped_tokens) == (2, 8)
-    assert (len(kept), kept.dropped_tokens, kept.even) == (3, 0, 2)
+    assert (len(kept), kept.dropped_tokens, kept.full_examples) == (3, 0, 2)
     assert kept.take(np.array([2])).input_ids.tolist() == [shard.tokens[32:].tolist()]
     whole = PackedBlocks(shard, 8, keep_rest=True)
-    assert (len(whole), whole.even) == (5, 5)
+    assert (len(whole), whole.full_examples) == (5, 5)
 
 
 def test_isolated_blocks_say_which_document_each_token_is_of() -> None:
@@ -129,7 +128,7 @@ def test_isolated_blocks_say_which_document_each_token_is_of() -> None:
     documents = blocks.take(np.array([1, 0])).documents
     assert documents is not None
     assert documents.tolist() == [[2, 2, 2, 2, 3, 3, 3, 3, 3], [0, 0, 0, 1, 1, 1, 1, 1, 1]]
-    assert blocks.owners(np.array([0, 1]), np.array([3, 3])).tolist() == [1, 2]
+    assert blocks.document_ids(np.array([0, 1]), np.array([3, 3])).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("kind", TokenizerKind)
@@ -195,7 +194,7 @@ def test_padded_rows_are_scored_as_each_row_alone(family: Family) -> None:
     blocks = blocks_of(shard_of([3, 20, 7, 60] * 20), 32, cut_off=False)
     loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seed=0)
     model = _model(family)
-    result = evaluate(model, loader, CPU, Progress(0, quiet=True))
+    result = evaluate(model, loader, CPU, ProgressBar(0, quiet=True))
     alone = 0.0
     for chunk in loader.chunks():
         batch = chunk.batch
@@ -267,7 +266,9 @@ def test_isolation_reaches_the_loss_of_training_and_evaluation() -> None:
     for isolate in (False, True):
         blocks = PackedBlocks(shard, 32, isolate=isolate, keep_rest=True)
         loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seed=0)
-        losses.append(evaluate(_model(Family.ROBERTA), loader, CPU, Progress(0, quiet=True)).loss)
+        losses.append(
+            evaluate(_model(Family.ROBERTA), loader, CPU, ProgressBar(0, quiet=True)).loss
+        )
         train = TrainLoader(blocks, Order(4, 4, 0), 4, Masker(MaskingConfig(), VOCABULARY), seed=0)
         assert (train.batch(0).micro_batches[0].documents is not None) == isolate
     assert all(map(math.isfinite, losses))

@@ -1,4 +1,4 @@
-"""fp16: losses are scaled, and an update whose scaled gradient overflows is left out."""
+"""fp16: losses are scaled, and a step whose scaled gradient overflows is left out."""
 
 import functools
 import json
@@ -12,21 +12,21 @@ import torch
 from stopping import TINY, bits
 
 import mlmlab
+from mlmlab.data.loader import StepBatch, TrainLoader
 from mlmlab.errors import RunFailed
-from mlmlab.loader import TrainLoader, UpdateBatch
 from mlmlab.tracking.summary import Summary
 from mlmlab.training import loop, state
 from mlmlab.training.loop import Loop
-from mlmlab.training.replica import Replica
+from mlmlab.training.parallel import Replica
 from mlmlab.training.schedule import learning_rate_factor
 from mlmlab.training.state import LossScale, ProgressRecord, checkpoint_folders
-from mlmlab.training.step import UpdateResult
+from mlmlab.training.step import StepResult
 
-UPDATES = 24
+STEPS = 24
 FP16 = (
     *TINY,
     "runtime.precision=fp16",
-    f"train.max_steps={UPDATES}",
+    f"train.max_steps={STEPS}",
     "train.log_every_steps=1",
     "train.save_every_steps=6",
     "eval.every_steps=12",
@@ -43,20 +43,20 @@ def _run(run_dir: Path, *overrides: str) -> Summary:
 
 
 def _progress(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "checkpoints" / f"step_{UPDATES}" / "progress.json"
+    path = run_dir / "checkpoints" / f"step_{STEPS}" / "progress.json"
     progress: dict[str, Any] = json.loads(path.read_text())["progress"]
     return progress
 
 
-def _updates(run_dir: Path) -> list[dict[str, Any]]:
+def _steps(run_dir: Path) -> list[dict[str, Any]]:
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if "train/loss" in line]
 
 
-def test_the_scale_halves_at_an_overflow_and_doubles_after_so_many_updates_without(
+def test_the_scale_halves_at_an_overflow_and_doubles_after_so_many_steps_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(state, "GROWTH_UPDATES", 3)
+    monkeypatch.setattr(state, "GROWTH_STEPS", 3)
     scale = LossScale(scale=1024.0)
     seen = []
     for overflowed in (False, False, False, False, False, True, False, False, False, True, True):
@@ -70,9 +70,9 @@ def test_a_run_in_fp16_learns_what_one_in_fp32_learns(tmp_path: Path) -> None:
     single = _run(tmp_path / "fp32", "runtime.precision=fp32")
     assert half.eval_loss == pytest.approx(single.eval_loss, rel=0.01)
     assert half.eval_loss != single.eval_loss  # it did compute in fp16
-    events = _updates(tmp_path / "fp16")
-    assert [event["train/loss_scale"] for event in events] == [2.0**16] * UPDATES
-    assert "train/loss_scale" not in _updates(tmp_path / "fp32")[0]
+    events = _steps(tmp_path / "fp16")
+    assert [event["train/loss_scale"] for event in events] == [2.0**16] * STEPS
+    assert "train/loss_scale" not in _steps(tmp_path / "fp32")[0]
 
 
 def test_the_scale_cancels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,18 +80,18 @@ def test_the_scale_cancels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for scale in (2.0**8, 2.0**12):
         _begin_with_scale(monkeypatch, scale)
         _run(tmp_path / f"{scale:g}", "train.max_steps=1")
-        (event,) = _updates(tmp_path / f"{scale:g}")
+        (event,) = _steps(tmp_path / f"{scale:g}")
         norms.append(event["train/grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=0.02)
 
 
-def test_an_overflowing_update_changes_nothing_but_the_scale_and_the_count(
+def test_an_overflowing_step_changes_nothing_but_the_scale_and_the_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = Loop.attempt
     overflows: list[bool] = []
 
-    def watched(self: Loop, batch: UpdateBatch) -> UpdateResult:
+    def watched(self: Loop, batch: StepBatch) -> StepResult:
         before = [p.detach().clone() for p in self.replica.model.parameters()]
         moments = [s["exp_avg"].clone() for s in self.optimizer.state.values()]
         result = attempt(self, batch)
@@ -108,19 +108,19 @@ def test_an_overflowing_update_changes_nothing_but_the_scale_and_the_count(
     summary = _run(tmp_path / "run")
     skipped = sum(overflows)
     assert skipped > 5
-    assert not any(overflows[-UPDATES // 2 :])
-    assert summary.steps == UPDATES
+    assert not any(overflows[-STEPS // 2 :])
+    assert summary.steps == STEPS
     progress = _progress(tmp_path / "run")
-    assert progress["updates"] == UPDATES
-    assert progress["skipped_updates"] == skipped
-    assert progress["batches"] == UPDATES + skipped == len(overflows)
+    assert progress["steps"] == STEPS
+    assert progress["skipped_steps"] == skipped
+    assert progress["batches"] == STEPS + skipped == len(overflows)
     assert progress["loss_scale"]["scale"] == 2.0 ** (40 - skipped)
-    events = _updates(tmp_path / "run")
-    assert [event["step"] for event in events] == list(range(1, UPDATES + 1))
-    assert events[-1]["train/skipped_updates"] == skipped
+    events = _steps(tmp_path / "run")
+    assert [event["step"] for event in events] == list(range(1, STEPS + 1))
+    assert events[-1]["train/skipped_steps"] == skipped
     config = mlmlab.compose(*FP16).train
     for number, event in enumerate(events):
-        factor = learning_rate_factor(number, UPDATES, config.warmup_steps, config.schedule)
+        factor = learning_rate_factor(number, STEPS, config.warmup_steps, config.schedule)
         assert event["train/learning_rate"] == config.learning_rate * factor
 
 
@@ -132,15 +132,15 @@ class _Killed(BaseException):
 def test_a_killed_run_in_fp16_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:
-    monkeypatch.setattr(state, "GROWTH_UPDATES", 3)  # grows into an overflow, again and again
+    monkeypatch.setattr(state, "GROWTH_STEPS", 3)  # grows into an overflow, again and again
     _begin_with_scale(monkeypatch, 2.0**30)
     _run(tmp_path / "whole")
     whole = bits(tmp_path / "whole")
-    assert len({event["train/skipped_updates"] for event in _updates(tmp_path / "whole")}) > 2
+    assert len({event["train/skipped_steps"] for event in _steps(tmp_path / "whole")}) > 2
 
     advance = Loop.advance
 
-    def killed(self: Loop, batch: UpdateBatch) -> UpdateResult | None:
+    def killed(self: Loop, batch: StepBatch) -> StepResult | None:
         if self.record.batches == batches:
             raise _Killed
         return advance(self, batch)
@@ -156,33 +156,33 @@ def test_a_killed_run_in_fp16_goes_on_to_the_same_bits(
 def test_a_request_for_a_checkpoint_outlives_the_batch_that_an_overflow_throws_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "GROWTH_UPDATES", 3)
+    monkeypatch.setattr(state, "GROWTH_STEPS", 3)
     _begin_with_scale(monkeypatch, 2.0**30)
-    rare = ("train.save_every_steps=1000", f"eval.every_steps={UPDATES}")
+    rare = ("train.save_every_steps=1000", f"eval.every_steps={STEPS}")
     _run(tmp_path / "whole", *rare)
     attempt, batch = Loop.attempt, TrainLoader.batch
     tried = [-1]
     asked_after: list[int] = []
 
-    def asked(self: Loop, one: UpdateBatch) -> UpdateResult:
+    def asked(self: Loop, one: StepBatch) -> StepResult:
         result = attempt(self, one)
-        if result.overflowed and self.record.updates > 5 and not asked_after:
-            asked_after.append(self.record.updates)
+        if result.overflowed and self.record.steps > 5 and not asked_after:
+            asked_after.append(self.record.steps)
             signal.raise_signal(signal.SIGUSR1)
         tried.append(one.number)
         return result
 
-    def delayed(self: TrainLoader, number: int, update: int = 0) -> UpdateBatch:
+    def delayed(self: TrainLoader, number: int, step: int = 0) -> StepBatch:
         while number - 1 > tried[-1]:  # the batch ahead is the one to take the request
             time.sleep(0.0001)
-        return batch(self, number, update)
+        return batch(self, number, step)
 
     monkeypatch.setattr(Loop, "attempt", asked)
     monkeypatch.setattr(TrainLoader, "batch", delayed)
     _run(tmp_path / "run", *rare)
     (step,) = asked_after
     saved = [folder.name for folder in checkpoint_folders(tmp_path / "run")]
-    assert saved == [f"step_{step + 1}", f"step_{UPDATES}"]  # and it is met once
+    assert saved == [f"step_{step + 1}", f"step_{STEPS}"]  # and it is met once
     assert bits(tmp_path / "run") == bits(tmp_path / "whole")
 
 
@@ -200,9 +200,9 @@ def test_a_scale_that_has_fallen_to_one_is_still_a_scale(
 
     monkeypatch.setattr(Replica, "gradients", overflowing)
     _begin_with_scale(monkeypatch, 1.0)
-    assert _run(tmp_path / "run").steps == UPDATES
+    assert _run(tmp_path / "run").steps == STEPS
     progress = _progress(tmp_path / "run")
-    assert progress["skipped_updates"] == 1
+    assert progress["skipped_steps"] == 1
     assert progress["loss_scale"]["scale"] == 0.5
 
 
@@ -212,4 +212,4 @@ def test_a_loss_that_is_not_finite_itself_ends_the_run_in_fp16_too(tmp_path: Pat
         _run(tmp_path / "run", *diverging)
     (folder,) = (tmp_path / "run" / "failures").iterdir()
     progress = json.loads((folder / "progress.json").read_text())["progress"]
-    assert progress["skipped_updates"] == 0
+    assert progress["skipped_steps"] == 0

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
+from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import PackedBlocks
 from mlmlab.data.corpus import Shard
 from mlmlab.masking import MaskingConfig, VocabularyInfo
-from mlmlab.micro_batch import Masker
 
 VOCABULARY = VocabularyInfo(300, 4, (0, 1, 2, 3, 4))
 

@@ -11,18 +11,19 @@ from reference.hub_models import FAMILIES, VOCABULARY, Reference, padded_batch, 
 from mlmlab.checkpoints import load_model
 from mlmlab.checkpoints.key_maps import hub_names
 from mlmlab.checkpoints.save import hub_tensors
+from mlmlab.data.batch import MicroBatch
+from mlmlab.data.loader import StepBatch
 from mlmlab.data.tokenizer import word_tokenizer
-from mlmlab.loader import UpdateBatch
 from mlmlab.masking import MaskingConfig, VocabularyInfo, mask_batch
-from mlmlab.micro_batch import MicroBatch
 from mlmlab.model import MaskedLanguageModel, token_losses
-from mlmlab.processes import ALONE
-from mlmlab.training.config import Precision, Schedule, TrainConfig
+from mlmlab.runtime.config import Precision
+from mlmlab.runtime.devices import Compute
+from mlmlab.runtime.distributed import ALONE
+from mlmlab.training.config import Schedule, TrainConfig
 from mlmlab.training.optimizer import build_optimizer
-from mlmlab.training.precision import Compute
-from mlmlab.training.replica import Replica
+from mlmlab.training.parallel import Replica
 from mlmlab.training.schedule import learning_rate_factor
-from mlmlab.training.step import apply_update
+from mlmlab.training.step import train_step
 
 VOCABULARY_INFO = VocabularyInfo(VOCABULARY, 4, (0, 1, 2, 3, 4))
 
@@ -195,7 +196,7 @@ TRAIN = TrainConfig(
 
 
 def _trainer_losses(model: Any, batches: list[MicroBatch]) -> Iterator[float]:
-    """What transformers' Trainer does in 20 updates, without its machinery."""
+    """What transformers' Trainer does in 20 steps, without its machinery."""
     from transformers import get_linear_schedule_with_warmup
 
     decayed = [p for p in model.parameters() if p.ndim >= 2]
@@ -213,7 +214,7 @@ def _trainer_losses(model: Any, batches: list[MicroBatch]) -> Iterator[float]:
         yield loss.item()
 
 
-def test_twenty_adamw_updates_follow_transformers(
+def test_twenty_adamw_steps_follow_transformers(
     reference: Reference,
 ) -> None:
     import transformers
@@ -227,11 +228,11 @@ def test_twenty_adamw_updates_follow_transformers(
     optimizer = build_optimizer(ours, TRAIN)
     compute = Compute(torch.device("cpu"), Precision.FP32)
     for number, (micro, loss) in enumerate(zip(batches, expected, strict=True)):
-        update = UpdateBatch(number, 0, (micro,), micro.masked_count, micro.input_ids.numel(), 0.15)
-        result = apply_update(
+        step = StepBatch(number, 0, (micro,), micro.masked_count, micro.input_ids.numel(), 0.15)
+        result = train_step(
             Replica(ours, ALONE, compute),
             optimizer,
-            update,
+            step,
             learning_rate=1e-3 * learning_rate_factor(number, 20, 0, Schedule.LINEAR),
             max_grad_norm=1.0,
             seed=0,

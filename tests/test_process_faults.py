@@ -53,7 +53,7 @@ def _newest_step(run: Path, tell: list[str]) -> int:
     for folder in checkpoint_folders(run):
         fingerprint = json.loads((folder / "progress.json").read_text())["fingerprint"]
     found = newest_state(run, fingerprint, tell.append)
-    return 0 if found is None else found[1].updates
+    return 0 if found is None else found[1].steps
 
 
 def _assert_whole_and_continued(run: Path, whole: Path) -> None:
@@ -72,7 +72,7 @@ LOST = "another process of the run has ended"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_others_end_when_one_is_killed_during_updates(
+def test_the_others_end_when_one_is_killed_during_steps(
     tmp_path: Path, whole: Path, rank: int
 ) -> None:
     with forked(tmp_path, *NOISY) as run:  # nobody but themselves ends them
@@ -201,7 +201,7 @@ def test_torchrun_is_asked_to_stop_and_the_run_writes_one_checkpoint(
 
 def _assert_stopped(ended: Ended, whole: Path, checkpoints: int) -> None:
     run = ended.folder / "run"
-    found = re.match(r"stopped by SIGTERM after update (\d+)\. .* resume=run ", ended.message())
+    found = re.match(r"stopped by SIGTERM after step (\d+)\. .* resume=run ", ended.message())
     assert found is not None
     steps = [int(folder.name.removeprefix("step_")) for folder in checkpoint_folders(run)]
     assert steps[-1] == int(found[1]) < 120

@@ -13,16 +13,16 @@ from ranks import in_ranks
 from shares import BLOCK, CPU, UNEQUAL, loader_of, small_model
 
 import mlmlab
-from mlmlab.loader import EvalLoader, UpdateBatch
-from mlmlab.processes import ALONE, World, joined
-from mlmlab.tracking.progress import Progress
-from mlmlab.training.evaluation import evaluate
+from mlmlab.data.loader import EvalLoader, StepBatch
+from mlmlab.evaluation.masked_perplexity import evaluate
+from mlmlab.runtime.distributed import ALONE, Ranks, process_group
+from mlmlab.tracking.progress_bar import ProgressBar
 from mlmlab.training.optimizer import build_optimizer
-from mlmlab.training.replica import Replica
-from mlmlab.training.step import apply_update
+from mlmlab.training.parallel import Replica
+from mlmlab.training.step import train_step
 
 
-def _rows(batch: UpdateBatch) -> list[tuple[list[int], list[int], list[int]]]:
+def _rows(batch: StepBatch) -> list[tuple[list[int], list[int], list[int]]]:
     """Ids, predicted places and their labels of each row that the process owns."""
     rows = []
     for micro in batch.micro_batches:
@@ -42,7 +42,7 @@ def test_the_processes_rows_together_are_the_batch_of_one(size: int, micro_batch
     for number in (0, 5, 6, 7, 13):  # 6 and 13 are the short ones
         whole = loader_of().batch(number)
         parts = [
-            loader_of(World(rank, size), micro_batch_size).batch(number) for rank in range(size)
+            loader_of(Ranks(rank, size), micro_batch_size).batch(number) for rank in range(size)
         ]
         rows = [_rows(part) for part in parts]
         for n, row in enumerate(_rows(whole)):
@@ -54,8 +54,8 @@ def test_the_processes_rows_together_are_the_batch_of_one(size: int, micro_batch
 
 
 @dataclass(frozen=True)
-class Updated:
-    """What an update left in one of the processes."""
+class Stepped:
+    """What a step left in one of the processes."""
 
     gradient: torch.Tensor
     weights: torch.Tensor
@@ -66,50 +66,50 @@ class Updated:
     own_masked_counts: list[int]
 
 
-def _updates(world: World, micro_batch_size: int) -> list[Updated | None]:
+def _steps(ranks: Ranks, micro_batch_size: int) -> list[Stepped | None]:
     model = small_model()
     optimizer = build_optimizer(model, mlmlab.compose().train)
-    loader = loader_of(world, micro_batch_size, UNEQUAL)
-    replica = Replica(model, world, CPU)
-    found: list[Updated | None] = []
+    loader = loader_of(ranks, micro_batch_size, UNEQUAL)
+    replica = Replica(model, ranks, CPU)
+    found: list[Stepped | None] = []
     for number in range(7):
         batch = loader.batch(number)
         if not batch.masked_count:
             found.append(None)
             continue
-        result = apply_update(
+        result = train_step(
             replica, optimizer, batch, learning_rate=1e-3, max_grad_norm=0.0, seed=0,
             suppressed=torch.zeros(()),
         )  # fmt: skip
-        loss_sum = math.fsum(world.gather(result.loss_sum.item()))
+        loss_sum = math.fsum(ranks.gather(result.loss_sum.item()))
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         weights = torch.cat([p.detach().flatten() for p in model.parameters()])
         found.append(
-            Updated(gradient, weights, loss_sum, result.grad_norm.item(), batch.masked_count,
+            Stepped(gradient, weights, loss_sum, result.grad_norm.item(), batch.masked_count,
                     batch.token_count, [micro.masked_count for micro in batch.micro_batches])
         )  # fmt: skip
     return found
 
 
-def _save_updates(folder: Path, micro_batch_size: int) -> None:
+def _save_steps(folder: Path, micro_batch_size: int) -> None:
     torch.set_num_threads(1)
-    with joined(use_cuda=False) as world:
-        found = _updates(world, micro_batch_size)
-        torch.save(found, folder / f"{world.rank}.pt")
+    with process_group(use_cuda=False) as ranks:
+        found = _steps(ranks, micro_batch_size)
+        torch.save(found, folder / f"{ranks.rank}.pt")
 
 
 @pytest.mark.parametrize(("size", "micro_batch_size"), [(2, 8), (2, 1), (3, 2)])
-def test_unequal_and_empty_shares_add_up_to_the_update_of_one_process(
+def test_unequal_and_empty_shares_add_up_to_the_step_of_one_process(
     tmp_path: Path, size: int, micro_batch_size: int
 ) -> None:
-    in_ranks(size, _save_updates, tmp_path, micro_batch_size)
-    alone = _updates(ALONE, 8)
+    in_ranks(size, _save_steps, tmp_path, micro_batch_size)
+    alone = _steps(ALONE, 8)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
-    assert [update is None for update in alone] == [False] * 4 + [True] + [False] * 2
-    assert any(sum(u.own_masked_counts) == 0 for updates in ranks for u in updates if u is not None)
+    assert [step is None for step in alone] == [False] * 4 + [True] + [False] * 2
+    assert any(sum(u.own_masked_counts) == 0 for steps in ranks for u in steps if u is not None)
     for number, expected in enumerate(alone):
-        for updates in ranks:
-            found = updates[number]
+        for steps in ranks:
+            found = steps[number]
             if expected is None or found is None:
                 assert found is expected
                 continue
@@ -123,35 +123,35 @@ def test_unequal_and_empty_shares_add_up_to_the_update_of_one_process(
             assert torch.equal(found.weights, ranks[0][number].weights)
 
 
-def test_no_two_micro_batches_of_an_update_share_their_dropout_noise(
+def test_no_two_micro_batches_of_a_step_share_their_dropout_noise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seeds: list[int] = []
     monkeypatch.setattr("torch.manual_seed", seeds.append)
     for rank in range(3):
         replica = Replica(
-            small_model(), World(rank, 3), CPU
+            small_model(), Ranks(rank, 3), CPU
         )  # in a world of its own, but for the noise
         optimizer = build_optimizer(replica.model, mlmlab.compose().train)
-        apply_update(
-            replica, optimizer, loader_of(replica.world, 1).batch(0), learning_rate=1e-3,
+        train_step(
+            replica, optimizer, loader_of(replica.ranks, 1).batch(0), learning_rate=1e-3,
             max_grad_norm=0.0, seed=0, suppressed=torch.zeros(()),
         )  # fmt: skip
     assert len(set(seeds)) == len(seeds) == 3 * 3
 
 
-def _evaluation(world: World) -> dict[str, object]:
+def _evaluation(ranks: Ranks) -> dict[str, object]:
     loader = loader_of()
     chunks = EvalLoader(loader.blocks, loader.masker, seed=0, draws=5)
-    result = evaluate(small_model(), chunks, CPU, Progress(0, quiet=True), world=world)
+    result = evaluate(small_model(), chunks, CPU, ProgressBar(0, quiet=True), ranks=ranks)
     assert chunks.chunk_count == 5
     return {**dataclasses.asdict(result), "hex": result.loss.hex()}
 
 
 def _save_evaluation(folder: Path) -> None:
     torch.set_num_threads(1)
-    with joined(use_cuda=False) as world:
-        torch.save(_evaluation(world), folder / f"{world.rank}.pt")
+    with process_group(use_cuda=False) as ranks:
+        torch.save(_evaluation(ranks), folder / f"{ranks.rank}.pt")
 
 
 @pytest.fixture

@@ -219,17 +219,17 @@ def test_a_diverging_run_is_told_and_kept_once_and_can_be_replayed(tmp_path: Pat
     kept = json.loads((folder / "batch.json").read_text())
     assert folder.name == f"step_{kept['step']}"
     assert len(kept["example_ids"]) == 8
-    assert message.startswith(f"update {kept['step']}: loss {float(kept['loss']):g}, gradient")
+    assert message.startswith(f"step {kept['step']}: loss {float(kept['loss']):g}, gradient")
     replay = ("resume=run", "debug=replay", f"debug.step={kept['step']}")
     assert " ".join(replay) in message
     with forked(tmp_path, *replay) as run:
         again = run.end()
     assert again.statuses == [1, 1]
     assert again.message() == message.partition(" Its examples")[0]
-    assert again.stdout.count(f"replaying update {kept['step']} ") == 1
+    assert again.stdout.count(f"replaying step {kept['step']} ") == 1
 
 
-def test_a_sound_update_is_replayed_with_the_loss_it_had(two: Ended) -> None:
+def test_a_sound_step_is_replayed_with_the_loss_it_had(two: Ended) -> None:
     replay = ("resume=run", "debug=replay", "debug.step=30")
     ended = forked_to_the_end(two.folder, *replay)
     (then,) = [event["train/loss"] for event in events(two.folder / "run") if event["step"] == 30]

@@ -99,7 +99,7 @@ def test_seed_epoch_domain_and_id_stand_where_the_layout_says() -> None:
 def test_domain_numbers_never_change() -> None:
     assert {domain.name: domain.value for domain in Domain} == {
         "SELECT": 1, "REPLACE": 2, "ORDER": 3, "SPLIT": 4,
-        "DROPOUT": 5, "INITIALIZE": 6, "WORLD": 7, "EVALUATE": 8, "CORRUPT": 9, "BUDGET": 10,
+        "DROPOUT": 5, "INITIALIZE": 6, "SMALL_WORLD": 7, "EVALUATE": 8, "CORRUPT": 9, "BUDGET": 10,
     }  # fmt: skip
 
 
@@ -113,9 +113,9 @@ def test_words_equal_the_twin(seed: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 127, 128, 130])
 def test_words_equal_the_twin_for_any_count(count: int) -> None:
-    out = words(9, Domain.WORLD, np.array([3, 2**40]), count, epoch=2)
+    out = words(9, Domain.SMALL_WORLD, np.array([3, 2**40]), count, epoch=2)
     assert out.shape == (2, count)
-    assert out.tolist() == [twin.words(9, Domain.WORLD, i, count, 2) for i in (3, 2**40)]
+    assert out.tolist() == [twin.words(9, Domain.SMALL_WORLD, i, count, 2) for i in (3, 2**40)]
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint16, np.int64, np.uint64])
@@ -152,7 +152,7 @@ def test_words_differ_between_seeds_domains_epochs_and_ids() -> None:
 
 
 def test_uniforms_are_flat_with_the_right_mean_and_variance() -> None:
-    sample = uniforms(7, Domain.WORLD, np.arange(1000), 1000, epoch=3).ravel()
+    sample = uniforms(7, Domain.SMALL_WORLD, np.arange(1000), 1000, epoch=3).ravel()
     assert sample.dtype == np.float64
     assert chi_square.p_value(np.bincount((sample * 256).astype(int), minlength=256)) > LOWEST_P
     # four standard errors; the variance of (x - 1/2)**2 is 1/180
@@ -163,7 +163,7 @@ def test_uniforms_are_flat_with_the_right_mean_and_variance() -> None:
 def test_uniforms_never_reach_zero_or_one(monkeypatch: pytest.MonkeyPatch) -> None:
     extremes = np.array([[0, 2**32 - 1]], np.uint32)
     monkeypatch.setattr(mlmlab.random, "words", lambda *_: extremes)
-    sample = uniforms(0, Domain.WORLD, np.arange(1), 2)
+    sample = uniforms(0, Domain.SMALL_WORLD, np.arange(1), 2)
     assert 0.0 < sample[0, 0] < 2.0**-32
     assert 1.0 - 2.0**-32 < sample[0, 1] < 1.0
 

@@ -13,7 +13,7 @@ from stopping import TINY, Running, as_killed, bits, start
 
 import mlmlab
 from mlmlab.errors import Interrupted
-from mlmlab.training.interruption import Interruptions
+from mlmlab.runtime.signals import Interruptions
 
 LONGER = (*TINY, "train.max_steps=120", "eval.mask_draws=12")
 
@@ -43,7 +43,7 @@ class Moments:
     def anywhere(self, running: Running) -> None:
         self._let_pass(2.0)
 
-    def update(self, running: Running) -> None:
+    def step(self, running: Running) -> None:
         running.wait_for(self.is_training)
         self._let_pass(0.6)
 
@@ -60,7 +60,7 @@ class Moments:
         self._let_pass(0.02)
 
     def is_training(self) -> bool:
-        """Whether this process has opened its logs, which it does before its first update."""
+        """Whether this process has opened its logs, which it does before its first step."""
         return bool(self._logs() - self.logs_before)
 
     def _logs(self) -> set[str]:
@@ -68,7 +68,7 @@ class Moments:
         return {path.name for path in self.run_dir.glob("tensorboard/events.out.tfevents.*")}
 
     def is_evaluating(self) -> bool:
-        """Whether the last line is that of an update after which the run is evaluated."""
+        """Whether the last line is that of a step after which the run is evaluated."""
         text = self.metrics.read_text() if self.is_training() else ""
         lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
         if not lines:
@@ -90,7 +90,7 @@ class Moments:
             return "start"
         if self.is_saving():
             return "checkpoint"
-        return "evaluation" if self.is_evaluating() else "update"
+        return "evaluation" if self.is_evaluating() else "step"
 
     def _new_checkpoints(self) -> set[tuple[str, int]]:
         return self.checkpoints() - self.checkpoints_before
@@ -108,7 +108,7 @@ class Moments:
 
 AIMS = (
     Moments.checkpoint,
-    Moments.update,
+    Moments.step,
     Moments.after_checkpoint,
     Moments.evaluation,
     Moments.anywhere,
@@ -153,14 +153,14 @@ def test_a_run_killed_at_any_moment_ends_with_the_bits_of_one_that_was_not(
         left = {path.name for path in (run_dir / "checkpoints").iterdir()}
         assert {"step_105", "step_120"} <= left
         assert not [name for name in left if "." in name]
-    assert min(hits[name] for name in ("checkpoint", "update", "evaluation")) >= kills // 10, hits
+    assert min(hits[name] for name in ("checkpoint", "step", "evaluation")) >= kills // 10, hits
 
 
 # Stopped by signals
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_stops_a_run_at_a_checkpoint_of_the_current_update(
+def test_a_signal_stops_a_run_at_a_checkpoint_of_the_current_step(
     whole: Path, tmp_path: Path, number: int, status: int
 ) -> None:
     run_dir, config = tmp_path / "run", tmp_path / "run" / "config.yaml"
@@ -169,14 +169,14 @@ def test_a_signal_stops_a_run_at_a_checkpoint_of_the_current_update(
     running.signal(number)
     assert running.status() == status
     said = _said(running)
-    (stopped,) = re.findall(rf"stopped by {signal.Signals(number).name} after update (\d+)\.", said)
+    (stopped,) = re.findall(rf"stopped by {signal.Signals(number).name} after step (\d+)\.", said)
     assert f"python -m mlmlab.train resume={run_dir}" in said
     assert (run_dir / "checkpoints" / f"step_{stopped}").is_dir()
     assert not (run_dir / "summary.json").exists()
     was = config.read_bytes(), config.stat().st_mtime_ns
     again = start([f"resume={run_dir}"], tmp_path)
     assert again.status() == 0
-    assert f"from update {stopped} (" in _said(again)
+    assert f"from step {stopped} (" in _said(again)
     assert bits(run_dir) == bits(whole)
     assert (config.read_bytes(), config.stat().st_mtime_ns) == was
 
@@ -203,7 +203,7 @@ def test_a_signal_during_the_evaluation_of_a_finished_run_stops_it_like_any_othe
     config = mlmlab.compose(f"resume={run_dir}")
     with monkeypatch.context() as patched:
         patched.setattr(Interruptions, "is_stop_asked", True)
-        with pytest.raises(Interrupted, match="after update 120"):
+        with pytest.raises(Interrupted, match="after step 120"):
             mlmlab.run(config, quiet=True)
     mlmlab.run(config, quiet=True)
     assert bits(run_dir) == bits(whole)
@@ -221,11 +221,11 @@ def test_sigusr1_makes_a_checkpoint_and_the_run_goes_on(whole: Path, tmp_path: P
 
 def test_a_second_sigint_stops_at_once(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    long_updates = ("data.limit=1200", "train.batch_size=750", "train.micro_batch_size=1")
-    arguments = [*TINY, *long_updates, "train.log_every_steps=1", f"run_dir={run_dir}"]
+    long_steps = ("data.limit=1200", "train.batch_size=750", "train.micro_batch_size=1")
+    arguments = [*TINY, *long_steps, "train.log_every_steps=1", f"run_dir={run_dir}"]
     running = start(arguments, tmp_path)
     assert running.wait_for(lambda: len(_lines(run_dir)) == 2)
-    time.sleep(0.2)  # it is at work on its second update, which takes a second or more
+    time.sleep(0.2)  # it is at work on its second step, which takes a second or more
     running.signal(signal.SIGINT)
     time.sleep(0.2)
     assert running.is_alive

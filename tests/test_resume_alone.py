@@ -11,9 +11,9 @@ from ranks import forked_to_the_end
 from stopping import TINY, as_killed, bits, listing
 
 import mlmlab
-from mlmlab.data.sources import WorldSource
+from mlmlab.data.sources import SmallWorldSource
 from mlmlab.errors import UserError
-from mlmlab.replaying import replay
+from mlmlab.runs.replay import replay
 
 SMALL = (
     *(key for key in TINY if not key.startswith(("model.", "data."))),
@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MLMLAB_CACHE", str(folder / "cache"))
-        text = "\n".join(WorldSource(400).documents(None))
+        text = "\n".join(SmallWorldSource(400).documents(None))
         (folder / "text.txt").write_text(text + "\n")
         data = f"data.path={folder}/text.txt"
         origin = (*SCRATCH, "tokenizer.kind=wordpiece", "tokenizer.vocabulary_size=330")
@@ -104,7 +104,7 @@ def test_several_processes_go_on_without_it_too(emptied: Place, tmp_path: Path) 
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 60
 
 
-def test_an_update_is_replayed_without_it_too(emptied: Place) -> None:
+def test_a_step_is_replayed_without_it_too(emptied: Place) -> None:
     whole = emptied.folder / "runs" / "checkpoint and tokenizer"
     lines = map(json.loads, (whole / "metrics.jsonl").read_text().splitlines())
     config = mlmlab.compose(f"resume='{whole}'", "debug=replay", "debug.step=56")

@@ -15,7 +15,7 @@ from stopping import TINY, as_killed, bits, listing, start
 
 import mlmlab
 from mlmlab.errors import UserError
-from mlmlab.run_folder import RunFolder
+from mlmlab.runs.folder import RunFolder
 from mlmlab.tracking.summary import Summary
 
 
@@ -96,7 +96,8 @@ def test_keys_that_are_refused_are_reported_together(whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "group", ["masking=spanbert", "model=tiny", "data=world", "train=finetune", "+experiment=eli5"]
+    "group",
+    ["masking=spanbert", "model=tiny", "data=small_world", "train=finetune", "+experiment=eli5"],
 )
 def test_a_whole_group_is_refused_even_where_it_is_the_runs_own(whole: Path, group: str) -> None:
     name = group.lstrip("+").partition("=")[0]
@@ -129,7 +130,7 @@ def test_a_changed_horizon_and_intervals_are_said_and_noted_and_config_yaml_stay
     assert _resume(run_dir, *changes).steps == 66
     said = " ".join(capsys.readouterr().out.split())
     order = ["eval.every_steps=22", "train.max_steps=66", "train.log_every_steps=3"]
-    assert f"resume from update 60 ({run_dir}/checkpoints/step_60)" in said
+    assert f"resume from step 60 ({run_dir}/checkpoints/step_60)" in said
     for change in changes:
         assert change in said
     assert "the result is not that of the run without a stop" in said
@@ -259,7 +260,7 @@ def test_resume_auto_begins_goes_on_or_is_content(whole: Path, tmp_path: Path) -
     shutil.rmtree(run_dir / "checkpoints" / "step_60")
     unfinished = start(arguments, tmp_path)
     assert unfinished.status() == 0, unfinished.output.read_text()
-    assert "from update 45" in unfinished.output.read_text()
+    assert "from step 45" in unfinished.output.read_text()
     assert bits(run_dir) == bits(whole)
 
 

@@ -12,7 +12,7 @@ import torch
 
 import mlmlab
 from mlmlab.model import ModelConfig
-from mlmlab.training.flops import actual_flops, dense_equivalent_flops
+from mlmlab.model.flops import actual_flops, dense_equivalent_flops
 
 TINY = (
     "data.limit=300",
@@ -67,22 +67,22 @@ def test_a_checkpoint_opens_with_transformers(run_dir: Path) -> None:
         torch.testing.assert_close(theirs(ids).logits, ours(ids), atol=1e-5, rtol=0)
 
 
-def test_the_figures_of_a_log_line_are_those_of_its_updates(run_dir: Path) -> None:
+def test_the_figures_of_a_log_line_are_those_of_its_steps(run_dir: Path) -> None:
     config = mlmlab.load_pretrained(run_dir)[0].config
     assert isinstance(config, ModelConfig)
     lines = [event for event in events(run_dir) if "train/loss" in event]
     assert [line["step"] for line in lines] == [5, 10, 15, 20]
     for line in lines:
-        updates, length = 5, 32
+        steps, length = 5, 32
         seconds = line["step/seconds"]
         tokens = round(line["train/tokens_per_second"] * seconds)
-        assert tokens == updates * 8 * length
+        assert tokens == steps * 8 * length
         assert 0 <= line["data/seconds"] <= seconds
-        dense = dense_equivalent_flops(config, sequences=updates * 8, length=length)
+        dense = dense_equivalent_flops(config, examples=steps * 8, length=length)
         assert line["train/dense_equivalent_flops_per_second"] * seconds == pytest.approx(dense)
         flops = line["train/model_flops_per_second"] * seconds
         least, most = (
-            actual_flops(config, sequences=updates * 8, length=length, predicted=predicted)
+            actual_flops(config, examples=steps * 8, length=length, predicted=predicted)
             for predicted in (round(0.05 * tokens), round(0.3 * tokens))
         )
         assert least < flops < most
@@ -91,7 +91,7 @@ def test_the_figures_of_a_log_line_are_those_of_its_updates(run_dir: Path) -> No
     assert all(event["eval/seconds"] > 0 for event in evaluations)
 
 
-def test_a_profile_is_a_trace_of_the_updates_asked_for(run_dir: Path) -> None:
+def test_a_profile_is_a_trace_of_the_steps_asked_for(run_dir: Path) -> None:
     trace = json.loads((run_dir / "profile" / "trace.json").read_text())
     steps = [e for e in trace["traceEvents"] if e.get("name", "").startswith("ProfilerStep")]
     assert len({event["name"] for event in steps}) == 2
@@ -128,6 +128,6 @@ def test_a_sweep_of_two_jobs_in_two_processes_makes_two_runs_and_goes_on(tmp_pat
     output = sweep("resume=auto")
     again = json.loads((runs[0] / "summary.json").read_text())
     assert again["eval_loss"] == first["eval_loss"]
-    assert "resume     from update 10" in output
+    assert "resume     from step 10" in output
     assert output.count("nothing left to do") == 1
     assert sorted(folder for folder in (tmp_path / "sweep").iterdir() if folder.is_dir()) == runs

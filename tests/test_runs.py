@@ -13,7 +13,7 @@ from stopping import TINY, bits, listing
 
 import mlmlab
 from mlmlab.errors import UserError
-from mlmlab.replaying import Replay
+from mlmlab.runs.replay import Replay
 
 SHORT = (*TINY, "train.max_steps=20", "model.dropout=0.0")
 
@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-def test_run_replays_an_update_and_writes_nothing(finished: Path) -> None:
+def test_run_replays_a_step_and_writes_nothing(finished: Path) -> None:
     before = listing(finished)
     config = mlmlab.compose(f"resume={finished}", "debug=replay", "debug.step=7")
     replayed = mlmlab.run(config, quiet=True)

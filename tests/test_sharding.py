@@ -27,21 +27,21 @@ from stopping import GETTING_WORSE, as_killed, events, results
 from torch.distributed.tensor import DTensor
 
 import mlmlab
+from mlmlab.data.loader import EvalLoader
 from mlmlab.data.tokenizer import word_tokenizer
-from mlmlab.launch import build_replica
-from mlmlab.loader import EvalLoader
+from mlmlab.evaluation.masked_perplexity import evaluate
 from mlmlab.model import MaskedLanguageModel
-from mlmlab.processes import ALONE, World, joined
-from mlmlab.replaying import not_finite
-from mlmlab.tracking.progress import Progress
-from mlmlab.training.config import Parallel, TrainConfig
-from mlmlab.training.evaluation import evaluate
+from mlmlab.runs.replay import not_finite
+from mlmlab.runs.train import build_replica
+from mlmlab.runtime.config import Parallel
+from mlmlab.runtime.distributed import ALONE, Ranks, process_group
+from mlmlab.tracking.progress_bar import ProgressBar
+from mlmlab.training.config import TrainConfig
 from mlmlab.training.memory import expected_memory_bytes
-from mlmlab.training.optimizer import build_optimizer
-from mlmlab.training.replica import Replica
+from mlmlab.training.optimizer import build_optimizer, freeze
+from mlmlab.training.parallel import Replica
 from mlmlab.training.state import ProgressRecord, load_state, save_state
-from mlmlab.training.step import UpdateResult, apply_update
-from mlmlab.training.trainable import freeze
+from mlmlab.training.step import StepResult, train_step
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -51,14 +51,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)  # as in the processes
 
 
-# What the processes hold, and what an update does to it
+# What the processes hold, and what a step does to it
 
 
 @dataclass
 class Sharing:
     """A small model that trains in this process, alone or with others."""
 
-    world: World
+    ranks: Ranks
     config: TrainConfig = dataclasses.field(default_factory=lambda: mlmlab.compose().train)
     model: MaskedLanguageModel = dataclasses.field(default_factory=small_model)
     micro_batch_size: int = 8
@@ -67,13 +67,13 @@ class Sharing:
     def __post_init__(self) -> None:
         freeze(self.model, self.config)
         self.model.gradient_checkpointing = self.config.gradient_checkpointing
-        self.replica = build_replica(self.model, self.world, CPU, Parallel.FSDP)
+        self.replica = build_replica(self.model, self.ranks, CPU, Parallel.FSDP)
         self.optimizer = build_optimizer(self.model, self.config)
-        self.loader = loader_of(self.world, self.micro_batch_size, UNEQUAL)
+        self.loader = loader_of(self.ranks, self.micro_batch_size, UNEQUAL)
         self.suppressed = torch.zeros(())
 
-    def update(self, number: int) -> UpdateResult:
-        return apply_update(
+    def step(self, number: int) -> StepResult:
+        return train_step(
             self.replica,
             self.optimizer,
             self.loader.batch(number),
@@ -88,7 +88,7 @@ class Sharing:
         """Something of every parameter, in a row; None in all processes but the first."""
         parts = [part for p in self.model.parameters() if (part := of(p)) is not None]
         wholes = [self.replica.whole(part) for part in parts]
-        if not self.world.is_first:
+        if not self.ranks.is_rank_zero:
             return None
         return torch.cat([whole.flatten() for whole in wholes if whole is not None])
 
@@ -107,46 +107,46 @@ VARIANTS: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
 """Rows of a micro-batch (but all in a process alone); and what is special in training and model."""
 
 
-def _updates(world: World, variant: str) -> list[tuple[object, ...]]:
-    """Of each update: gradient, norm, loss, and how much this process predicts in micro-batches."""
+def _steps(ranks: Ranks, variant: str) -> list[tuple[object, ...]]:
+    """Of each step: gradient, norm, loss, and how much this process predicts in micro-batches."""
     micro_batch_size, train, architecture = VARIANTS[variant]
     # A scale as that of fp16 is a power of two, and changes nothing.
-    rows, scale = (8, None) if world is ALONE else (micro_batch_size, 1024.0)
+    rows, scale = (8, None) if ranks is ALONE else (micro_batch_size, 1024.0)
     config = dataclasses.replace(mlmlab.compose().train, **train)
-    sharing = Sharing(world, config, small_model(**architecture), rows, scale)
+    sharing = Sharing(ranks, config, small_model(**architecture), rows, scale)
     found: list[tuple[object, ...]] = []
     for number in (0, 1, 2, 3, 5, 6):  # without the one in which nothing is predicted
-        result = sharing.update(number)
+        result = sharing.step(number)
         shares = [micro.masked_count for micro in sharing.loader.batch(number).micro_batches]
         found.append(
             (
                 sharing.whole(lambda p: p.grad),
                 result.grad_norm.item(),
-                sum(world.gather(result.loss_sum.item())),
+                sum(ranks.gather(result.loss_sum.item())),
                 shares,
             )
         )
     return found
 
 
-def _save_updates(folder: Path) -> None:
+def _save_steps(folder: Path) -> None:
     torch.set_num_threads(1)
-    with joined(use_cuda=False) as world:
-        found = {variant: _updates(world, variant) for variant in VARIANTS}
-        torch.save(found, folder / f"{world.rank}.pt")
+    with process_group(use_cuda=False) as ranks:
+        found = {variant: _steps(ranks, variant) for variant in VARIANTS}
+        torch.save(found, folder / f"{ranks.rank}.pt")
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_unequal_and_empty_shares_add_up_to_the_update_of_one_process(
+def test_unequal_and_empty_shares_add_up_to_the_step_of_one_process(
     tmp_path: Path, size: int
 ) -> None:
-    in_ranks(size, _save_updates, tmp_path)
+    in_ranks(size, _save_steps, tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
     assert any(not any(shares) for rank in ranks for *_, shares in rank["in one"])
     ends = {(s[0] > 0, s[-1] > 0) for rank in ranks for *_, s in rank["accumulated"] if len(s) > 1}
     assert ends >= {(False, False), (True, False), (True, True)}
     for variant in VARIANTS:
-        for number, (gradient, grad_norm, loss_sum, _) in enumerate(_updates(ALONE, variant)):
+        for number, (gradient, grad_norm, loss_sum, _) in enumerate(_steps(ALONE, variant)):
             for rank in ranks:
                 assert rank[variant][number][1] == ranks[0][variant][number][1]
             found, found_norm, found_loss, _ = ranks[0][variant][number]
@@ -169,35 +169,35 @@ def _live_bytes() -> int:
 
 def _hold_a_part(state: Path) -> None:
     torch.set_num_threads(1)
-    with joined(use_cuda=False) as world:
+    with process_group(use_cuda=False) as ranks:
         before = _live_bytes()
-        sharing = Sharing(world, model=small_model(hidden_size=64, layers=8, vocabulary_size=1001))
+        sharing = Sharing(ranks, model=small_model(hidden_size=64, layers=8, vocabulary_size=1001))
         whole = sum(p.numel() for p in sharing.model.parameters()) * 4
 
         def held() -> float:  # in shards of the weights
-            return (_live_bytes() - before) / whole * world.size
+            return (_live_bytes() - before) / whole * ranks.size
 
         assert held() == pytest.approx(1.0, rel=0.1)  # weights; the last process may have fewer
-        sharing.update(0)
+        sharing.step(0)
         assert held() == pytest.approx(4.0, rel=0.1)  # gradients and two moments
         for p, moments in sharing.optimizer.state.items():
             for tensor in (p, p.grad, moments["exp_avg"], moments["exp_avg_sq"]):
                 assert isinstance(tensor, DTensor)
-                most_rows = -(-len(tensor) // world.size)
+                most_rows = -(-len(tensor) // ranks.size)
                 assert len(tensor.to_local()) <= most_rows
         within: list[float] = []
         look = sharing.model.layers[4].register_forward_hook(lambda *_: within.append(held()))
         with sharing.replica.evaluating() as model:
-            _evaluation(model, world, draws=2)
+            _evaluation(model, ranks, draws=2)
         look.remove()
         # Embeddings, head and two layers besides, and some activations; not all of the others.
         assert within
-        assert max(within) < 4.2 + 0.7 * world.size
+        assert max(within) < 4.2 + 0.7 * ranks.size
         assert held() == pytest.approx(4.0, rel=0.1)
         sharing.optimizer.zero_grad()
         record = ProgressRecord()
         save_state(state, sharing.replica, word_tokenizer(["a"]), sharing.optimizer, record, "")
-        world.gather(None)  # now it is there
+        ranks.gather(None)  # now it is there
         load_state(state, sharing.replica, sharing.optimizer)
         assert held() == pytest.approx(3.0, rel=0.1)
 
@@ -213,35 +213,35 @@ def test_one_of_three_processes_holds_a_third(tmp_path: Path) -> None:
 
 def _count_reductions() -> None:
     torch.set_num_threads(1)
-    with joined(use_cuda=False) as world:
-        sharing = Sharing(world, micro_batch_size=1)
+    with process_group(use_cuda=False) as ranks:
+        sharing = Sharing(ranks, micro_batch_size=1)
         reduced: list[int] = []
         for p in sharing.model.parameters():
             p.register_post_accumulate_grad_hook(lambda p: reduced.append(id(p)))
-        sharing.update(0)
+        sharing.step(0)
         assert len(sharing.loader.batch(0).micro_batches) == 4
         assert len(reduced) == len(set(reduced)) == len(list(sharing.model.parameters()))
 
 
-def test_gradients_travel_once_an_update_whatever_the_number_of_micro_batches() -> None:
+def test_gradients_travel_once_a_step_whatever_the_number_of_micro_batches() -> None:
     in_ranks(2, _count_reductions)
 
 
 def _see_a_gradient_that_is_not_finite_elsewhere() -> None:
     torch.set_num_threads(1)
-    with joined(use_cuda=False) as world:
-        sharing = Sharing(world)
-        assert not sharing.update(0).is_non_finite()
+    with process_group(use_cuda=False) as ranks:
+        sharing = Sharing(ranks)
+        assert not sharing.step(0).is_non_finite()
         weights, moments = _weights_and_moments(sharing)
-        if world.rank == 1:  # in a single number of its own shard
+        if ranks.rank == 1:  # in a single number of its own shard
             sharing.model.head.decoder_bias.register_post_accumulate_grad_hook(
                 lambda p: p.grad.to_local()[-1:].fill_(torch.inf)
             )
-        result = sharing.update(1)
+        result = sharing.step(1)
         assert result.is_non_finite()
         assert result.grad_norm.item() == torch.inf
         assert not_finite(sharing.replica) == ["head.decoder_bias"]
-        assert sharing.update(2).is_non_finite()  # from now on
+        assert sharing.step(2).is_non_finite()  # from now on
         again = _weights_and_moments(sharing)
         assert torch.equal(again[0], weights)
         assert torch.equal(again[1], moments)
@@ -266,11 +266,11 @@ def test_a_shard_that_is_not_finite_is_suppressed_in_all_processes() -> None:
 # Evaluations and checkpoints
 
 
-def _evaluation(model: MaskedLanguageModel, world: World, draws: int) -> dict[str, object]:
+def _evaluation(model: MaskedLanguageModel, ranks: Ranks, draws: int) -> dict[str, object]:
     loader = loader_of()
     chunks = EvalLoader(loader.blocks, loader.masker, seed=0, draws=draws)
     assert chunks.chunk_count == draws
-    result = evaluate(model, chunks, CPU, Progress(0, quiet=True), world=world)
+    result = evaluate(model, chunks, CPU, ProgressBar(0, quiet=True), ranks=ranks)
     return {**dataclasses.asdict(result), "hex": result.loss.hex()}
 
 
@@ -280,13 +280,13 @@ DRAWS = (1, 2, 3, 5)
 
 def _save_evaluations(folder: Path) -> None:
     torch.set_num_threads(1)
-    with joined(use_cuda=False) as world:
-        sharing = Sharing(world, model=small_model(layers=2))
+    with process_group(use_cuda=False) as ranks:
+        sharing = Sharing(ranks, model=small_model(layers=2))
         found = []
         for draws in DRAWS:
             with sharing.replica.evaluating() as model:
-                found.append(_evaluation(model, world, draws))
-        torch.save(found, folder / f"{world.rank}.pt")
+                found.append(_evaluation(model, ranks, draws))
+        torch.save(found, folder / f"{ranks.rank}.pt")
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -303,11 +303,11 @@ def test_an_evaluation_has_the_bits_of_one_process_whatever_the_number_of_chunks
 def test_every_process_has_a_chunk_in_every_round_and_each_example_counts_once(size: int) -> None:
     loader = loader_of()
     chunks = EvalLoader(loader.blocks, loader.masker, seed=0, draws=3)
-    shares = [list(chunks.chunks(World(rank, size))) for rank in range(size)]
+    shares = [list(chunks.chunks(Ranks(rank, size))) for rank in range(size)]
     assert {len(share) for share in shares} == {-(-3 // size)}
     dealt = [chunk for share in shares for chunk in share]
     assert sum(len(c.batch.input_ids) for c in dealt if c.counts) == chunks.example_count
-    assert all(c.batch.masked_count == len(c.owners) == 0 for c in dealt if not c.counts)
+    assert all(c.batch.masked_count == len(c.document_ids) == 0 for c in dealt if not c.counts)
 
 
 TOKENIZER = word_tokenizer([f"w{number}" for number in range(55)])
@@ -315,10 +315,10 @@ TOKENIZER = word_tokenizer([f"w{number}" for number in range(55)])
 
 def _save_once_more(folder: Path) -> None:
     torch.set_num_threads(1)
-    with joined(use_cuda=False) as world:
+    with process_group(use_cuda=False) as ranks:
         model = small_model(layers=2)
         model.initialize(1)  # to other weights than those that are loaded
-        sharing = Sharing(world, model=model)
+        sharing = Sharing(ranks, model=model)
         record = load_state(folder / "alone", sharing.replica, sharing.optimizer)
         copy = folder / "sharded"
         save_state(copy, sharing.replica, TOKENIZER, sharing.optimizer, record, "this run's")
@@ -330,8 +330,8 @@ def test_a_checkpoint_that_was_loaded_into_shards_is_saved_with_the_same_bytes(
 ) -> None:
     alone = Sharing(ALONE, model=small_model(layers=2))
     for number in range(4):
-        alone.update(number)
-    record = ProgressRecord(batches=4, updates=4, seconds=1.5)
+        alone.step(number)
+    record = ProgressRecord(batches=4, steps=4, seconds=1.5)
     folder = tmp_path / "alone"
     save_state(folder, alone.replica, TOKENIZER, alone.optimizer, record, "this run's")
     in_ranks(size, _save_once_more, tmp_path)
@@ -439,7 +439,7 @@ def test_the_run_folder_holds_what_a_single_process_writes(one: Path, two: Ended
         ),
         quiet=True,
     )
-    assert report.evaluation.loss == last["eval/loss"]  # the export has the last update's weights
+    assert report.evaluation.loss == last["eval/loss"]  # the export has the last step's weights
 
 
 # Going on
@@ -526,7 +526,7 @@ def test_a_diverging_run_is_told_and_kept_once_and_can_be_replayed(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_sound_update_is_replayed_with_the_loss_it_had(two: Ended) -> None:
+def test_a_sound_step_is_replayed_with_the_loss_it_had(two: Ended) -> None:
     ended = forked_to_the_end(two.folder, "resume=run", "debug=replay", "debug.step=8")
     (then,) = [event["train/loss"] for event in events(two.folder / "run") if event["step"] == 8]
     assert f"{then:.6g}" in ended.stdout
@@ -539,7 +539,7 @@ def test_a_sound_update_is_replayed_with_the_loss_it_had(two: Ended) -> None:
 def test_the_expected_memory_shrinks_with_the_number_of_shards() -> None:
     model = small_model(hidden_size=64, layers=24)
     one, eight, accumulating = (
-        expected_memory_bytes(model, CPU, rows=1, length=1, masked_tokens=1, **sharing)
+        expected_memory_bytes(model, CPU, examples=1, length=1, masked_tokens=1, **sharing)
         for sharing in ({}, {"shards": 8}, {"shards": 8, "accumulates": True})
     )
     states = 16 * model.parameter_count()

@@ -10,7 +10,7 @@ from test_word_starts import TEXTS, TOKENIZERS
 from mlmlab.errors import UserError
 from mlmlab.masking import MaskingConfig, Unit, mask_batch
 from mlmlab.show_masks import main
-from mlmlab.style import styled
+from mlmlab.tracking.style import styled
 
 WORDPIECE = TOKENIZERS["WordPiece"]
 

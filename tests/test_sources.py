@@ -20,8 +20,8 @@ from mlmlab.data import json_rows as json_module
 from mlmlab.data import sources
 from mlmlab.data.bad_rows import BadRows
 from mlmlab.data.config import DocumentUnit, OnBadRow
-from mlmlab.data.sources import FileSource, WorldSource, matching_files
-from mlmlab.data.world import small_world
+from mlmlab.data.small_world.chain import small_world
+from mlmlab.data.sources import FileSource, SmallWorldSource, matching_files
 from mlmlab.errors import Problem, UserError
 
 ROWS: list[dict[str, Any]] = [
@@ -393,18 +393,18 @@ def test_a_text_fingerprint_follows_the_content_and_its_format_alone(write: Writ
         write("a.txt", json_lines(ROWS)).text_fingerprint(),
         FileSource(paths).text_fingerprint(),
         FileSource(paths[::-1]).text_fingerprint(),
-        WorldSource(5).text_fingerprint(),
+        SmallWorldSource(5).text_fingerprint(),
     }
     assert len(others | same) == 6
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in others | same)
-    assert WorldSource(5).text_fingerprint() == WorldSource(None).text_fingerprint()
+    assert SmallWorldSource(5).text_fingerprint() == SmallWorldSource(None).text_fingerprint()
 
 
 def test_the_small_world_is_as_long_as_the_limit_says() -> None:
-    documents = list(WorldSource(5).documents())
-    assert documents == list(small_world().documents(7, sources.WORLD_SEED))[:5]
-    assert WorldSource(5).fingerprint() != WorldSource(6).fingerprint()
-    assert WorldSource(None).count == sources.WORLD_DOCUMENTS
+    documents = list(SmallWorldSource(5).documents())
+    assert documents == list(small_world().documents(7, sources.SMALL_WORLD_SEED))[:5]
+    assert SmallWorldSource(5).fingerprint() != SmallWorldSource(6).fingerprint()
+    assert SmallWorldSource(None).count == sources.SMALL_WORLD_DOCUMENTS
 
 
 def test_the_real_file_is_read_whole(shared_data: Path) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 import mlmlab
-from mlmlab import starting
 from mlmlab.config import RunConfig
+from mlmlab.runs import spawn
 
 
 @pytest.fixture
@@ -22,12 +22,12 @@ def cores_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], str]:
 
         return run
 
-    monkeypatch.setattr(starting, "elastic_launch", launch)
+    monkeypatch.setattr(spawn, "elastic_launch", launch)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
 
     def cores(processes: int) -> str:
         config: RunConfig = mlmlab.compose(f"runtime.processes={processes}")
-        starting.run_in_processes(config, quiet=True)
+        spawn.run_in_processes(config, quiet=True)
         return seen[-1]
 
     return cores

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from mlmlab.style import Style, styled
+from mlmlab.tracking.style import Style, styled
 
 
 class Terminal(io.StringIO):

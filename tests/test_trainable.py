@@ -9,22 +9,22 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import mlmlab
-from mlmlab import terminal
 from mlmlab.checkpoints import load_model
+from mlmlab.data.batch import MicroBatch
+from mlmlab.data.loader import StepBatch
 from mlmlab.errors import UserError
-from mlmlab.inputs import Inputs, gather
-from mlmlab.loader import UpdateBatch
-from mlmlab.micro_batch import MicroBatch
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
-from mlmlab.processes import ALONE
-from mlmlab.training.config import Precision, TrainConfig
-from mlmlab.training.horizon import Horizon
+from mlmlab.runs import terminal
+from mlmlab.runs.setup import Inputs, set_up
+from mlmlab.runtime.config import Precision
+from mlmlab.runtime.devices import Compute
+from mlmlab.runtime.distributed import ALONE
+from mlmlab.training.config import TrainConfig
 from mlmlab.training.memory import expected_memory_bytes
-from mlmlab.training.optimizer import build_optimizer
-from mlmlab.training.precision import Compute
-from mlmlab.training.replica import Replica
-from mlmlab.training.step import apply_update
-from mlmlab.training.trainable import account, freeze, parts, rate_factors
+from mlmlab.training.optimizer import account, build_optimizer, freeze, parts, rate_factors
+from mlmlab.training.parallel import Replica
+from mlmlab.training.schedule import Horizon
+from mlmlab.training.step import train_step
 
 CPU = Compute(torch.device("cpu"), Precision.FP32)
 LAYERS = 4
@@ -63,19 +63,19 @@ def _frozen(*policies: str, dropout: float = 0.0) -> tuple[MaskedLanguageModel, 
     return model, config
 
 
-def _batch(number: int = 0) -> UpdateBatch:
+def _batch(number: int = 0) -> StepBatch:
     generator = torch.Generator().manual_seed(number)
     ids = torch.randint(5, 60, (8, 16), generator=generator)
     positions = torch.arange(3, 128, 9)
     labels = torch.randint(5, 60, positions.shape, generator=generator)
     micro = MicroBatch(ids, positions, labels, torch.zeros(9, dtype=torch.long))
-    return UpdateBatch(number, 0, (micro,), len(labels), ids.numel(), 0.1)
+    return StepBatch(number, 0, (micro,), len(labels), ids.numel(), 0.1)
 
 
-def _train(model: MaskedLanguageModel, config: TrainConfig, updates: int = 3) -> None:
+def _train(model: MaskedLanguageModel, config: TrainConfig, steps: int = 3) -> None:
     optimizer = build_optimizer(model, config)
-    for number in range(updates):
-        apply_update(
+    for number in range(steps):
+        train_step(
             Replica(model, ALONE, CPU),
             optimizer,
             _batch(number),
@@ -86,7 +86,7 @@ def _train(model: MaskedLanguageModel, config: TrainConfig, updates: int = 3) ->
         )
 
 
-def _loss(model: MaskedLanguageModel, batch: UpdateBatch) -> torch.Tensor:
+def _loss(model: MaskedLanguageModel, batch: StepBatch) -> torch.Tensor:
     (micro,) = batch.micro_batches
     return token_losses(model(**micro.model_inputs(CPU.device)), micro.labels).sum()
 
@@ -236,7 +236,7 @@ def test_a_run_exports_the_frozen_weights_that_it_started_from(
     monkeypatch.chdir(tmp_path)
     config = mlmlab.compose(*SHORT, "train.freeze=[embeddings,layers.0]", "run_dir=run")
     mlmlab.run(config, quiet=True)
-    begun = gather(config).model
+    begun = set_up(config).model
     ended = load_model("run/export").model
     for (name, old), new in zip(begun.named_parameters(), ended.parameters(), strict=True):
         assert torch.equal(old, new) == name.startswith(("embeddings", "layers.0")), name
@@ -272,11 +272,11 @@ def test_rates_fall_from_the_head_to_the_embeddings_as_in_beit() -> None:
 
 
 def test_every_part_moves_at_its_own_rate() -> None:
-    # AdamW's first update moves each weight by the rate, whatever its gradient's size.
+    # AdamW's first step moves each weight by the rate, whatever its gradient's size.
     model = _model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     config = dataclasses.replace(_config(), layer_decay=0.5, weight_decay=0.0)
-    _train(model, config, updates=1)
+    _train(model, config, steps=1)
     for part, factor in rate_factors(model, 0.5).items():
         for name, parameter in parts(model)[part].named_parameters(prefix=part):
             moved = (parameter.detach() - before[name]).abs().max().item()
@@ -307,7 +307,7 @@ def test_the_logged_rate_is_the_one_before_layer_decay(
         events = map(json.loads, Path(f"decay{decay}/metrics.jsonl").read_text().splitlines())
         rates.append([e["train/learning_rate"] for e in events if "train/learning_rate" in e])
     assert rates[0] == rates[1]
-    assert rates[0] == [pytest.approx(2e-3 * update / 100) for update in (1, 2, 3, 4)]
+    assert rates[0] == [pytest.approx(2e-3 * step / 100) for step in (1, 2, 3, 4)]
 
 
 # What is said about it
@@ -315,7 +315,7 @@ def test_the_logged_rate_is_the_one_before_layer_decay(
 
 def _plan(tmp_path: Path, *overrides: str) -> tuple[str, Inputs]:
     config = mlmlab.compose(*SHORT, *overrides)
-    inputs = gather(config)
+    inputs = set_up(config)
     return terminal.plan(config, inputs, CPU, ALONE, Horizon(4, None), Path("runs/x")), inputs
 
 
@@ -383,7 +383,7 @@ def test_the_plan_says_what_freezing_means_for_the_tied_decoder(
 # Memory
 
 
-def _kept_bytes(model: MaskedLanguageModel, batch: UpdateBatch) -> int:
+def _kept_bytes(model: MaskedLanguageModel, batch: StepBatch) -> int:
     """What the forward pass keeps for backward, beside the weights."""
     kept: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
 
@@ -397,11 +397,11 @@ def _kept_bytes(model: MaskedLanguageModel, batch: UpdateBatch) -> int:
     return sum(kept.values())
 
 
-def _expected_bytes(model: MaskedLanguageModel, batch: UpdateBatch) -> int:
+def _expected_bytes(model: MaskedLanguageModel, batch: StepBatch) -> int:
     (micro,) = batch.micro_batches
     rows, length = micro.input_ids.shape
     return expected_memory_bytes(
-        model, CPU, rows=rows, length=length, masked_tokens=micro.masked_count
+        model, CPU, examples=rows, length=length, masked_tokens=micro.masked_count
     )
 
 
@@ -436,6 +436,6 @@ def test_a_run_computes_layers_again_where_it_is_asked_to(
     losses = []
     for value in ("false", "true"):
         config = mlmlab.compose(*SHORT, f"train.gradient_checkpointing={value}")
-        assert gather(config).model.gradient_checkpointing == (value == "true")
+        assert set_up(config).model.gradient_checkpointing == (value == "true")
         losses.append(mlmlab.run(config, quiet=True).eval_loss)
     assert losses[0] == losses[1]

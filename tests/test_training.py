@@ -1,4 +1,4 @@
-"""One update, many updates, and what they leave on the disk."""
+"""One step, many steps, and what they leave on the disk."""
 
 import dataclasses
 import math
@@ -13,23 +13,23 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
 import mlmlab
-from mlmlab.data.blocks import PackedBlocks
+from mlmlab.data.batch import Masker
+from mlmlab.data.blocks import Order, PackedBlocks
 from mlmlab.data.corpus import Shard
-from mlmlab.data.order import Order
+from mlmlab.data.loader import EvalLoader, StepBatch, TrainLoader
 from mlmlab.data.tokenizer import word_tokenizer
 from mlmlab.errors import RunFailed
-from mlmlab.loader import EvalLoader, TrainLoader, UpdateBatch
+from mlmlab.evaluation.masked_perplexity import evaluate
 from mlmlab.masking import EvalMaskingConfig, MaskingConfig, MaskingMode, VocabularyInfo
-from mlmlab.micro_batch import Masker
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
-from mlmlab.processes import ALONE
-from mlmlab.tracking.progress import Progress
-from mlmlab.training.config import Precision, Schedule
-from mlmlab.training.evaluation import evaluate
+from mlmlab.runtime.config import Precision
+from mlmlab.runtime.devices import Compute
+from mlmlab.runtime.distributed import ALONE
+from mlmlab.tracking.progress_bar import ProgressBar
+from mlmlab.training.config import Schedule
 from mlmlab.training.memory import expected_evaluation_bytes, expected_memory_bytes
 from mlmlab.training.optimizer import build_optimizer
-from mlmlab.training.precision import Compute
-from mlmlab.training.replica import Replica
+from mlmlab.training.parallel import Replica
 from mlmlab.training.schedule import learning_rate_factor
 from mlmlab.training.state import (
     ProgressRecord,
@@ -38,7 +38,7 @@ from mlmlab.training.state import (
     remove_old,
     save_state,
 )
-from mlmlab.training.step import UpdateResult, apply_update
+from mlmlab.training.step import StepResult, train_step
 
 VOCABULARY = VocabularyInfo(60, 4, (0, 1, 2, 3, 4))
 CPU = Compute(torch.device("cpu"), Precision.FP32)
@@ -81,16 +81,16 @@ def _loader(micro_batch_size: int, *, rate: float = 0.15, batch_size: int = 16) 
     )
 
 
-def _update(
+def _step(
     model: MaskedLanguageModel,
     optimizer: torch.optim.Optimizer,
-    batch: UpdateBatch,
+    batch: StepBatch,
     *,
     learning_rate: float = 1e-3,
     max_grad_norm: float = 0.0,
     compute: Compute = CPU,
-) -> UpdateResult:
-    return apply_update(
+) -> StepResult:
+    return train_step(
         Replica(model, ALONE, compute),
         optimizer,
         batch,
@@ -123,7 +123,7 @@ def test_accumulation_changes_the_gradient_by_rounding_only() -> None:
         assert (
             len({micro.masked_count for micro in batch.micro_batches}) > 1 or micro_batch_size > 8
         )
-        result = _update(model, _optimizer(model), batch)
+        result = _step(model, _optimizer(model), batch)
         gradients.append(_gradient(model))
         losses.append(result.loss_sum.item() / batch.masked_count)
         norms.append(result.grad_norm.item())
@@ -184,18 +184,18 @@ def test_dropout_noise_is_a_function_of_seed_batch_and_micro_batch() -> None:
         model = _model(dropout=0.1)
         torch.manual_seed(disturbance)  # whatever was drawn before must not matter
         torch.rand(disturbance + 1)
-        _update(model, _optimizer(model), _loader(4).batch(1))
+        _step(model, _optimizer(model), _loader(4).batch(1))
         results.append(_gradient(model))
     assert torch.equal(results[0], results[1])
     model = _model(dropout=0.1)
     batch = dataclasses.replace(_loader(4).batch(1), number=2)  # the same data, another number
-    _update(model, _optimizer(model), batch)
+    _step(model, _optimizer(model), batch)
     assert not torch.equal(_gradient(model), results[0])
 
 
 def test_clipping_scales_the_gradient_to_the_norm() -> None:
     model = _model()
-    result = _update(model, _optimizer(model), _loader(16).batch(0), max_grad_norm=0.01)
+    result = _step(model, _optimizer(model), _loader(16).batch(0), max_grad_norm=0.01)
     assert result.grad_norm.item() > 0.1
     assert _gradient(model).norm().item() == pytest.approx(0.01, rel=1e-4)
 
@@ -222,18 +222,18 @@ def test_a_non_finite_gradient_never_reaches_the_weights(poison: float) -> None:
     model = _model()
     optimizer = _optimizer(model)
     loader = _loader(16)
-    _update(model, optimizer, loader.batch(0))  # moments exist
+    _step(model, optimizer, loader.batch(0))  # moments exist
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
     handle = model.head.dense.weight.register_hook(lambda grad: grad * poison)
-    result = _update(model, optimizer, loader.batch(1), max_grad_norm=1.0)
+    result = _step(model, optimizer, loader.batch(1), max_grad_norm=1.0)
     assert result.non_finite.item() == 1
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
     after = [state["exp_avg"] for state in optimizer.state.values()]
     assert all(torch.equal(a, b) for a, b in zip(after, moments, strict=True))
     handle.remove()
-    assert _update(model, optimizer, loader.batch(2)).non_finite.item() == 0
+    assert _step(model, optimizer, loader.batch(2)).non_finite.item() == 0
     assert not torch.equal(model.head.dense.weight, before["head.dense.weight"])
 
 
@@ -246,7 +246,7 @@ def test_bf16_autocast_stays_close_to_fp32_and_keeps_fp32_weights() -> None:
         loader = _loader(16)
         for number in range(10):
             batch = loader.batch(number)
-            result = _update(model, optimizer, batch, compute=compute)
+            result = _step(model, optimizer, batch, compute=compute)
             losses[precision, number] = result.loss_sum.item() / batch.masked_count
         assert result.loss_sum.dtype is torch.float32
         assert all(p.dtype is torch.float32 for p in model.parameters())
@@ -266,16 +266,16 @@ def test_the_schedule_is_that_of_transformers_after_warmup() -> None:
     ):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         scheduler = reference(optimizer, 5, 40)
-        for updates in range(40):
-            if updates >= 5:
-                ours = learning_rate_factor(updates, 40, 5, schedule)
+        for steps in range(40):
+            if steps >= 5:
+                ours = learning_rate_factor(steps, 40, 5, schedule)
                 assert ours == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
             optimizer.step()
             scheduler.step()
     assert learning_rate_factor(39, 40, 5, Schedule.CONSTANT) == 1.0
 
 
-def test_no_update_is_wasted_on_a_rate_of_zero() -> None:
+def test_no_step_is_wasted_on_a_rate_of_zero() -> None:
     for schedule in Schedule:
         for total, warmup in ((1, 0), (10, 0), (10, 3), (10, 10), (3, 100)):
             factors = [learning_rate_factor(k, total, warmup, schedule) for k in range(total)]
@@ -287,12 +287,12 @@ def test_a_saved_state_continues_with_the_same_bits(tmp_path: Path) -> None:
 
     def train(model: MaskedLanguageModel, optimizer: torch.optim.AdamW, numbers: range) -> None:
         for number in numbers:
-            _update(model, optimizer, loader.batch(number))
+            _step(model, optimizer, loader.batch(number))
 
     straight = _model(dropout=0.1)
     straight_optimizer = _optimizer(straight)
     train(straight, straight_optimizer, range(3))
-    record = ProgressRecord(batches=3, updates=3, tokens=99, initial_eval_loss=4.5)
+    record = ProgressRecord(batches=3, steps=3, tokens=99, initial_eval_loss=4.5)
     folder = tmp_path / "checkpoints" / "step_3"
     save_state(folder, Replica(straight, ALONE, CPU), TOKENIZER, straight_optimizer, record, "")
     train(straight, straight_optimizer, range(3, 6))
@@ -310,9 +310,9 @@ def test_old_checkpoints_are_removed_by_number_not_by_name(tmp_path: Path) -> No
     optimizer = _optimizer(model)
     for step in (2, 9, 10, 100):
         folder = tmp_path / "checkpoints" / f"step_{step}"
-        record = ProgressRecord(updates=step)
+        record = ProgressRecord(steps=step)
         save_state(folder, Replica(model, ALONE, CPU), TOKENIZER, optimizer, record, "")
-    remove_old(tmp_path, 2, ProgressRecord(updates=100, best_step=2))
+    remove_old(tmp_path, 2, ProgressRecord(steps=100, best_step=2))
     assert [folder.name for folder in checkpoint_folders(tmp_path)] == [
         "step_2",
         "step_10",
@@ -367,7 +367,7 @@ def test_a_run_with_the_same_config_has_the_same_bits(
     assert other.eval_masked_tokens == runs[0].eval_masked_tokens  # the test set is the same
 
 
-def test_max_steps_counts_updates_and_epochs_count_passes(
+def test_max_steps_counts_steps_and_epochs_count_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -465,7 +465,7 @@ def test_the_memory_that_a_run_announces_is_near_what_backward_keeps(
         logits = model.train()(ids, positions=positions)
         token_losses(logits, torch.zeros(masked, dtype=torch.long)).sum()
     states = 16 * model.parameter_count()
-    expected = expected_memory_bytes(model, CPU, rows=rows, length=length, masked_tokens=masked)
+    expected = expected_memory_bytes(model, CPU, examples=rows, length=length, masked_tokens=masked)
     peak = states + sum(kept.values()) + 2 * logits.nbytes  # the gradients of the logits come later
     assert 0.6 < expected / peak < 1.4
 
@@ -487,10 +487,10 @@ def test_the_memory_of_an_evaluation_is_near_what_it_takes(hidden: int, vocabula
     loader = EvalLoader(blocks, masker, seed=0)
     tracker = MemTracker()
     with tracker:
-        evaluate(model, loader, CPU, Progress(0, quiet=True))
+        evaluate(model, loader, CPU, ProgressBar(0, quiet=True))
     taken = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
     states = 16 * model.parameter_count()
     expected = expected_evaluation_bytes(
-        model, CPU, rows=rows, length=length, masked_tokens=round(rows * length * 0.15)
+        model, CPU, examples=rows, length=length, masked_tokens=round(rows * length * 0.15)
     )
     assert 0.6 < (expected - states) / taken < 1.4

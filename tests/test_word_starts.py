@@ -9,16 +9,15 @@ from test_corpus import Documents
 from tokenizers import models, pre_tokenizers, trainers
 
 import mlmlab
-from mlmlab.data.blocks import DocumentBlocks, PackedBlocks
+from mlmlab.data.batch import Masker
+from mlmlab.data.blocks import DocumentBlocks, Order, PackedBlocks
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.corpus import Corpus, open_corpus
-from mlmlab.data.order import Order
+from mlmlab.data.loader import EvalLoader, TrainLoader
 from mlmlab.data.tokenizer import Tokenizer, train_tokenizer, word_tokenizer
 from mlmlab.data.word_starts import with_word_starts
-from mlmlab.inputs import gather
-from mlmlab.loader import EvalLoader, TrainLoader
 from mlmlab.masking import MaskingConfig, RateSchedule
-from mlmlab.micro_batch import Masker
+from mlmlab.runs.setup import set_up
 
 TEXTS = tuple(
     f"{first} {second}, don't stop: {first}s and {second}ing (unbelievably {second})."
@@ -132,8 +131,8 @@ def test_packed_rows_say_where_words_and_documents_begin(fresh_cache: Path) -> N
     flags = np.concatenate(
         [bits[begin : begin + size] for begin, size in zip(shard.begins, sizes, strict=True)]
     )
-    starts = blocks.take(np.arange(blocks.even)).word_starts
-    rest = blocks.take(np.array([blocks.even])).word_starts
+    starts = blocks.take(np.arange(blocks.full_examples)).word_starts
+    rest = blocks.take(np.array([blocks.full_examples])).word_starts
     assert starts is not None
     assert rest is not None
     assert np.array_equal(np.concatenate([starts.ravel(), rest.ravel()]), flags)
@@ -164,7 +163,7 @@ def test_a_run_that_masks_words_masks_them_whole(
         f"data.layout={layout}", "data.block_size=24",
         "masking=whole_word", "masking.mask_fraction=1", "masking.random_fraction=0",
     )  # fmt: skip
-    inputs = gather(config)
+    inputs = set_up(config)
     loader = EvalLoader(inputs.test, Masker(config.masking, inputs.tokenizer.vocabulary()), seed=0)
     pieces = 0
     for chunk in loader.chunks():
@@ -189,7 +188,7 @@ def moving(schedule: RateSchedule, **changes: object) -> MaskingConfig:
 def test_a_schedule_begins_at_its_start_and_ends_at_the_rate() -> None:
     for schedule in (RateSchedule.LINEAR, RateSchedule.COSINE):
         config = moving(schedule, start_rate=0.3)
-        rates = [config.rate_at(update, 101) for update in range(101)]
+        rates = [config.rate_at(step, 101) for step in range(101)]
         assert rates[0] == 0.3
         assert rates[-1] == pytest.approx(0.15, abs=1e-12)
         assert rates[50] == pytest.approx(0.225, abs=1e-12)
@@ -200,9 +199,9 @@ def test_a_schedule_begins_at_its_start_and_ends_at_the_rate() -> None:
     assert MaskingConfig().rate_at(7, 10) == 0.15
 
 
-def test_steps_hold_from_their_update_on() -> None:
+def test_rates_hold_from_their_step_on() -> None:
     config = moving(RateSchedule.STEPS, rate_steps=("10:0.4", "20:0.2"))
-    rates = [config.rate_at(update, 30) for update in (0, 9, 10, 19, 20, 29)]
+    rates = [config.rate_at(step, 30) for step in (0, 9, 10, 19, 20, 29)]
     assert rates == [0.15, 0.15, 0.4, 0.4, 0.2, 0.2]
 
 
@@ -227,15 +226,15 @@ def test_a_schedule_that_cannot_be_is_a_problem(changes: dict[str, object], wher
     assert "masking.schedule=" in problem.remedy
 
 
-def test_the_rate_follows_the_updates_and_the_masks_the_batches(fresh_cache: Path) -> None:
+def test_the_rate_follows_the_steps_and_the_masks_the_batches(fresh_cache: Path) -> None:
     shard = corpus_of(TOKENIZERS["byte-level BPE"](), Documents(TEXTS * 30)).train
     blocks = PackedBlocks(shard, 32)
     vocabulary = TOKENIZERS["byte-level BPE"]().vocabulary()
     loader = TrainLoader(
         blocks, Order(len(blocks), 16, 0), 16,
-        Masker(moving(RateSchedule.LINEAR, start_rate=0.9), vocabulary), 0, updates=5,
+        Masker(moving(RateSchedule.LINEAR, start_rate=0.9), vocabulary), 0, total_steps=5,
     )  # fmt: skip
-    batches = loader.batches(first=3, update=0)
+    batches = loader.batches(first=3, step=0)
     rates = [next(batches).masking_rate for _ in range(5)]
     assert rates == pytest.approx([0.9, 0.7125, 0.525, 0.3375, 0.15])
     few, many = (set(loader.batch(3, u).micro_batches[0].positions.tolist()) for u in (4, 0))

@@ -19,10 +19,10 @@ from reference.hub_models import VOCABULARY, write_reference
 
 import mlmlab
 from mlmlab import evaluate, fill_mask
-from mlmlab.command import as_command
+from mlmlab.cli.hydra_errors import as_command
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.tokenizer import train_tokenizer, word_tokenizer
-from mlmlab.run_folder import RunFolder
+from mlmlab.runs.folder import RunFolder
 from mlmlab.train import train
 
 WORDS = [f"w{number}" for number in range(VOCABULARY - 5)]
@@ -176,7 +176,7 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     ),
     "train debug.profile_steps=-1": ("debug.profile_steps", "-1", "0 or more", "profile_steps=1"),
     "train debug=replay debug.step=3": ("resume", "null, with", "the folder", "resume=RUN_DIR"),
-    "train debug=replay": ("debug.step", "null, with", "the update to replay", "debug.step=1"),
+    "train debug=replay": ("debug.step", "null, with", "the step to replay", "debug.step=1"),
     "train debug.step=3": ("debug.step", "3, with", "for debug=replay alone", "debug=replay"),
     "train resume=$": ("resume", "no config.yaml", "the folder of a run", "resume=RUN_DIR"),
     "train resume=auto": ("resume", "auto, with run_dir=null", "which run", "resume=auto"),
@@ -446,8 +446,8 @@ def test_a_file_in_place_of_the_folder_of_runs_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "world").touch()
-    with pytest.raises(mlmlab.UserError, match="runs/world: File exists"):
+    (tmp_path / "runs" / "small_world").touch()
+    with pytest.raises(mlmlab.UserError, match="runs/small_world: File exists"):
         RunFolder(mlmlab.compose())
 
 

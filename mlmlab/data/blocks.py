@@ -1,4 +1,4 @@
-"""Examples: the documents of a shard as rows of at most `block_size` tokens.
+"""Examples: the documents of a shard cut to at most `block_size` tokens.
 
 B examples   T positions
 """
@@ -10,19 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlmlab.data.corpus import Shard
+from mlmlab.random import permuted
 
 _WIDTH_MULTIPLE = 8
-"""Padded rows are as wide as the longest of a batch, rounded up for the hardware's sake."""
+"""Padded examples are as wide as the longest of a batch, rounded up for the hardware's sake."""
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class Examples:
     """Some examples' tokens."""
 
     input_ids: NDArray[np.integer]
     """uint16 or uint32 `[B, T]`."""
     lengths: NDArray[np.int64] | None = None
-    """`[B]`, the tokens of each row, with padding behind them. None: no padding."""
+    """`[B]`, the tokens of each, before its padding. None: no padding."""
     documents: NDArray[np.int64] | None = None
     """`[B, T]`, each token's document, where documents are hidden from each other."""
     word_starts: NDArray[np.uint8] | None = None
@@ -36,16 +37,18 @@ class Blocks(Protocol):
     block_size: int
     dropped_tokens: int
     """Tokens of the shard that are in no example."""
-    even: int
+    full_examples: int
     """So many examples stand before a last one that is shorter and stands alone; else all."""
 
     def __len__(self) -> int:
         """How many examples there are."""
 
-    def take(self, examples: NDArray[np.int64]) -> Rows:
+    def take(self, example_ids: NDArray[np.int64]) -> Examples:
         """The examples' tokens."""
 
-    def owners(self, examples: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    def document_ids(
+        self, example_ids: NDArray[np.int64], places: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
         """The documents that some tokens belong to, int64 `[N]`.
 
         Args:
@@ -71,27 +74,27 @@ class PackedBlocks:
         self.shard = shard
         self.block_size = block_size
         self.isolate = isolate
-        self.even, self.rest = divmod(shard.token_count, block_size)
+        self.full_examples, self.rest = divmod(shard.token_count, block_size)
         self.keeps_rest = keep_rest and self.rest > 0
         self.dropped_tokens = 0 if keep_rest else self.rest
         """Tokens of the last partial block."""
 
     def __len__(self) -> int:
-        return self.even + self.keeps_rest
+        return self.full_examples + self.keeps_rest
 
-    def take(self, examples: NDArray[np.int64]) -> Rows:
-        shape = (len(examples), self.block_size)
-        if self.keeps_rest and self.even in examples:
-            assert len(examples) == 1, "the last, shorter example stands alone"
+    def take(self, example_ids: NDArray[np.int64]) -> Examples:
+        shape = (len(example_ids), self.block_size)
+        if self.keeps_rest and self.full_examples in example_ids:
+            assert len(example_ids) == 1, "the last, shorter example stands alone"
             shape = (1, self.rest)
         begins, offsets = self.shard.begins, self.shard.offsets
-        first = examples * self.block_size  # [B], numbered in the shard, as are the offsets
+        first = example_ids * self.block_size  # [B], numbered in the shard, as are the offsets
         end = first + shape[1]
         first_document = np.searchsorted(offsets, first, side="right") - 1  # [B]
         end_document = np.searchsorted(offsets, end)  # [B], the one after the last
         # A piece is what a row has of one document; there are P of them, row after row.
         pieces = end_document - first_document  # [B]
-        row = np.repeat(np.arange(len(examples)), pieces)  # [P]
+        row = np.repeat(np.arange(len(example_ids)), pieces)  # [P]
         document = np.arange(len(row)) + (end_document - np.cumsum(pieces))[row]  # [P]
         begin = np.maximum(offsets[document], first[row])  # [P]
         sizes = np.minimum(offsets[document + 1], end[row]) - begin  # [P]
@@ -102,21 +105,23 @@ class PackedBlocks:
         if starts is not None:
             is_begun_here = begin == offsets[document]  # [P]
             starts[row[is_begun_here], (begin - first[row])[is_begun_here]] = 2
-        return Rows(
+        return Examples(
             self.shard.tokens[tokens],
             None,
             np.repeat(document, sizes).reshape(shape) if self.isolate else None,
             starts,
         )
 
-    def owners(self, examples: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
-        tokens = examples * self.block_size + places
+    def document_ids(
+        self, example_ids: NDArray[np.int64], places: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        tokens = example_ids * self.block_size + places
         return np.searchsorted(self.shard.offsets, tokens, side="right") - 1
 
     def account(self) -> str:
         last = f"one of {self.rest}" if self.keeps_rest else f"{self.rest} dropped"
-        plural = "" if self.even == 1 else "s"
-        return f"{self.even:,} block{plural} of {self.block_size} + {last}"
+        plural = "" if self.full_examples == 1 else "s"
+        return f"{self.full_examples:,} block{plural} of {self.block_size} + {last}"
 
 
 class DocumentBlocks:
@@ -152,22 +157,22 @@ class DocumentBlocks:
         kept = np.minimum(self.inner_lengths, parts * self.inner_size)
         self.dropped_tokens = int((self.inner_lengths - kept).sum())
         """Tokens behind the ends of documents that were cut off."""
-        self.even = int(self.first_example[-1])
+        self.full_examples = int(self.first_example[-1])
 
     def __len__(self) -> int:
-        return self.even
+        return self.full_examples
 
-    def take(self, examples: NDArray[np.int64]) -> Rows:
-        owners = np.searchsorted(self.first_example, examples, side="right") - 1
+    def take(self, example_ids: NDArray[np.int64]) -> Examples:
+        document_ids = np.searchsorted(self.first_example, example_ids, side="right") - 1
         begin = (
-            examples - self.first_example[owners]
+            example_ids - self.first_example[document_ids]
         ) * self.inner_size  # [B], within its document
-        inner = np.minimum(self.inner_lengths[owners] - begin, self.inner_size)[:, None]
+        inner = np.minimum(self.inner_lengths[document_ids] - begin, self.inner_size)[:, None]
         lengths = np.maximum(inner[:, 0] + self.frame_size, 1)  # attention needs something to see
         longest = int(lengths.max(initial=1))
         width = min(-(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE, self.block_size)
         place = np.arange(width)[None, :] - len(self.prefix)  # [1, T], within the inner tokens
-        first = self.shard.begins[owners] + len(self.prefix) + begin  # [B], in the corpus
+        first = self.shard.begins[document_ids] + len(self.prefix) + begin  # [B], in the corpus
         tokens = first[:, None] + np.clip(place, 0, np.maximum(inner - 1, 0))  # [B, T]
         tokens = np.minimum(tokens, len(self.shard.tokens) - 1)
         ids = self.shard.tokens[tokens]
@@ -176,10 +181,12 @@ class DocumentBlocks:
         for number, token in enumerate(self.suffix):
             ids[behind == number] = token
         ids[behind >= len(self.suffix)] = self.pad_id
-        return Rows(ids, lengths, None, _word_start_bits(self.shard, tokens))
+        return Examples(ids, lengths, None, _word_start_bits(self.shard, tokens))
 
-    def owners(self, examples: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.searchsorted(self.first_example, examples, side="right") - 1
+    def document_ids(
+        self, example_ids: NDArray[np.int64], places: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        return np.searchsorted(self.first_example, example_ids, side="right") - 1
 
     def account(self) -> str:
         cut = f" + {self.dropped_tokens:,} tokens cut off" if self.dropped_tokens else ""
@@ -192,3 +199,24 @@ def _word_start_bits(shard: Shard, tokens: NDArray[np.int64]) -> NDArray[np.uint
         return None
     bits: NDArray[np.uint8] = shard.word_starts[tokens >> 3] >> (tokens & 7).astype(np.uint8) & 1
     return bits
+
+
+@dataclass(frozen=True)
+class Order:
+    """The examples of every batch, each epoch in a new random order."""
+
+    example_count: int
+    batch_size: int
+    seed: int
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """The last batch of an epoch may be short: no example waits for the next epoch."""
+        return -(-self.example_count // self.batch_size)
+
+    def batch(self, number: int) -> tuple[int, NDArray[np.int64]]:
+        """The epoch of batch `number`, counted from 0, and its examples, int64 `[B]`."""
+        epoch, within = divmod(number, self.batches_per_epoch)
+        first = within * self.batch_size
+        places = np.arange(first, min(first + self.batch_size, self.example_count))
+        return epoch, permuted(places, self.example_count, self.seed, epoch)

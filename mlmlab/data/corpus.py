@@ -39,7 +39,7 @@ _SPLIT_AT_ONCE = 1 << 20
 _FORMAT = 3
 """Raise it when the files change their meaning: it is part of the fingerprint."""
 
-Progress = Callable[[int, int], None]
+ShowCounts = Callable[[int, int], None]
 """Called with the documents and tokens done so far."""
 
 
@@ -125,7 +125,7 @@ def open_corpus(
     *,
     test_fraction: float,
     seed: int,
-    progress: Progress | None = None,
+    show_counts: ShowCounts | None = None,
 ) -> Corpus:
     """Tokenizes the source, or opens the corpus that an earlier run made of the same, whatever its
     split was.
@@ -143,7 +143,7 @@ def open_corpus(
     folder = cache_folder() / "corpora" / fingerprint[:32]
 
     def build(building: Path) -> None:
-        meta = _tokenize(source, tokenizer, building, progress)
+        meta = _tokenize(source, tokenizer, building, show_counts)
         text = json.dumps({"fingerprint": fingerprint, **meta}, indent=2)
         (building / "meta.json").write_text(text, encoding="utf-8")
 
@@ -167,7 +167,7 @@ def open_corpus(
 
 
 def _tokenize(
-    source: TextSource, tokenizer: Tokenizer, folder: Path, progress: Progress | None
+    source: TextSource, tokenizer: Tokenizer, folder: Path, show_counts: ShowCounts | None
 ) -> dict[str, Any]:
     kind = np.dtype(np.uint16 if tokenizer.vocabulary_size <= 1 << 16 else np.uint32)
     documents = tokens = empty = 0
@@ -189,8 +189,8 @@ def _tokenize(
             tokens += total
             documents += len(encoded)
             empty += batch.empty
-            if progress is not None:
-                progress(documents, tokens)
+            if show_counts is not None:
+                show_counts(documents, tokens)
     return {
         "type": kind.name,
         "documents": documents,

@@ -13,13 +13,13 @@ from mlmlab.data.bad_rows import BadRows
 from mlmlab.data.config import DataConfig, DocumentUnit, OnBadRow
 from mlmlab.data.fields import NoTextError, check_characters, text_at
 from mlmlab.data.formats import READABLE, Format, reading, recognize, rows
-from mlmlab.data.world import small_world
+from mlmlab.data.small_world.chain import small_world
 from mlmlab.errors import UserError
 from mlmlab.fetch.cache import file_digest
 
-WORLD_SEED = 0
+SMALL_WORLD_SEED = 0
 """The built-in corpus is one corpus: the same documents for every run and every machine."""
-WORLD_DOCUMENTS = 24_000
+SMALL_WORLD_DOCUMENTS = 24_000
 
 
 class TextSource(Protocol):
@@ -53,7 +53,7 @@ class TextSource(Protocol):
 
 
 @dataclass(frozen=True)
-class WorldSource:
+class SmallWorldSource:
     """The built-in small world (`world.py`)."""
 
     limit: int | None
@@ -66,7 +66,7 @@ class WorldSource:
     @property
     def count(self) -> int:
         """How many documents there are."""
-        return WORLD_DOCUMENTS if self.limit is None else self.limit
+        return SMALL_WORLD_DOCUMENTS if self.limit is None else self.limit
 
     @property
     def has_line_documents(self) -> bool:
@@ -81,11 +81,11 @@ class WorldSource:
         digest.update(" ".join(world.words).encode())
         for table in (world.initial, world.transition, world.end, world.emission):
             digest.update(table.tobytes())
-        digest.update(str(WORLD_SEED).encode())
+        digest.update(str(SMALL_WORLD_SEED).encode())
         return digest.hexdigest()
 
     def documents(self, bad_rows: BadRows | None = None) -> Iterator[str]:
-        return small_world().documents(self.count, WORLD_SEED)
+        return small_world().documents(self.count, SMALL_WORLD_SEED)
 
 
 @dataclass(frozen=True)

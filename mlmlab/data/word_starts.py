@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmlab.data.corpus import Corpus, Progress, document_batches, memory_map
+from mlmlab.data.corpus import Corpus, ShowCounts, document_batches, memory_map
 from mlmlab.data.sources import TextSource
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.errors import UserError
@@ -19,7 +19,11 @@ from mlmlab.fetch.cache import built_once
 
 
 def with_word_starts(
-    corpus: Corpus, source: TextSource, tokenizer: Tokenizer, *, progress: Progress | None = None
+    corpus: Corpus,
+    source: TextSource,
+    tokenizer: Tokenizer,
+    *,
+    show_counts: ShowCounts | None = None,
 ) -> Corpus:
     """The corpus with the word starts of its tokens, as the tokenizer's pre-tokenization has them.
 
@@ -33,7 +37,7 @@ def with_word_starts(
 
     def build(building: Path) -> None:
         with (building / "starts").open("wb") as file:
-            count = _write_bits(_starts(source, tokenizer, progress), file)
+            count = _write_bits(_starts(source, tokenizer, show_counts), file)
         expected = int(corpus.offsets[-1])
         if count != expected:
             raise UserError.of(
@@ -52,7 +56,7 @@ def with_word_starts(
 
 
 def _starts(
-    source: TextSource, tokenizer: Tokenizer, progress: Progress | None
+    source: TextSource, tokenizer: Tokenizer, show_counts: ShowCounts | None
 ) -> Iterator[NDArray[np.bool_]]:
     """For each batch of documents, whether a word begins at each of their tokens."""
     documents = tokens = 0
@@ -61,8 +65,8 @@ def _starts(
         yield np.concatenate([np.empty(0, np.bool_), *starts])
         documents += len(starts)
         tokens += sum(map(len, starts))
-        if progress is not None:
-            progress(documents, tokens)
+        if show_counts is not None:
+            show_counts(documents, tokens)
 
 
 def _write_bits(parts: Iterator[NDArray[np.bool_]], file: BinaryIO) -> int:

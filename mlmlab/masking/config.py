@@ -45,7 +45,7 @@ class MaskingMode(Enum):
 
 
 class RateSchedule(Enum):
-    """How the rate moves with the updates applied."""
+    """How the rate moves with the steps applied."""
 
     CONSTANT = "constant"
     LINEAR = "linear"
@@ -167,9 +167,9 @@ class MaskingConfig(MaskingPolicy):
     """constant: `rate`. linear, cosine: from `start_rate` to `rate` over the run. steps:
     `rate_steps`."""
     start_rate: float | None = None
-    """The first update's rate, for linear and cosine."""
+    """The first step's rate, for linear and cosine."""
     rate_steps: tuple[str, ...] = ()
-    """For steps: "UPDATE:RATE" each, ascending; before the first of them the rate is `rate`."""
+    """For steps: "STEP:RATE" each, ascending; before the first of them the rate is `rate`."""
 
     def problems(self) -> Iterator[Problem]:
         """What no masking kernel could do, and a schedule without its rates."""
@@ -188,23 +188,23 @@ class MaskingConfig(MaskingPolicy):
                 "the first rate of a linear or cosine schedule, above 0; null for the others",
                 "masking.schedule=linear masking.start_rate=0.3",
             )
-        steps = self.steps()
-        updates = [update for update, _ in steps or ()]
+        rates = self.rates_by_step()
+        steps = [step for step, _ in rates or ()]
         is_sound = (
-            steps is not None
-            and updates == sorted(set(updates))
-            and all(rate > 0.0 for _, rate in steps)
+            rates is not None
+            and steps == sorted(set(steps))
+            and all(rate > 0.0 for _, rate in rates)
         )
         if not is_sound or bool(self.rate_steps) != (self.schedule is RateSchedule.STEPS):
             yield Problem(
                 "masking.rate_steps",
                 f"[{','.join(self.rate_steps)}], with masking.schedule={self.schedule.value}",
-                "UPDATE:RATE texts, updates ascending, rates above 0; for masking.schedule=steps",
+                "STEP:RATE texts, steps ascending, rates above 0; for masking.schedule=steps",
                 "masking.schedule=steps \"masking.rate_steps=['1000:0.2','5000:0.15']\"",
             )
 
-    def steps(self) -> list[tuple[int, float]] | None:
-        """`rate_steps` as numbers; None if one of them is not UPDATE:RATE."""
+    def rates_by_step(self) -> list[tuple[int, float]] | None:
+        """`rate_steps` as numbers; None if one of them is not STEP:RATE."""
         found = []
         for text in self.rate_steps:
             match = re.fullmatch(r"(\d+):(0(?:\.\d+)?|1(?:\.0+)?|\.\d+)", text)
@@ -215,24 +215,24 @@ class MaskingConfig(MaskingPolicy):
 
     @property
     def highest_rate(self) -> float:
-        """The highest rate of any update."""
-        later = [rate for _, rate in self.steps() or ()]
+        """The highest rate of any step."""
+        later = [rate for _, rate in self.rates_by_step() or ()]
         return max(self.rate, self.start_rate or 0.0, *later)
 
-    def rate_at(self, update: int, updates: int) -> float:
-        """The rate of an update, a pure function of how many were applied before it.
+    def rate_at(self, step: int, total_steps: int) -> float:
+        """The rate of a step, a pure function of its number.
 
         Args:
-            update: updates applied so far.
-            updates: of the whole run.
+            step: steps applied before it.
+            total_steps: of the whole run.
         """
         if self.schedule is RateSchedule.STEPS:
-            steps = self.steps()
-            assert steps is not None
-            return next((rate for first, rate in reversed(steps) if update >= first), self.rate)
+            rates = self.rates_by_step()
+            assert rates is not None
+            return next((rate for first, rate in reversed(rates) if step >= first), self.rate)
         if self.start_rate is None:
             return self.rate
-        done = min(1.0, update / max(1, updates - 1))
+        done = min(1.0, step / max(1, total_steps - 1))
         if self.schedule is RateSchedule.COSINE:
             done = (1.0 - math.cos(math.pi * done)) / 2.0
         return self.start_rate + done * (self.rate - self.start_rate)

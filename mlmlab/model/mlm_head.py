@@ -34,6 +34,6 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     Returns:
         fp32 `[M]`. Its sum is the loss, to be divided once by the masked count of the whole
-        update; the sum of no tokens is a zero that still reaches every parameter.
+        step; the sum of no tokens is a zero that still reaches every parameter.
     """
     return F.cross_entropy(logits.float(), labels, reduction="none")

@@ -35,9 +35,9 @@ class Summary:
     floor_perplexity: float | None
     """The exact lowest perplexity on these blocks and masks; null where it is not known."""
     steps: int
-    """Updates applied."""
+    """Steps applied."""
     exported_step: int
-    """Updates applied to the weights in export/, which the evaluation above is of."""
+    """Steps applied to the weights in export/, which the evaluation above is of."""
     tokens: int
     """Tokens in the batches consumed."""
     seconds: float

@@ -47,7 +47,7 @@ class Tracker:
         """One event.
 
         Args:
-            step: updates applied.
+            step: steps applied.
             epoch: passes over the training examples, with its fraction.
             figures: by TensorBoard tag, `train/loss` for instance.
 
@@ -58,7 +58,7 @@ class Tracker:
             self._log(step, epoch, figures)
         except OSError as error:
             raise RunFailed(
-                f"update {step}: a figure could not be written to {self.metrics.name}: "
+                f"step {step}: a figure could not be written to {self.metrics.name}: "
                 f"{error.strerror}.\nWith room on the disk, resume=RUN_DIR goes on from the newest "
                 "checkpoint."
             ) from error

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mlmlab.errors import Problem
-from mlmlab.masking.config import EvalMaskingConfig
 
 
 class Schedule(Enum):
@@ -17,46 +16,12 @@ class Schedule(Enum):
     CONSTANT = "constant"
 
 
-class Device(Enum):
-    """Where the model runs."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class Precision(Enum):
-    """The arithmetic of the forward pass; weights and moments stay fp32."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-
 class Export(Enum):
     """Which weights a run exports and reports."""
 
     LAST = "last"
     BEST = "best"
 
-
-class Parallel(Enum):
-    """How several processes share a run."""
-
-    DDP = "ddp"
-    FSDP = "fsdp"
-
-
-class Split(Enum):
-    """Which documents are scored."""
-
-    TEST = "test"
-    ALL = "all"
-
-
-_MOST_DRAWS = 1 << 24
-"""Draws that the random numbers' counter can tell apart (`random.EPOCHS`)."""
 
 _EMBEDDINGS, _HEAD = "embeddings", "head"
 _FREEZABLE = (_EMBEDDINGS, "layers", "encoder", _HEAD)
@@ -69,11 +34,11 @@ class TrainConfig:
     epochs: int
     """Passes over the training examples."""
     max_steps: int | None
-    """Updates; where set, it decides and `epochs` does not."""
+    """Steps; where set, it decides and `epochs` does not."""
     batch_size: int
-    """Sequences an update."""
+    """Examples per step."""
     micro_batch_size: int | None
-    """Sequences a forward pass; accumulation follows from it. null: the whole batch."""
+    """Examples per forward pass; accumulation follows from it. null: the whole batch."""
     learning_rate: float
     """The highest rate of the schedule."""
     weight_decay: float
@@ -84,11 +49,11 @@ class TrainConfig:
     max_grad_norm: float
     """Gradients are scaled down to this norm; 0: never."""
     schedule: Schedule
-    """linear and cosine fall to zero at the last update."""
+    """linear and cosine fall to zero at the last step."""
     warmup_steps: int
-    """Updates over which the rate rises from zero."""
+    """Steps over which the rate rises from zero."""
     warmup_fraction: float | None
-    """The same as a share of the run's updates, in place of `warmup_steps`."""
+    """The same as a share of the run's steps, in place of `warmup_steps`."""
     freeze: tuple[str, ...]
     """Parts that keep their weights: embeddings (with them the decoder, the same table), layers
     (all of them), layers.3, layers.0-5 (from 0, both ends included), encoder (embeddings and
@@ -100,14 +65,14 @@ class TrainConfig:
     """Layers are computed again in backward (Chen et al. 2016): less memory, about a third more
     arithmetic, the same gradients."""
     save_every_steps: int | None
-    """Updates between checkpoints, besides one at each evaluation that is the best so far. null:
+    """Steps between checkpoints, besides one at each evaluation that is the best so far. null:
     one at each evaluation."""
     save_every_minutes: float | None
     """Minutes between checkpoints, besides the others. null: only the others."""
     keep_checkpoints: int
     """Older checkpoints are removed, all but the best one; 0: none are written."""
     log_every_steps: int
-    """Updates between log lines."""
+    """Steps between log lines."""
     early_stopping_patience: int | None
     """The run ends after so many evaluations in a row that are no better than the best before
     them; null: never before its horizon."""
@@ -182,7 +147,7 @@ class TrainConfig:
         return self.export is Export.BEST
 
     def warmup(self, total_steps: int) -> int:
-        """Updates of the warm-up, in a run of `total_steps`."""
+        """Steps of the warm-up, in a run of `total_steps`."""
         if self.warmup_fraction is None:
             return self.warmup_steps
         return round(self.warmup_fraction * total_steps)
@@ -223,92 +188,3 @@ def _layer_range(name: str) -> range:
     """The layers that layers.3 or layers.0-5 names; empty for anything else."""
     match = re.fullmatch(r"layers\.([0-9]{1,9})(?:-([0-9]{1,9}))?", name)
     return range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """An evaluation."""
-
-    seed: int
-    """Decides the masks, the same at every evaluation."""
-    mask_draws: int
-    """How often each example is scored, each time with other masks: a smaller standard error."""
-    max_examples: int | None
-    """Score the first examples only: the fewest full chunks of 8,192 tokens that hold this many.
-    null: all."""
-    masking: EvalMaskingConfig
-    """Which tokens are scored, whatever training masks. As a group: masking@eval.masking=NAME."""
-
-    def problems(self) -> Iterator[Problem]:
-        """Values out of range."""
-        for name, example in (("mask_draws", 1), ("max_examples", 1000)):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield Problem(
-                    f"eval.{name}", str(value), "more than zero", f"eval.{name}={example}"
-                )
-        if self.mask_draws > _MOST_DRAWS:
-            yield Problem(
-                "eval.mask_draws",
-                str(self.mask_draws),
-                f"at most {_MOST_DRAWS}",
-                "eval.mask_draws=10",
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainEvalConfig(EvalConfig):
-    """The evaluations of a run."""
-
-    every_steps: int | None
-    """Updates between evaluations. null: one at the end of each epoch."""
-    fill_mask: tuple[str, ...] | None
-    """Sentences that the trained model completes at the end; <mask> stands for any model's mask.
-    null: the small world's own for the small world, none for other text."""
-
-    def problems(self) -> Iterator[Problem]:
-        """Values out of range."""
-        yield from super().problems()
-        if self.every_steps is not None and self.every_steps < 1:
-            yield Problem(
-                "eval.every_steps", str(self.every_steps), "more than zero", "eval.every_steps=500"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoringConfig(EvalConfig):
-    """The evaluation of `python -m mlmlab.evaluate`."""
-
-    split: Split | None
-    """test: the test documents. all: every document. null: test for a run's own data, all for data
-    that the user names."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RuntimeConfig:
-    """The machine."""
-
-    device: Device
-    """auto: cuda where there is one, else cpu."""
-    precision: Precision
-    """auto: bf16 where the device computes in it natively and the model is 512 wide or more, else
-    fp32. fp16 scales its losses, and leaves out updates whose gradient overflows."""
-    tf32: bool
-    """Whether fp32 matrix products on CUDA may round their factors to 10 bits: faster."""
-    parallel: Parallel
-    """How the processes that torchrun starts share a run. ddp: each has the model, and a part of
-    every batch. fsdp: each has a part of both; less memory for more traffic. The results and the
-    checkpoints are the same."""
-    processes: int | None
-    """Processes that the command starts itself, on this machine; null: one, or torchrun's."""
-    deterministic: bool
-    """Only algorithms with the same bits every time; on CUDA slower. CPU runs have them anyway."""
-    threads: int | None
-    """CPU threads of PyTorch; null: as many as it likes."""
-
-    def problems(self) -> Iterator[Problem]:
-        """Values out of range."""
-        for name in ("threads", "processes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield Problem(f"runtime.{name}", str(value), "one or more", f"runtime.{name}=2")

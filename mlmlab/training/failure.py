@@ -1,4 +1,4 @@
-"""An update whose gradient is not finite: what is kept of it, so that it can be looked at again."""
+"""A step whose gradient is not finite: what is kept of it, so that it can be looked at again."""
 
 import json
 import math
@@ -6,41 +6,41 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlmlab.data.order import Order
-from mlmlab.loader import UpdateBatch
-from mlmlab.processes import World
+from mlmlab.data.blocks import Order
+from mlmlab.data.loader import StepBatch
+from mlmlab.runtime.distributed import Ranks
 from mlmlab.training.state import ProgressRecord
-from mlmlab.training.step import UpdateResult
+from mlmlab.training.step import StepResult
 
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """An update that was tried."""
+    """A step that was tried."""
 
     before: ProgressRecord
     """How far the run was before it."""
-    batch: UpdateBatch
-    result: UpdateResult
+    batch: StepBatch
+    result: StepResult
 
     @property
     def step(self) -> int:
-        """The update's number, counted from 1."""
-        return self.before.updates + 1
+        """The step's number, counted from 1."""
+        return self.before.steps + 1
 
 
 def failure_folder(run_dir: Path, step: int) -> Path:
-    """Where a failed update is kept."""
+    """Where a failed step is kept."""
     return run_dir / "failures" / f"step_{step}"
 
 
 def write_failure(
     attempt: Attempt,
     order: Order,
-    world: World,
+    ranks: Ranks,
     run_dir: Path,
     save: Callable[[Path], None],
 ) -> str:
-    """Keeps an update in failures/step_N: the state before it, and batch.json.
+    """Keeps a step in failures/step_N: the state before it, and batch.json.
 
     Args:
         save: writes the state to a folder; every process calls it.
@@ -48,7 +48,7 @@ def write_failure(
     Returns:
         What to tell the user.
     """
-    loss_sum = math.fsum(world.gather(attempt.result.loss_sum.item()))
+    loss_sum = math.fsum(ranks.gather(attempt.result.loss_sum.item()))
     loss, grad_norm = loss_sum / attempt.batch.masked_count, attempt.result.grad_norm.item()
     folder = failure_folder(run_dir, attempt.step)
     _, examples = order.batch(attempt.batch.number)
@@ -63,7 +63,7 @@ def write_failure(
     }
     try:
         save(folder)
-        if world.is_first:
+        if ranks.is_rank_zero:
             text = json.dumps(content, indent=2) + "\n"
             (folder / "batch.json").write_text(text, encoding="utf-8")
     except OSError as error:
@@ -80,7 +80,7 @@ def write_failure(
 def describe(attempt: Attempt, loss: float, grad_norm: float) -> str:
     """What went wrong, in words."""
     return (
-        f"update {attempt.step}: loss {loss:g}, gradient norm {grad_norm:g}: not finite.\n"
+        f"step {attempt.step}: loss {loss:g}, gradient norm {grad_norm:g}: not finite.\n"
         "The weights are as they were before it."
     )
 

@@ -1,4 +1,4 @@
-"""The training loop: batches in, updates out, with evaluations and checkpoints between."""
+"""The training loop: batches in, steps out, with evaluations and checkpoints between."""
 
 import math
 import signal
@@ -10,21 +10,27 @@ from typing import NoReturn
 
 import torch
 
+from mlmlab.data.loader import EvalLoader, StepBatch, TrainLoader
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.errors import Interrupted, RunFailed
-from mlmlab.loader import EvalLoader, TrainLoader, UpdateBatch
-from mlmlab.tracking.progress import Progress, shown
+from mlmlab.evaluation.masked_perplexity import (
+    Evaluation,
+    EvaluationInterrupted,
+    evaluate,
+    perplexity,
+)
+from mlmlab.runtime.config import Precision
+from mlmlab.runtime.signals import Interruptions
+from mlmlab.tracking.progress_bar import ProgressBar, shown
 from mlmlab.tracking.summary import peak_memory_bytes
 from mlmlab.tracking.tracker import Tracker
-from mlmlab.training.config import Precision, TrainConfig
-from mlmlab.training.evaluation import Evaluation, EvaluationInterrupted, evaluate, perplexity
+from mlmlab.training.config import TrainConfig
 from mlmlab.training.failure import Attempt, write_failure
-from mlmlab.training.horizon import Horizon
-from mlmlab.training.interruption import Interruptions
+from mlmlab.training.metrics import Window
 from mlmlab.training.optimizer import build_optimizer
+from mlmlab.training.parallel import Replica
 from mlmlab.training.profiling import Profiler
-from mlmlab.training.replica import Replica
-from mlmlab.training.schedule import learning_rate_factor
+from mlmlab.training.schedule import Horizon, learning_rate_factor
 from mlmlab.training.state import (
     DamagedCheckpoint,
     ProgressRecord,
@@ -34,8 +40,7 @@ from mlmlab.training.state import (
     remove_old,
     save_state,
 )
-from mlmlab.training.step import UpdateResult, apply_update
-from mlmlab.training.window import Window
+from mlmlab.training.step import StepResult, train_step
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Training:
 
     final: Evaluation
     """Of the weights that are exported."""
-    progress: ProgressRecord
+    record: ProgressRecord
     early: bool
     """Whether it ended before its horizon, for want of better evaluations."""
     exported_step: int
@@ -56,7 +61,7 @@ class Outputs:
     """Where a run's figures and checkpoints go, and where its signals come from."""
 
     run_dir: Path
-    progress: Progress
+    bar: ProgressBar
     tracker: Tracker | None
     """None in every process but the first."""
     tokenizer: Tokenizer
@@ -82,7 +87,7 @@ class Loop:
         resumed_from: Path | None = None,
     ) -> None:
         self.replica = replica
-        self.world = replica.world
+        self.ranks = replica.ranks
         self.optimizer = build_optimizer(replica.model, config)
         self.train_loader = train_loader
         self.eval_loader = eval_loader
@@ -90,19 +95,19 @@ class Loop:
         self.eval_every_steps = eval_every_steps
         self.seed = seed
         self.outputs = outputs
-        self.progress = outputs.progress
+        self.bar = outputs.bar
         self.horizon = Horizon.of(config, train_loader.order.batches_per_epoch)
         self.record = ProgressRecord()
         if resumed_from is not None:
             self.record = load_state(resumed_from, replica, self.optimizer)
-        self.window = Window(self.record, self.world, replica.compute.device)
+        self.window = Window(self.record, self.ranks, replica.compute.device)
         self.suppressed = torch.zeros((), device=replica.compute.device)
         self.saves_made = 0
         """Requests for a checkpoint that have been met: the batch ahead may still have them."""
         self.exported_step: int | None = None
         """Set when the best weights have replaced the last ones: there is nothing to save then."""
         self.unread: Attempt | None = None
-        """The last update, whose gradient nobody has looked at yet."""
+        """The last step, whose gradient nobody has looked at yet."""
 
     def train(self) -> Training:
         """Trains to the horizon, from wherever the record stands.
@@ -124,7 +129,7 @@ class Loop:
                 self._stop()
             result = self.advance(batch)
             if self.outputs.profiler is not None and (text := self.outputs.profiler.step()):
-                self.progress.line(text)
+                self.bar.line(text)
             at_end = self.horizon.is_reached(self.record)
             if at_end or self._is_multiple(result, self.config.log_every_steps):
                 self._log(result)
@@ -138,24 +143,24 @@ class Loop:
                     self.record = replace(self.record, evaluation_due=True)
                     evaluation = self._evaluate()
                     early = self._has_lost_patience()
-                is_best = self.record.best_step == self.record.updates
+                is_best = self.record.best_step == self.record.steps
                 if save_now or is_best or early:
                     self._save()
                     self.saves_made = batch.requests.saves
                 self.window.resume()
             if result is not None and result.overflowed:
-                batches.close()  # the one ahead was prepared for one update more
+                batches.close()  # the one ahead was prepared for one step more
                 batches = self._batches()
         batches.close()
         self.window.pause()
-        is_last_best = self.record.best_step == self.record.updates
+        is_last_best = self.record.best_step == self.record.steps
         if self.config.exports_best and not is_last_best and self._load_best():
             evaluation = None
         if evaluation is None:  # of the best weights, or the run was over before it was resumed
             evaluation = self._score()
-        self.progress.close()
+        self.bar.close()
         early = early and not self.horizon.is_reached(self.record)
-        step = self.record.updates if self.exported_step is None else self.exported_step
+        step = self.record.steps if self.exported_step is None else self.exported_step
         return Training(evaluation, self.window.noted(self.record), early, step)
 
     def _load_best(self) -> bool:
@@ -172,27 +177,27 @@ class Loop:
                 return f"{folder}: {error}"
             return None
 
-        if (reason := self.world.from_first(damage)) is not None:
-            self.progress.line(f"the last weights are exported, not the best ones: {reason}")
+        if (reason := self.ranks.on_rank_zero(damage)) is not None:
+            self.bar.line(f"the last weights are exported, not the best ones: {reason}")
             return False
         load_weights(folder, self.replica)
         self.exported_step = step
         return True
 
-    def _batches(self) -> Generator[UpdateBatch, None, None]:
-        return self.train_loader.batches(self.record.batches, self.record.updates)
+    def _batches(self) -> Generator[StepBatch, None, None]:
+        return self.train_loader.batches(self.record.batches, self.record.steps)
 
-    def advance(self, batch: UpdateBatch) -> UpdateResult | None:
-        """One update and the record of it; none for a batch in which no token is predicted."""
+    def advance(self, batch: StepBatch) -> StepResult | None:
+        """One step and the record of it; none for a batch in which no token is predicted."""
         result = None
         if batch.masked_count:
             before = self.record
             result = self.attempt(batch)
-            self._refuse_non_finite()  # one update late, so that the device is never idle
+            self._refuse_non_finite()  # one step late, so that the device is never idle
             self.unread = Attempt(before, batch, result)
             if not result.overflowed:
                 self.window.add(result, batch)
-                self.progress.advance()
+                self.bar.advance()
         overflowed = result is not None and result.overflowed
         scale = self.record.loss_scale
         if result is not None and self._is_scaled:
@@ -200,22 +205,22 @@ class Loop:
         self.record = replace(
             self.record,
             batches=self.record.batches + 1,
-            updates=self.record.updates + (result is not None and not overflowed),
-            skipped_updates=self.record.skipped_updates + overflowed,
+            steps=self.record.steps + (result is not None and not overflowed),
+            skipped_steps=self.record.skipped_steps + overflowed,
             tokens=self.record.tokens + batch.token_count,
             loss_scale=scale,
         )
         return result
 
-    def attempt(self, batch: UpdateBatch) -> UpdateResult:
-        """Applies an update to the weights, and nothing else."""
+    def attempt(self, batch: StepBatch) -> StepResult:
+        """Applies a step to the weights, and nothing else."""
         factor = learning_rate_factor(
-            self.record.updates,
-            self.horizon.updates,
-            self.config.warmup(self.horizon.updates),
+            self.record.steps,
+            self.horizon.total_steps,
+            self.config.warmup(self.horizon.total_steps),
             self.config.schedule,
         )
-        return apply_update(
+        return train_step(
             self.replica,
             self.optimizer,
             batch,
@@ -233,27 +238,27 @@ class Loop:
     def _refuse_non_finite(self) -> None:
         if self.unread is None or not self.unread.result.is_non_finite():
             return
-        self.progress.close()
+        self.bar.close()
         attempt, self.unread = self.unread, None
         self.record = attempt.before  # the weights are as they were then: the rest was suppressed
         raise RunFailed(
             write_failure(
                 attempt,
                 self.train_loader.order,
-                self.world,
+                self.ranks,
                 self.outputs.run_dir,
                 lambda folder: self._save_to(folder),
             )
         )
 
-    def _log(self, result: UpdateResult | None) -> None:
+    def _log(self, result: StepResult | None) -> None:
         self._refuse_non_finite()
         if result is None or result.overflowed or self.window.masked_count == 0:
             return
         loss = self.window.mean_loss()  # waits for the device
         self.record = replace(self.record, train_loss=loss)
         speed = self.window.speed(self.replica.model.config, self.train_loader.blocks.block_size)
-        self.progress.show(loss, perplexity(loss), speed["train/tokens_per_second"])
+        self.bar.show(loss, perplexity(loss), speed["train/tokens_per_second"])
         figures = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
@@ -265,35 +270,35 @@ class Loop:
         }
         if self._is_scaled:
             figures["train/loss_scale"] = self.record.loss_scale.scale
-            figures["train/skipped_updates"] = self.record.skipped_updates
+            figures["train/skipped_steps"] = self.record.skipped_steps
         self._track(figures)
         self.window.restart()
 
     def _track(self, figures: dict[str, float]) -> None:
         if self.outputs.tracker is not None:
-            self.outputs.tracker.log(self.record.updates, self._epoch(), figures)
+            self.outputs.tracker.log(self.record.steps, self._epoch(), figures)
 
     def _epoch(self) -> float:
         return self.record.batches / self.train_loader.order.batches_per_epoch
 
-    def _is_multiple(self, result: UpdateResult | None, steps: int) -> bool:
-        """Whether this batch made the update count a multiple of `steps`."""
+    def _is_multiple(self, result: StepResult | None, steps: int) -> bool:
+        """Whether this batch made the step count a multiple of `steps`."""
         applied = result is not None and not result.overflowed
-        return applied and self.record.updates % steps == 0
+        return applied and self.record.steps % steps == 0
 
-    def _evaluation_is_due(self, result: UpdateResult | None) -> bool:
+    def _evaluation_is_due(self, result: StepResult | None) -> bool:
         if self.eval_every_steps is not None:
             return self._is_multiple(result, self.eval_every_steps)
         return self.record.batches % self.train_loader.order.batches_per_epoch == 0
 
-    def _save_is_due(self, result: UpdateResult | None, evaluate_now: bool) -> bool:
+    def _save_is_due(self, result: StepResult | None, evaluate_now: bool) -> bool:
         if self.config.save_every_steps is not None:
             return self._is_multiple(result, self.config.save_every_steps)
         return evaluate_now
 
-    def _is_stop_asked(self, batch: UpdateBatch) -> bool:
+    def _is_stop_asked(self, batch: StepBatch) -> bool:
         """Alone, a process stops at once; several must agree, which they did a batch ahead."""
-        if self.world.size == 1:
+        if self.ranks.size == 1:
             return self.outputs.interruptions.is_stop_asked
         return batch.requests.stops > 0
 
@@ -308,8 +313,8 @@ class Loop:
                     model,
                     self.eval_loader,
                     self.replica.compute,
-                    self.progress,
-                    world=self.world,
+                    self.bar,
+                    ranks=self.ranks,
                     is_interrupted=lambda: self.outputs.interruptions.is_stop_asked,
                 )
         except EvaluationInterrupted:
@@ -319,9 +324,9 @@ class Loop:
         started = time.perf_counter()
         result = self._score()
         if result.masked_count and not math.isfinite(result.loss):
-            self.progress.close()
+            self.bar.close()
             raise RunFailed(
-                f"update {self.record.updates}: the evaluation's loss is {result.loss}.\n"
+                f"step {self.record.steps}: the evaluation's loss is {result.loss}.\n"
                 "The weights hold inf or nan, or the forward pass overflows: try "
                 "runtime.precision=fp32, and look at what the run started from."
             )
@@ -335,15 +340,15 @@ class Loop:
         self.record = replace(self.record, evaluation_due=False)
         if result.masked_count:  # else there is no loss to compare
             self._compare(result.loss)
-        self.progress.line(
-            f"evaluation  update {self.record.updates:,}  loss {shown(result.loss)}  "
+        self.bar.line(
+            f"evaluation  step {self.record.steps:,}  loss {shown(result.loss)}  "
             f"perplexity {shown(result.perplexity)} ± {shown(result.perplexity_standard_error)}"
         )
         return result
 
     def _compare(self, loss: float) -> None:
         """Notes an evaluation as the initial one, the best one, or one more that is no better."""
-        step, best = self.record.updates, self.record.best_eval_loss
+        step, best = self.record.steps, self.record.best_eval_loss
         if step == 0:
             self.record = replace(self.record, initial_eval_loss=loss)
         if best is None or loss < best:
@@ -359,14 +364,14 @@ class Loop:
         self.record = self.window.noted(self.record)
         if not (keep := self.config.keep_checkpoints) or self.exported_step is not None:
             return
-        run_dir, step = self.outputs.run_dir, self.record.updates
+        run_dir, step = self.outputs.run_dir, self.record.steps
         try:
             self._save_to(run_dir / "checkpoints" / f"step_{step}")
-            if self.world.is_first:
+            if self.ranks.is_rank_zero:
                 remove_old(run_dir, keep, self.record)
         except OSError as error:
-            self.progress.line(
-                f"checkpoint of update {step:,} NOT written: {error.strerror or error}; those "
+            self.bar.line(
+                f"checkpoint of step {step:,} NOT written: {error.strerror or error}; those "
                 "before it are still there, and the run goes on"
             )
 
@@ -386,7 +391,7 @@ class Loop:
         self._refuse_non_finite()
         self.window.pause()
         self._save()
-        self.progress.close()
+        self.bar.close()
         asked = self.outputs.interruptions.signal or signal.SIGTERM
         run_dir = self.outputs.run_dir
         kept = f"python -m mlmlab.train resume={run_dir} goes on from there"
@@ -394,6 +399,5 @@ class Loop:
             kept = "train.keep_checkpoints=0: no checkpoint was written"
         raise Interrupted(
             asked,
-            f"stopped by {signal.Signals(asked).name} after update {self.record.updates:,}.\n"
-            f"{kept}",
+            f"stopped by {signal.Signals(asked).name} after step {self.record.steps:,}.\n{kept}",
         )

@@ -3,8 +3,8 @@
 import torch
 
 from mlmlab.model import MaskedLanguageModel
-from mlmlab.training.config import Precision
-from mlmlab.training.precision import Compute
+from mlmlab.runtime.config import Precision
+from mlmlab.runtime.devices import Compute
 
 _WEIGHT_BYTES = 4
 """A parameter, fp32."""
@@ -30,7 +30,7 @@ def expected_memory_bytes(
     model: MaskedLanguageModel,
     compute: Compute,
     *,
-    rows: int,
+    examples: int,
     length: int,
     masked_tokens: int,
     shards: int = 1,
@@ -40,25 +40,25 @@ def expected_memory_bytes(
     about half a GiB of host memory besides).
 
     Args:
-        rows: sequences of a micro-batch.
+        examples: of a micro-batch.
         length: tokens of each.
         masked_tokens: predicted tokens among them.
         shards: processes that share the states of the model (fsdp).
-        accumulates: whether an update has several micro-batches, whose gradients wait whole.
+        accumulates: whether a step has several micro-batches, whose gradients wait whole.
     """
     config = model.config
     element = 4 if compute.precision is Precision.FP32 else 2
     vectors = _HIDDEN_VECTORS + (_DROPPED_VECTORS if config.dropout else 0)
     wide = 2 * config.intermediate_size  # before and after the GELU
-    layer = rows * length * (vectors * config.hidden_size + wide) * element
+    layer = examples * length * (vectors * config.hidden_size + wide) * element
     if config.attention_dropout and compute.device.type == "cpu":
-        layer += _WEIGHT_COPIES * rows * config.heads * length**2 * element
+        layer += _WEIGHT_COPIES * examples * config.heads * length**2 * element
     logits = masked_tokens * config.vocabulary_size * 4 * _LOGIT_COPIES
     trained = _trained(model)
     states = _state_bytes(model, element, shards, trained * accumulates)
     layers = _layers_with_backward(model)
     if model.gradient_checkpointing and layers:
-        inputs = layers * rows * length * config.hidden_size * element
+        inputs = layers * examples * length * config.hidden_size * element
         return states + inputs + layer + logits  # one layer at a time is computed again
     return states + layers * layer + logits
 
@@ -67,7 +67,7 @@ def expected_evaluation_bytes(
     model: MaskedLanguageModel,
     compute: Compute,
     *,
-    rows: int,
+    examples: int,
     length: int,
     masked_tokens: int,
     shards: int = 1,
@@ -75,7 +75,7 @@ def expected_evaluation_bytes(
     """The same of an evaluation during the training, whose states stay where they are.
 
     Args:
-        rows: examples of a chunk.
+        examples: of a chunk.
         length: tokens of each.
         masked_tokens: predicted tokens among them.
         shards: processes that share the states of the model (fsdp).
@@ -83,7 +83,7 @@ def expected_evaluation_bytes(
     config = model.config
     element = 4 if compute.precision is Precision.FP32 else 2
     wide = 2 * config.intermediate_size  # before and after the GELU
-    layer = rows * length * (_SCORING_VECTORS * config.hidden_size + wide) * element
+    layer = examples * length * (_SCORING_VECTORS * config.hidden_size + wide) * element
     # The logits, and in fp32 their log-softmax and, unless they are fp32 themselves, a copy.
     copies = element + 4 + (4 if element < 4 else 0)
     logits = masked_tokens * config.vocabulary_size * copies

@@ -1,4 +1,4 @@
-"""PyTorch's profiler over a few updates: debug.profile_steps=N."""
+"""PyTorch's profiler over a few steps: debug.profile_steps=N."""
 
 from pathlib import Path
 
@@ -6,22 +6,22 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 _WAIT, _WARMUP = 2, 3
-"""Updates before those that are watched: compilation, allocation and caches settle."""
+"""Steps before those that are watched: compilation, allocation and caches settle."""
 
 
 class Profiler:
-    """Watches some updates of a run and writes profile/trace.json, for chrome://tracing and
+    """Watches some steps of a run and writes profile/trace.json, for chrome://tracing and
     https://ui.perfetto.dev."""
 
     def __init__(self, run_dir: Path, steps: int) -> None:
         """Starts to count.
 
         Args:
-            steps: updates to watch, the sixth of the run and those after it.
+            steps: steps to watch, the sixth of the run and those after it.
         """
         self.path = run_dir / "profile" / "trace.json"
         self.summary: str | None = None
-        """The operations that took longest, once all updates have been watched."""
+        """The operations that took longest, once all steps have been watched."""
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
@@ -33,7 +33,7 @@ class Profiler:
         self._profile.start()
 
     def step(self) -> str | None:
-        """An update more.
+        """A step more.
 
         Returns:
             What to print, after the last watched one.

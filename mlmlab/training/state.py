@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from mlmlab.checkpoints import save_pretrained
 from mlmlab.checkpoints.key_maps import hub_names
 from mlmlab.data.tokenizer import Tokenizer
+from mlmlab.errors import UserError
 from mlmlab.fetch.cache import flush
-from mlmlab.training.replica import Replica
+from mlmlab.training.parallel import Replica
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 _MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
@@ -35,23 +36,23 @@ _DIGESTS = "digests.json"
 @dataclass(frozen=True, kw_only=True)
 class LossScale:
     """What fp16 losses are multiplied by, so that small gradients do not vanish: halved when a
-    gradient overflows, doubled after `GROWTH_UPDATES` updates without (Micikevicius et al. 2018,
+    gradient overflows, doubled after `GROWTH_STEPS` steps without (Micikevicius et al. 2018,
     "Mixed precision training", section 3.2)."""
 
     scale: float = 2.0**16
-    clean_updates: int = 0
-    """Updates since it last changed."""
+    clean_steps: int = 0
+    """Steps since it last changed."""
 
     def after(self, *, overflowed: bool) -> "LossScale":
-        """The next update's."""
+        """The next step's."""
         if overflowed:
             return LossScale(scale=self.scale / 2)
-        if self.clean_updates + 1 == GROWTH_UPDATES:
+        if self.clean_steps + 1 == GROWTH_STEPS:
             return LossScale(scale=self.scale * 2)
-        return dataclasses.replace(self, clean_updates=self.clean_updates + 1)
+        return dataclasses.replace(self, clean_steps=self.clean_steps + 1)
 
 
-GROWTH_UPDATES = 2000
+GROWTH_STEPS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +70,18 @@ class ProgressRecord:
 
     batches: int = 0
     """Batches consumed: what data, masks and dropout follow."""
-    updates: int = 0
-    """Updates applied: what learning rate and masking rate follow."""
-    skipped_updates: int = 0
-    """Updates left out because an fp16 gradient overflowed."""
+    steps: int = 0
+    """Steps applied: what learning rate and masking rate follow."""
+    skipped_steps: int = 0
+    """Steps left out because an fp16 gradient overflowed."""
     tokens: int = 0
     """Tokens in the batches consumed."""
     evaluation_due: bool = True
-    """Whether an evaluation comes next, as it does before the first update."""
+    """Whether an evaluation comes next, as it does before the first step."""
     initial_eval_loss: float | None = None
     best_eval_loss: float | None = None
     best_step: int = 0
-    """Updates applied before the best evaluation."""
+    """Steps applied before the best evaluation."""
     evaluations_since_best: int = 0
     train_loss: float | None = None
     """Of the last log line."""
@@ -104,14 +105,14 @@ def save_state(
     replica: Replica,
     tokenizer: Tokenizer,
     optimizer: torch.optim.Optimizer,
-    progress: ProgressRecord,
+    record: ProgressRecord,
     fingerprint: str,
     *,
     flush_logs: Callable[[], Mapping[str, int]] = dict,
 ) -> None:
     """Writes a checkpoint under a temporary name and renames it: complete or absent.
 
-    Every process calls it with its part, and the first one writes. It has all of them before it
+    Every process calls it with its part, and rank 0 writes. It has all of them before it
     begins to, so that no other process waits for a full disk.
 
     Args:
@@ -129,9 +130,9 @@ def save_state(
         shutil.rmtree(left_behind, ignore_errors=True)
     try:
         building.mkdir(parents=True)
-        progress = dataclasses.replace(progress, log_sizes=flush_logs())
+        record = dataclasses.replace(record, log_sizes=flush_logs())
         save_pretrained(model, tokenizer, building)
-        _write(building, moments, progress, fingerprint)
+        _write(building, moments, record, fingerprint)
         for file in building.iterdir():
             flush(file)
         flush(building)
@@ -149,7 +150,7 @@ def save_state(
 
 
 def _moments(replica: Replica, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """All of them in the first process; none in the others."""
+    """All of them on rank 0; none in the others."""
     return {
         f"{name}.{kind}": whole
         for name, p in replica.model.named_parameters()
@@ -159,11 +160,11 @@ def _moments(replica: Replica, optimizer: torch.optim.Optimizer) -> dict[str, to
 
 
 def _write(
-    folder: Path, moments: dict[str, torch.Tensor], progress: ProgressRecord, fingerprint: str
+    folder: Path, moments: dict[str, torch.Tensor], record: ProgressRecord, fingerprint: str
 ) -> None:
-    record = {"fingerprint": fingerprint, "progress": dataclasses.asdict(progress)}
+    content = {"fingerprint": fingerprint, "progress": dataclasses.asdict(record)}
     save_file(moments, str(folder / _OPTIMIZER))
-    (folder / _PROGRESS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / _PROGRESS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
     (folder / _DIGESTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
 
@@ -198,6 +199,7 @@ def check_state(folder: Path, fingerprint: str) -> ProgressRecord:
 
     Raises:
         DamagedCheckpoint: it is not.
+        UserError: another version of mlmlab wrote it.
     """
     try:
         digests = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
@@ -234,7 +236,7 @@ def checkpoint_folders(run_dir: Path, up_to: int | None = None) -> list[Path]:
     """The run's checkpoints, oldest first.
 
     Args:
-        up_to: leaves out those of later updates.
+        up_to: leaves out those of later steps.
     """
     found = []
     for folder in (run_dir / "checkpoints").glob("step_*"):
@@ -243,20 +245,29 @@ def checkpoint_folders(run_dir: Path, up_to: int | None = None) -> list[Path]:
     return [folder for step, _, folder in sorted(found) if up_to is None or step <= up_to]
 
 
-def remove_old(run_dir: Path, keep: int, progress: ProgressRecord) -> None:
+def remove_old(run_dir: Path, keep: int, record: ProgressRecord) -> None:
     """Removes all but the newest `keep` checkpoints and the best one.
 
-    Those of later updates, which are damaged or the run would have gone on from them, neither count
+    Those of later steps, which are damaged or the run would have gone on from them, neither count
     nor go: the run comes to them.
     """
-    for folder in checkpoint_folders(run_dir, progress.updates)[: -keep or None]:
-        if folder.name != f"step_{progress.best_step}":
+    for folder in checkpoint_folders(run_dir, record.steps)[: -keep or None]:
+        if folder.name != f"step_{record.best_step}":
             shutil.rmtree(folder)
 
 
 def _read_progress(folder: Path) -> tuple[ProgressRecord, str]:
     content = json.loads((folder / _PROGRESS).read_text(encoding="utf-8"))
     fields = content["progress"]
+    if differing := fields.keys() ^ {field.name for field in dataclasses.fields(ProgressRecord)}:
+        raise UserError.of(
+            "resume",
+            found=f"{folder}, written by another version of mlmlab: {', '.join(sorted(differing))} "
+            "differ in its progress record",
+            expected="a checkpoint that this version wrote",
+            remedy="resume the run with that version; or start a new run from its weights: "
+            f"checkpoint={folder}",
+        )
     window = fields["window"] | {"loss_sums": tuple(fields["window"]["loss_sums"])}
     record = ProgressRecord(
         **fields | {"window": LogWindow(**window), "loss_scale": LossScale(**fields["loss_scale"])}

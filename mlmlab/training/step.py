@@ -1,37 +1,37 @@
-"""One update, in one visible function."""
+"""One step, in one visible function."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from mlmlab.loader import UpdateBatch
-from mlmlab.micro_batch import MicroBatch
+from mlmlab.data.batch import MicroBatch
+from mlmlab.data.loader import StepBatch
 from mlmlab.model import token_losses
 from mlmlab.random import Domain, derive_seed
-from mlmlab.training.precision import Compute
-from mlmlab.training.replica import Replica
+from mlmlab.runtime.devices import Compute
+from mlmlab.training.parallel import Replica
 
 
 @dataclass(frozen=True, eq=False)
-class UpdateResult:
-    """What an update leaves behind, still on the device: reading it waits for the device."""
+class StepResult:
+    """What a step leaves behind, still on the device: reading it waits for the device."""
 
     loss_sum: torch.Tensor
     """fp32 scalar: negative log-likelihood, summed over this process's predicted tokens."""
     grad_norm: torch.Tensor
     """fp32 scalar: the whole gradient's norm before clipping."""
     non_finite: torch.Tensor
-    """fp32 scalar on the host: 1 if the gradient held inf or nan, in this update or in one before
+    """fp32 scalar on the host: 1 if the gradient held inf or nan, in this step or in one before
     it, and the weights were left as they were. On CUDA it is on its way until `ready`."""
     ready: torch.cuda.Event | None
     learning_rate: float
     """The schedule's, before `train.layer_decay` lowers it towards the input."""
     overflowed: bool = False
-    """Whether the update was left out because the scaled fp16 gradient overflowed."""
+    """Whether the step was left out because the scaled fp16 gradient overflowed."""
 
     def is_non_finite(self) -> bool:
-        """Waits for this update, but not for what was queued after it."""
+        """Waits for this step, but not for what was queued after it."""
         if self.ready is not None:
             self.ready.synchronize()
         return bool(self.non_finite)
@@ -44,37 +44,37 @@ def micro_batch_loss(model: nn.Module, micro: MicroBatch, compute: Compute) -> t
     return token_losses(logits, micro.labels.to(compute.device, non_blocking=True)).sum()
 
 
-def apply_update(
+def train_step(
     replica: Replica,
     optimizer: torch.optim.Optimizer,
-    batch: UpdateBatch,
+    batch: StepBatch,
     *,
     learning_rate: float,
     max_grad_norm: float,
     seed: int,
     suppressed: torch.Tensor,
     loss_scale: float | None = None,
-) -> UpdateResult:
-    """Backward over the micro-batches, then unscale, clip, check, update.
+) -> StepResult:
+    """Backward over the micro-batches, then unscale, clip, check, step.
 
-    The loss is the mean over the predicted tokens of the whole update: each micro-batch's sum is
-    divided by the update's count, so that accumulation changes nothing but rounding. DDP and FSDP
+    The loss is the mean over the predicted tokens of the whole step: each micro-batch's sum is
+    divided by the step's count, so that accumulation changes nothing but rounding. DDP and FSDP
     average gradients over the processes, hence the factor of their number.
 
     Args:
         suppressed: fp32 scalar on the device, 1 once a gradient was not finite: then neither this
-            update nor a later one reaches the weights, whenever the host looks.
+            step nor a later one reaches the weights, whenever the host looks.
         loss_scale: for fp16, a power of two; the host then waits for the gradient's norm. None: the
             loss is not scaled, and an overflow is a failure.
     """
     replica.model.train()
     optimizer.zero_grad(set_to_none=True)
-    compute, world = replica.compute, replica.world
-    factor = world.size * (1.0 if loss_scale is None else loss_scale)
+    compute, ranks = replica.compute, replica.ranks
+    factor = ranks.size * (1.0 if loss_scale is None else loss_scale)
     loss_sum = torch.zeros((), device=compute.device)
     for number, micro in enumerate(batch.micro_batches):
         # Dropout noise belongs to the micro-batch, not to what was drawn before it.
-        noise = derive_seed(seed, Domain.DROPOUT, batch.number | world.rank << 40, number)
+        noise = derive_seed(seed, Domain.DROPOUT, batch.number | ranks.rank << 40, number)
         torch.manual_seed(noise)
         with replica.accumulating(is_last=number == len(batch.micro_batches) - 1):
             loss = micro_batch_loss(replica.trained, micro, compute)
@@ -88,9 +88,9 @@ def apply_update(
     grad_norm = replica.norm(gradients)
     overflowed = loss_scale is not None and not torch.isfinite(grad_norm)
     # A loss that is not finite itself cannot be helped by another scale.
-    if overflowed and all(world.gather(bool(torch.isfinite(loss_sum)))):
+    if overflowed and all(ranks.gather(bool(torch.isfinite(loss_sum)))):
         nothing = torch.zeros(())
-        return UpdateResult(loss_sum, grad_norm, nothing, None, learning_rate, overflowed=True)
+        return StepResult(loss_sum, grad_norm, nothing, None, learning_rate, overflowed=True)
     if max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(replica.model.parameters(), max_grad_norm, grad_norm)
     suppressed.copy_(torch.maximum(suppressed, 1.0 - torch.isfinite(grad_norm).float()))
@@ -98,7 +98,7 @@ def apply_update(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["rate_factor"]
     optimizer.step()
-    return UpdateResult(loss_sum, grad_norm, *_on_host(suppressed), learning_rate)
+    return StepResult(loss_sum, grad_norm, *_on_host(suppressed), learning_rate)
 
 
 def _on_host(flag: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

@@ -1,4 +1,4 @@
-"""The slow readable twin of `mlmlab.masking.floor`: sums over everything that can happen.
+"""The slow readable twin of `mlmlab.evaluation.floor`: sums over everything that can happen.
 
 Hidden paths, original texts, selections and corruptions are enumerated one by one and their
 chances added up in a table of the joint distribution. No recursion, no channel matrix.

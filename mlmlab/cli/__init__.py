@@ -1,0 +1,1 @@
+"""All that knows Hydra or argparse: composing a config, sweeps, commands."""

@@ -1,0 +1,214 @@
+"""Hydra composes the YAML under conf/; `config.build` makes a run's config of it."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from mlmlab import schema
+from mlmlab.cli.commands import EVALUATE, TRAIN, Command, config_folder
+from mlmlab.cli.hydra_errors import OF_THE_RUN, composition_errors, syntax
+from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
+from mlmlab.errors import UserError
+from mlmlab.runs.folder import allowed_changes, check_version, keep_pins, read_snapshot
+
+
+def compose(*overrides: str) -> RunConfig:
+    """The config that `python -m mlmlab.train OVERRIDES` would run.
+
+    Args:
+        overrides: as on the command line: "+experiment=eli5", "train.max_steps=10".
+
+    Raises:
+        UserError: whatever is wrong with them.
+    """
+    return build(run_mapping(_composed(TRAIN, overrides), overrides))
+
+
+def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """What `config.build` makes a run's config of.
+
+    With `resume=RUN_DIR` that is the run's own config.yaml and the overrides, nothing else.
+    `resume=auto` is the same if there is a run in `run_dir`, else a new run there; and it takes
+    groups, too (+experiment=NAME), so that the command that began a run also resumes it.
+
+    Args:
+        composed: what Hydra made of the defaults and the overrides.
+
+    Raises:
+        UserError: there is no run to go on with, an override that is no single key, or one that
+            would make it another run.
+    """
+    mapping = {key: value for key, value in composed.items() if key != "sweep_dir"}
+    if mapping["resume"] is None:
+        return mapping
+    is_auto = mapping["resume"] == "auto"
+    if is_auto:
+        if mapping["run_dir"] is None:
+            raise UserError.of(
+                "resume",
+                found="auto, with run_dir=null",
+                expected="a folder that says which run",
+                remedy="run_dir=RUN_DIR resume=auto; or resume=RUN_DIR",
+            )
+        mapping["resume"] = mapping["run_dir"]
+        if not (Path(mapping["run_dir"]) / "config.yaml").is_file():
+            return mapping | {"resume": None}
+    run_dir = str(mapping["resume"])
+    snapshot = read_snapshot(Path(run_dir))
+    check_version(run_dir, snapshot, mapping)
+    resumed = copy.deepcopy(snapshot) | {"resume": run_dir}
+    given = [
+        key
+        for key in _parsed(overrides)
+        if key not in ("resume", "sweep_dir") and not key.startswith("hydra.")
+    ]
+    if is_auto:
+        given = [key for key in given if key != "run_dir"]
+        if any(_is_group(key) for key in given):  # the command that began the run, given again
+            resumed, given = copy.deepcopy(mapping) | {"run_dir": snapshot.get("run_dir")}, []
+    for key in given:
+        if key == "debug":
+            resumed["debug"] = mapping["debug"]
+        else:
+            _put(resumed, mapping, key)
+    keep_pins(snapshot, resumed)
+    allowed_changes(snapshot, resumed)  # before they are read: they may contradict its other keys
+    return resumed
+
+
+def _is_group(key: str) -> bool:
+    """Whether an overridden key is a group of options, such as masking or masking@eval.masking."""
+    return (config_folder() / key.partition("@")[0]).is_dir()
+
+
+def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:
+    """Sets a dotted key to what was composed for it."""
+    if _is_group(key):
+        raise UserError.of(
+            key,
+            found=f"the whole group {key}, with resume",
+            expected="single keys: a resumed run has the config that it began with",
+            remedy=f"without {key}; or python -m mlmlab.train without resume, for a new run",
+        )
+    *groups, name = key.split(".")
+    source: Any = mapping
+    target: Any = resumed
+    for group in groups:
+        source, target = source[group], target.setdefault(group, {})
+    if name not in source:
+        raise UserError.of(
+            key,
+            found=f"~{key}, with resume",
+            expected="KEY=VALUE: a run has all its keys",
+            remedy=f"without ~{key}",
+        )
+    target[name] = source[name]
+
+
+def compose_evaluation(*overrides: str) -> EvaluateConfig:
+    """The config that `python -m mlmlab.evaluate OVERRIDES` would score.
+
+    Where `checkpoint` is a run's folder, or one of its checkpoints, the run's own data, runtime and
+    eval.* take the place of the defaults.
+
+    Args:
+        overrides: as on the command line: "checkpoint=RUN_DIR", "eval.mask_draws=4".
+
+    Raises:
+        UserError: whatever is wrong with them.
+    """
+    given = _parsed(overrides)
+    folder = Path(str(given.get("checkpoint")))
+    run_dir = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    chosen = list(overrides)
+    is_run = (run_dir / "config.yaml").is_file()
+    names_data = any(key == "data" or key in _ADDRESSES for key in given)
+    if is_run:
+        chosen = [*_as_in_the_run(run_dir / "config.yaml", given), *chosen]
+        if names_data:
+            chosen += [key for key in _OF_THE_RUNS_TEXT if key.partition("=")[0] not in given]
+    mapping = _composed(EVALUATE, chosen)
+    if mapping["eval"]["split"] is None:
+        mapping["eval"]["split"] = "test" if is_run and not names_data else "all"
+    return build_evaluation(mapping)
+
+
+def default_mapping(command: Command) -> dict[str, Any]:
+    """What a command's config is without any override."""
+    return _composed(command, [])
+
+
+_ADDRESSES = {f"data.{name}" for name in ("source", "path", "url", "repository", "files")}
+"""Keys with which a user names other text."""
+_OF_THE_RUNS_TEXT = (
+    "data.fingerprint=null",
+    "data.eval_fingerprint=null",
+    "eval.max_examples=null",
+)
+"""What says nothing about other text than the run's."""
+
+
+def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
+    """The overridden keys and their values."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise UserError([syntax(error.override)]) from error
+    return {
+        f"{o.key_or_group}@{o.package}" if o.package else str(o.key_or_group): o.value()
+        for o in parsed
+    }
+
+
+def _as_in_the_run(snapshot: Path, given: Mapping[str, Any]) -> list[str]:
+    """Makes the run's own groups options of Hydra's, and chooses them unless the user did."""
+    content = OmegaConf.to_container(OmegaConf.load(snapshot))
+    evaluation = ("seed", "mask_draws", "max_examples")
+    try:
+        assert isinstance(content, dict)
+        groups = {
+            "data": content["data"],
+            "runtime": content["runtime"],
+            "masking@eval.masking": content["eval"]["masking"],
+        }
+        for name, values in groups.items():
+            ConfigStore.instance().store(OF_THE_RUN, values, group=name.partition("@")[0])
+        chosen = [f"{name}={OF_THE_RUN}" for name in groups if name not in given]
+        chosen += [f"eval.{key}={schema.shown(content['eval'][key])}" for key in evaluation]
+        return chosen
+    except (AssertionError, KeyError, TypeError) as error:
+        raise UserError.of(
+            "checkpoint",
+            found=f"{snapshot}: no run's config, it lacks {error}",
+            expected="a run's folder, with the config.yaml that the run wrote",
+            remedy=f"checkpoint={snapshot.parent / 'export'}, and data.path=FILE for the text",
+        ) from error
+
+
+def _composed(command: Command, overrides: Sequence[str]) -> dict[str, Any]:
+    outer = GlobalHydra.instance().hydra  # that of a notebook, or of a job that composes another
+    GlobalHydra.instance().clear()
+    try:
+        with (
+            composition_errors(overrides, command),
+            initialize_config_dir(version_base="1.3", config_dir=str(config_folder())),
+        ):
+            return plain(hydra_compose(command.primary, list(overrides)))
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def plain(composed: DictConfig) -> dict[str, Any]:
+    """The composed config as dicts, lists and scalars, Hydra's own part left out."""
+    mapping = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(mapping, dict)
+    return {str(key): value for key, value in mapping.items()}

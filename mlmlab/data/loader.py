@@ -1,0 +1,236 @@
+"""Batches for the loop: examples by index arithmetic, masked, prepared beside the step.
+
+B sequences   T positions   M predicted tokens
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mlmlab.data.batch import Masker, MicroBatch
+from mlmlab.data.blocks import Blocks, Order
+from mlmlab.masking import MaskingConfig, MaskingMode, MaskingPolicy
+from mlmlab.random import Domain, derive_seed
+from mlmlab.runtime.distributed import ALONE, Ranks
+from mlmlab.runtime.signals import Requests
+
+Item = TypeVar("Item")
+
+CHUNK_TOKENS = 8192
+"""Tokens in a canonical evaluation chunk. Kernels give other last bits for other shapes, so the
+shape belongs to the data set and not to the user's batch size."""
+
+
+@dataclass(frozen=True, eq=False)
+class EvalChunk:
+    """A canonical chunk of an evaluation."""
+
+    batch: MicroBatch
+    document_ids: torch.Tensor
+    """int64 `[M]`, the document of each predicted token."""
+    counts: bool = True
+    """False: an example to meet the model with, of which nothing is scored."""
+
+    def __len__(self) -> int:
+        """How many examples it has."""
+        return len(self.batch.input_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class StepBatch:
+    """This process's micro-batches of one step, as many as those of every other process."""
+
+    number: int
+    """Batches consumed before this one."""
+    epoch: int
+    micro_batches: tuple[MicroBatch, ...]
+    masked_count: int
+    """Predicted tokens of the whole step, over all processes: what the loss is divided by."""
+    token_count: int
+    """Real tokens of the whole step, predicted or not."""
+    masking_rate: float
+    """The share of them that was to be predicted."""
+    example_count: int = 0
+    """Examples of the whole step."""
+    requests: Requests = field(default_factory=Requests)
+    """All that had been asked for when this batch was prepared."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainLoader:
+    """Batch `n` as a function of `n`."""
+
+    blocks: Blocks
+    order: Order
+    micro_batch_size: int
+    """Examples per forward pass, in each process."""
+    masker: Masker[MaskingConfig]
+    seed: int
+    total_steps: int = 1
+    """Steps of the whole run, for a masking rate that moves."""
+    ranks: Ranks = ALONE
+    """Of a batch's examples, this process takes every `size`-th, from its rank on."""
+    requested: Callable[[], Requests] = Requests
+    """Of this process; asked once for each batch."""
+
+    def batch(self, number: int, step: int = 0) -> StepBatch:
+        """A batch; every process asks for the same ones in the same order.
+
+        Args:
+            number: counted from 0 over the whole run: decides examples and masks.
+            step: steps applied before it: decides the masking rate.
+        """
+        epoch, example_ids = self.order.batch(number)
+        rate = self.masker.config.rate_at(step, self.total_steps)
+        micro_batches = tuple(self._micro_batches(example_ids, epoch, rate))
+        requests = self.requested()
+        masked, tokens, stops, saves = self.ranks.sum_ahead(
+            [
+                sum(micro.masked_count for micro in micro_batches),
+                sum(micro.token_count for micro in micro_batches),
+                requests.stops,
+                requests.saves,
+            ]
+        )
+        return StepBatch(
+            number=number,
+            epoch=epoch,
+            micro_batches=micro_batches,
+            masked_count=masked,
+            token_count=tokens,
+            masking_rate=rate,
+            example_count=len(example_ids),
+            requests=Requests(stops=stops, saves=saves),
+        )
+
+    def _micro_batches(
+        self, example_ids: NDArray[np.int64], epoch: int, rate: float
+    ) -> Iterator[MicroBatch]:
+        mine = example_ids[self.ranks.rank :: self.ranks.size]
+        most = -(-len(example_ids) // self.ranks.size)  # those of rank 0
+        is_static = self.masker.config.mode is MaskingMode.STATIC
+        for start in range(0, most, self.micro_batch_size):
+            chosen = mine[start : start + self.micro_batch_size]
+            micro = self.masker.micro_batch(
+                self.blocks,
+                chosen if len(chosen) else example_ids[:1],
+                epoch=0 if is_static else epoch,
+                seed=self.seed,
+                rate=rate,
+            )
+            yield micro if len(chosen) else micro.without_predictions()
+
+    def batches(self, first: int, step: int) -> Generator[StepBatch, None, None]:
+        """All batches from `first` on, endlessly, each prepared while the one before it runs.
+
+        Args:
+            first: the number of the first.
+            step: steps applied before it; each batch with a predicted token is one more.
+        """
+
+        def prepared(number: int) -> StepBatch:
+            nonlocal step
+            batch = self.batch(number, step)
+            step += batch.masked_count > 0
+            return batch
+
+        return _ahead(prepared, first)
+
+
+@dataclass(frozen=True, eq=False)
+class EvalLoader:
+    """The test examples in canonical chunks, with masks that never change."""
+
+    blocks: Blocks
+    masker: Masker[MaskingPolicy]
+    seed: int
+    draws: int = 1
+    """How often each example is scored, each time with other masks."""
+    max_examples: int | None = None
+    """Score the fewest chunks that hold this many examples; None: all."""
+
+    @property
+    def examples_per_draw(self) -> int:
+        """Examples to score in one draw."""
+        if self.max_examples is None or self.max_examples >= len(self.blocks):
+            return len(self.blocks)
+        size = self._chunk_size
+        end = -(-self.max_examples // size) * size
+        return end if end <= self.blocks.full_examples else len(self.blocks)
+
+    @property
+    def example_count(self) -> int:
+        """Examples to score, over all draws."""
+        return self.examples_per_draw * self.draws
+
+    @property
+    def chunk_count(self) -> int:
+        """Chunks of the whole evaluation."""
+        return len(self._bounds())
+
+    def _bounds(self) -> list[tuple[int, int, int]]:
+        """Draw, first example and last of each chunk, in order."""
+        size, count = self._chunk_size, self.examples_per_draw
+        full = min(self.blocks.full_examples, count)
+        return [
+            (draw, first, min(first + size, end))
+            for draw in range(self.draws)
+            for start, end in ((0, full), (full, count))
+            for first in range(start, end, size)
+        ]
+
+    @property
+    def _chunk_size(self) -> int:
+        return max(1, CHUNK_TOKENS // self.blocks.block_size)
+
+    def chunks(self, ranks: Ranks = ALONE) -> Iterator[EvalChunk]:
+        """The examples once per draw, in order, one chunk prepared ahead.
+
+        Args:
+            ranks: of the chunks, a process gets every `size`-th from its rank on; and an example
+                that does not count where the last round has no chunk for it, since the model may be
+                in shards (fsdp) and every forward pass a meeting of all processes.
+        """
+        bounds = self._bounds()[ranks.rank :: ranks.size]
+        yield from _ahead(lambda number: self._chunk(*bounds[number]), 0, len(bounds))
+        if len(bounds) < -(-self.chunk_count // ranks.size):
+            spare = self._chunk(0, 0, 1)
+            yield EvalChunk(spare.batch.without_predictions(), spare.document_ids[:0], counts=False)
+
+    def _chunk(self, draw: int, first: int, end: int) -> EvalChunk:
+        example_ids = np.arange(first, end)
+        batch = self.masker.micro_batch(
+            self.blocks,
+            example_ids,
+            epoch=draw,
+            seed=derive_seed(self.seed, Domain.EVALUATE),
+            rate=self.masker.config.rate,
+        )
+        rows, places = np.divmod(batch.positions.numpy(), batch.input_ids.shape[1])
+        document_ids = self.blocks.document_ids(example_ids[rows], places)
+        return EvalChunk(batch, torch.from_numpy(document_ids))
+
+
+def _ahead(
+    prepare: Callable[[int], Item], first: int, end: int | None = None
+) -> Generator[Item, None, None]:
+    """`prepare(first)`, `prepare(first + 1)`, ... below `end`; a thread works one item ahead. The
+    masking kernel releases the interpreter's lock, so that it runs beside the step."""
+    if end is not None and first >= end:
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
+        ahead: Future[Item] = thread.submit(prepare, first)
+        number = first
+        while True:
+            item = ahead.result()
+            number += 1
+            if end is not None and number >= end:
+                yield item
+                return
+            ahead = thread.submit(prepare, number)
+            yield item

@@ -1,0 +1,1 @@
+"""The built-in corpus: a finite-state English whose statistics are known exactly."""

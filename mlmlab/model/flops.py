@@ -1,0 +1,56 @@
+"""How much arithmetic a step is: multiplications and additions of its matrix products.
+
+A multiply-add counts as 2, backward as twice the forward pass (the gradients of a product's two
+factors). What is small beside the products (norms, GELU, softmax, the tables' look-ups) is left
+out, as is what layers that are computed again cost (`train.gradient_checkpointing`); frozen parts
+count as if they trained. The families differ in nothing that matters here.
+
+B sequences   T positions   C hidden   I inner   V vocabulary   M predicted positions
+"""
+
+from mlmlab.model.config import ModelConfig
+
+_FORWARD_AND_BACKWARD = 3
+
+
+def actual_flops(config: ModelConfig, *, examples: int, length: int, predicted: int) -> int:
+    """Of a step as the model computes it: the head, and the last layer's queries, output
+    projection and feed-forward, on the predicted positions only.
+
+    Args:
+        config: the model.
+        examples: of the whole step, B.
+        length: positions of each, padding included, T.
+        predicted: predicted tokens of the whole step, M.
+    """
+    positions = examples * length
+    forward = (
+        (config.layers - 1) * _layer(config, positions, positions, length)
+        + _layer(config, positions, predicted, length)
+        + _head(config, predicted)
+    )
+    return _FORWARD_AND_BACKWARD * forward
+
+
+def dense_equivalent_flops(config: ModelConfig, *, examples: int, length: int) -> int:
+    """Of the same step with every position through all layers and the head, as frameworks
+    compute it that gather nothing: the figure to compare with theirs."""
+    positions = examples * length
+    forward = config.layers * _layer(config, positions, positions, length)
+    return _FORWARD_AND_BACKWARD * (forward + _head(config, positions))
+
+
+def _layer(config: ModelConfig, positions: int, rows: int, length: int) -> int:
+    """A layer's forward pass that returns `rows` of its positions."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    keys_and_values = 2 * positions * hidden * 2 * hidden  # [B*T, C] x [C, 2C]
+    queries_and_output = 2 * (2 * rows * hidden * hidden)  # [M, C] x [C, C], twice
+    # Scores and mixture, both [T, T, D] for each of B*H heads, for all queries in any case.
+    attention = 2 * (2 * positions * length * hidden)
+    feed_forward = 2 * (2 * rows * hidden * inner)  # [M, C] x [C, I] and back
+    return keys_and_values + queries_and_output + attention + feed_forward
+
+
+def _head(config: ModelConfig, rows: int) -> int:
+    """The dense layer, [M, C] x [C, C], and the decoder, [M, C] x [C, V]."""
+    return 2 * rows * config.hidden_size * (config.hidden_size + config.vocabulary_size)

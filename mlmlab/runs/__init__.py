@@ -1,0 +1,95 @@
+"""run(config) and evaluate_checkpoint(config): all that the commands do, as functions."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlmlab.config import DebugMode, EvaluateConfig, RunConfig
+
+if TYPE_CHECKING:
+    from mlmlab.runs.evaluate import EvaluationReport
+    from mlmlab.runs.replay import Replay
+    from mlmlab.tracking.summary import Summary
+
+# Each function imports what it needs: a wrong option does not wait for PyTorch.
+
+
+def run(config: RunConfig, *, quiet: bool = False) -> "Summary | Replay":
+    """Trains, evaluates and exports; or resumes a run, or replays one of its steps.
+
+    `runtime.processes` starts the processes of the run; under torchrun each process calls this
+    function, and each gets the same result.
+
+    Args:
+        config: from `mlmlab.compose`.
+        quiet: print nothing.
+
+    Returns:
+        The content of the run's summary.json; with debug=replay, the step's loss.
+
+    Raises:
+        UserError: the config or what it names is wrong; nothing was written.
+        RunFailed: the loss or a gradient became non-finite, or another process ended.
+        ProcessFailed: one of `runtime.processes` failed, and has printed why.
+        Interrupted: a signal asked the run to stop; there is a checkpoint.
+    """
+    if config.debug.mode is DebugMode.REPLAY:
+        from mlmlab.runs.replay import replay
+
+        return replay(config, quiet=quiet)
+    if finished := _finished(config, quiet=quiet):
+        return finished
+    if config.runtime.processes is not None and not _is_in_processes():
+        from mlmlab.runs.spawn import run_in_processes
+
+        return run_in_processes(config, quiet=quiet)
+    from mlmlab.runs.train import train
+
+    return train(config, quiet=quiet)
+
+
+def evaluate_checkpoint(config: EvaluateConfig, *, quiet: bool = False) -> "EvaluationReport":
+    """Scores a checkpoint on text.
+
+    Args:
+        config: from `mlmlab.compose_evaluation`.
+        quiet: print nothing.
+
+    Raises:
+        UserError: the config or what it names is wrong.
+        RunFailed: another process ended.
+        ProcessFailed: one of `runtime.processes` failed, and has printed why.
+    """
+    if config.runtime.processes is not None and not _is_in_processes():
+        from mlmlab.runs.spawn import evaluate_in_processes
+
+        return evaluate_in_processes(config, quiet=quiet)
+    from mlmlab.runs.evaluate import score
+
+    return score(config, quiet=quiet)
+
+
+def _is_in_processes() -> bool:
+    return "RANK" in os.environ
+
+
+def _finished(config: RunConfig, *, quiet: bool) -> "Summary | None":
+    """The summary of a run that is resumed with nothing left to do."""
+    if config.resume is None:
+        return None
+    file = Path(config.resume) / "summary.json"
+    if not file.is_file():
+        return None
+    from mlmlab.runs.resume import changes_of
+    from mlmlab.tracking.summary import Summary
+
+    if changes_of(config):
+        return None
+    summary = Summary.read(file)
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        print(
+            f"nothing left to do: {config.resume} finished with step {summary.steps:,}, "
+            f"perplexity {summary.eval_perplexity:.4g}.\n"
+            "train.max_steps=N or train.epochs=N with a larger N resumes it."
+        )
+    return summary

@@ -1,0 +1,131 @@
+"""A checkpoint scored on text, in this process or as one of several."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mlmlab.runs import terminal
+from mlmlab.config import EvaluateConfig
+from mlmlab.errors import RunFailed
+from mlmlab.runs.setup import set_up_in_turn
+from mlmlab.runs.setup import set_up_evaluation
+from mlmlab.data.loader import EvalLoader
+from mlmlab.data.batch import Masker
+from mlmlab.evaluation.small_world_floor import floor_perplexity
+from mlmlab.runtime.distributed import LOST, Ranks, process_group
+from mlmlab.tracking.progress_bar import ProgressBar
+from mlmlab.evaluation.config import Split
+from mlmlab.evaluation.masked_perplexity import Evaluation, Score, evaluate
+from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """An evaluation, and of what."""
+
+    evaluation: Evaluation
+    floor_perplexity: float | None
+    """The exact lowest perplexity on these blocks and masks; None where it is not known."""
+    checkpoint: str
+    """The folder, or owner/name@commit."""
+    data: str
+    split: Split
+    documents: int
+    tokens: int
+    """Tokens of the scored documents."""
+    examples: int
+    dropped_tokens: int
+    """Tokens behind the ends of documents that data.layout=lines cut off; else 0."""
+    mask_draws: int
+
+    def to_mapping(self) -> dict[str, Any]:
+        """As strict JSON has it: losses in nats a token, null where a figure is not known."""
+        evaluation = self.evaluation
+        return {
+            **_figures(evaluation),
+            "loss_standard_error": _finite(evaluation.loss_standard_error),
+            "perplexity_standard_error": _finite(evaluation.perplexity_standard_error),
+            **{name: _figures(score) for name, score in evaluation.parts.items()},
+            "floor_perplexity": self.floor_perplexity,
+            "documents": self.documents,
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "dropped_tokens": self.dropped_tokens,
+            "mask_draws": self.mask_draws,
+            "split": self.split.value,
+            "data": self.data,
+            "checkpoint": self.checkpoint,
+        }
+
+
+def _figures(score: Score) -> dict[str, float | int | None]:
+    return {
+        "loss": _finite(score.loss),
+        "perplexity": _finite(score.perplexity),
+        "masked_tokens": score.masked_count,
+        "top1_accuracy": _finite(score.top1_accuracy),
+        "top5_accuracy": _finite(score.top5_accuracy),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+_LOST = (
+    "another process of the evaluation has ended, and it goes on with all of them or not at all.\n"
+    "Why it ended, it may have said itself, further up; if it has not, it was killed (kill -9, or\n"
+    "the system out of memory). Nothing was written: the same command evaluates again."
+)
+
+
+def score(config: EvaluateConfig, *, quiet: bool = False) -> EvaluationReport:
+    """Scores a checkpoint on text; see `mlmlab.evaluate_checkpoint`."""
+    with (
+        process_group(use_cuda=uses_cuda(config.runtime)) as ranks,
+        torch_settings(config.runtime, ranks.local_rank) as device,
+    ):
+        try:
+            return _evaluate(config, ranks, device, quiet=quiet or not ranks.is_rank_zero)
+        except RunFailed as error:
+            if error.args != (LOST,):
+                raise
+            raise RunFailed(_LOST) from error  # there is nothing to resume
+
+
+def _evaluate(
+    config: EvaluateConfig, ranks: Ranks, device: torch.device, *, quiet: bool
+) -> EvaluationReport:
+    config, inputs = set_up_in_turn(config, ranks, set_up_evaluation, quiet=quiet)
+    assert inputs.loaded is not None
+    assert config.eval.split is not None
+    compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
+    bar = ProgressBar(0, quiet=quiet)
+    bar.line(terminal.evaluation_plan(config, inputs, compute, ranks))
+    loader = EvalLoader(
+        blocks=inputs.test,
+        masker=Masker(config.eval.masking, inputs.tokenizer.vocabulary(), compute.is_cuda),
+        seed=config.eval.seed,
+        draws=config.eval.mask_draws,
+        max_examples=config.eval.max_examples,
+    )
+    model = inputs.model.to(compute.device)
+    evaluation = evaluate(model, loader, compute, bar, ranks=ranks)
+    floor = None
+    if inputs.has_known_floor:
+        floor = ranks.on_rank_zero(lambda: floor_perplexity(inputs.tokenizer, loader))
+    bar.line(terminal.scores(evaluation, floor))
+    return EvaluationReport(
+        evaluation=evaluation,
+        floor_perplexity=floor,
+        checkpoint=inputs.loaded.resolved,
+        data=inputs.text.source.description,
+        split=config.eval.split,
+        documents=inputs.test.shard.documents,
+        tokens=inputs.test.shard.token_count,
+        examples=loader.examples_per_draw,
+        dropped_tokens=inputs.test.dropped_tokens,
+        mask_draws=config.eval.mask_draws,
+    )

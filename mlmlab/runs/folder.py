@@ -1,0 +1,305 @@
+"""A run's folder: chosen, created and held by one run alone."""
+
+import fcntl
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from omegaconf import OmegaConf
+
+from mlmlab import schema
+from mlmlab.config import RunConfig
+from mlmlab.errors import UserError
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from mlmlab import schema
+from mlmlab.config import DebugMode
+from mlmlab.errors import Problem, UserError
+from mlmlab.fetch.cache import absolute
+
+
+_CONFIG = "config.yaml"
+
+
+def check_run_dir(config: RunConfig) -> None:
+    """Refuses a folder that holds something already, or cannot be written.
+
+    Raises:
+        UserError: why.
+    """
+    if config.run_dir is None:
+        return
+    folder = Path(config.run_dir)
+    try:
+        is_held = (folder / _CONFIG).is_file() and _is_held(folder / _CONFIG)
+        is_filled = folder.is_dir() and any(folder.iterdir())
+        ancestor = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise _unusable("run_dir", folder, error) from error
+    if is_held:
+        raise _held_by_another("run_dir", folder)
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        raise UserError.of(
+            "run_dir",
+            found=f"{folder}: {ancestor} is no folder that can be written",
+            expected="a folder that can be created and written",
+            remedy="run_dir=ANOTHER_FOLDER",
+        )
+    if is_filled:
+        raise UserError.of(
+            "run_dir",
+            found=f"{folder}, which is there already and not empty",
+            expected="a new or empty folder: a run never writes over another",
+            remedy="run_dir=ANOTHER_FOLDER, or run_dir=null for one named by the time",
+        )
+
+
+class RunFolder:
+    """The folder of a running run; config.yaml is in it, and locked while the run is at work.
+
+    The operating system drops the lock when the process ends, however it ends.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        """Opens the folder of the run that `resume` names; or creates `run_dir`, or one named by a
+        time that no other run has taken.
+
+        Raises:
+            UserError: it cannot be created, written or locked, or another run was faster, or is
+                still at work.
+        """
+        if config.resume is not None:
+            self.path = Path(config.resume)
+            try:
+                self._lock = _reopened_config(self.path)
+            except OSError as error:
+                raise _unusable("resume", self.path, error) from error
+            return
+        parent = Path(config.run_dir or Path("runs") / config.name)
+        try:
+            self.path = _created(config, parent)
+            self._lock = _held_config(self.path, config)
+        except OSError as error:
+            if isinstance(error, FileExistsError):
+                check_run_dir(config)  # it knows whose it is
+            raise _unusable(
+                "run_dir" if config.run_dir is not None else "name", parent, error
+            ) from error
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+
+def _created(config: RunConfig, parent: Path) -> Path:
+    if config.run_dir is not None:
+        parent.mkdir(parents=True, exist_ok=True)
+        return parent
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    parent.mkdir(parents=True, exist_ok=True)
+    for name in (stamp, *(f"{stamp}-{attempt}" for attempt in range(2, 1000))):
+        with suppress(FileExistsError):
+            (parent / name).mkdir()
+            return parent / name
+    raise AssertionError("a thousand runs within one second")
+
+
+def _held_config(folder: Path, config: RunConfig) -> IO[str]:
+    """Writes config.yaml, which must not be there yet, and locks it."""
+    text = OmegaConf.to_yaml(OmegaConf.create(schema.to_mapping(config)))
+    file = (folder / _CONFIG).open("x", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        (folder / _CONFIG).unlink()
+        raise
+    file.write(text)  # at once: a run that is killed before has no folder to go on in
+    file.flush()
+    return file
+
+
+def _reopened_config(folder: Path) -> IO[str]:
+    """Locks the config.yaml that is there, and leaves it as it is."""
+    # Open for writing: on NFS no other descriptor can have an exclusive lock (flock(2)).
+    file = (folder / _CONFIG).open("r+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            raise _held_by_another("resume", folder) from None
+        raise
+    return file
+
+
+def _unusable(key: str, folder: Path, error: OSError) -> UserError:
+    return UserError.of(
+        key,
+        found=f"{folder}: {error.strerror or error}",
+        expected="a folder that can be created and written, on a file system with locks",
+        remedy="resume=COPY of the folder, in a place that can be written"
+        if key == "resume"
+        else "run_dir=FOLDER",
+    )
+
+
+def _held_by_another(key: str, folder: Path) -> UserError:
+    return UserError.of(
+        key,
+        found=f"{folder}, where another run is at work now",
+        expected="a folder of its own for each run",
+        remedy=f"{key}=ANOTHER_FOLDER, or wait for that run to end",
+    )
+
+
+def _is_held(file: Path) -> bool:
+    with file.open(encoding="utf-8") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+_OF_THIS_COMMAND = ("resume", "debug.step", "debug.profile_steps")
+"""Keys that say nothing about the run."""
+_FIXED = (
+    "seed",
+    "name",
+    "run_dir",
+    "checkpoint",
+    "checkpoint_head",
+    "tokenizer",
+    "data",
+    "masking",
+    "model",
+    "train.batch_size",
+    "train.freeze",
+    "eval.seed",
+    "eval.mask_draws",
+    "eval.max_examples",
+    "eval.masking",
+    "debug.mode",
+)
+"""Keys and groups that say what run it is."""
+
+
+def read_snapshot(run_dir: Path) -> dict[str, Any]:
+    """The content of a run's config.yaml.
+
+    Raises:
+        UserError: there is none, or it holds no keys.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError.of(
+            "resume",
+            found=f"{run_dir}, where there is no config.yaml",
+            expected="the folder of a run",
+            remedy="resume=RUN_DIR, one of those under runs/",
+        )
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict) or not content:
+        raise UserError.of(
+            "resume",
+            found=f"{path}, which holds no keys",
+            expected="the config.yaml that a run has written",
+            remedy="resume=ANOTHER_RUN_DIR",
+        )
+    return {str(key): value for key, value in content.items()}
+
+
+def check_version(run_dir: str, snapshot: Mapping[str, Any], composed: Mapping[str, Any]) -> None:
+    """Refuses a run of a version of mlmlab that had other keys.
+
+    Args:
+        snapshot: the run's config.yaml.
+        composed: a config of this version.
+
+    Raises:
+        UserError: the keys that one of them lacks.
+    """
+    before, now = schema.flat(snapshot).keys(), schema.flat(composed).keys()
+    if before == now:
+        return
+    differences = [f"no {key}" for key in sorted(now - before)] + sorted(before - now)
+    raise UserError.of(
+        "resume",
+        found=f"{run_dir}, begun by another version of mlmlab: its config.yaml has "
+        + ", ".join(differences),
+        expected="a run that this version began",
+        remedy=f"resume it with that version; or a new run that starts from its weights: "
+        f"checkpoint={run_dir}",
+    )
+
+
+def allowed_changes(snapshot: Mapping[str, Any], resumed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run has in place of the values that it began with, by dotted key.
+
+    Raises:
+        UserError: a change would make it another run; each of them by name.
+    """
+    before, now = schema.flat(snapshot), schema.flat(resumed)
+    if now.get("debug.mode") == DebugMode.REPLAY.value:  # looks at the run, whatever its own mode
+        before["debug.mode"] = now["debug.mode"]
+    changes = {
+        key: value
+        for key, value in now.items()
+        if key not in _OF_THIS_COMMAND and before.get(key) != value
+    }
+    problems = [
+        Problem(
+            key,
+            f"{key}={schema.shown(value)}, for a run that began with another",
+            "what the run began with: this key is part of what the run is",
+            f"without {key} to go on; python -m mlmlab.train without resume for a new run",
+        )
+        for key, value in changes.items()
+        if is_fixed(key)
+    ]
+    if problems:
+        raise UserError(problems)
+    return changes
+
+
+_FILLED_IN = ("data.revision", "data.fingerprint", "data.eval_fingerprint")
+_PINNED = ("checkpoint", "tokenizer.path", "data.path", "data.eval_path", *_FILLED_IN)
+
+
+def keep_pins(snapshot: Mapping[str, Any], resumed: dict[str, Any]) -> None:
+    """Leaves what the run pinned when it began (commits, absolute paths, fingerprints of texts) in
+    place of the same thing as a user writes it, so that it is no change.
+
+    Args:
+        resumed: changed in place.
+    """
+    before, now = schema.flat(snapshot), schema.flat(resumed)
+    for key in _PINNED:
+        pinned, value = before.get(key), now.get(key)
+        if pinned is None or value == pinned:
+            continue
+        if value is None:
+            is_same = key in _FILLED_IN
+        else:
+            is_same = absolute(str(value)) == pinned or str(pinned).startswith(f"{value}@")
+        if is_same:
+            group, _, name = key.rpartition(".")
+            (resumed[group] if group else resumed)[name] = pinned
+
+
+def is_fixed(key: str) -> bool:
+    """Whether a key says what run it is."""
+    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED)

@@ -1,0 +1,432 @@
+"""What a run starts from, found and checked first: text, tokenizer, model."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from mlmlab.checkpoints import LoadedModel, check_vocabularies, load_model
+from mlmlab.checkpoints.hub_config import read_hub_config
+from mlmlab.config import CheckpointHead, EvaluateConfig, RunConfig
+from mlmlab.data.blocks import Blocks, DocumentBlocks, PackedBlocks
+from mlmlab.data.config import DataConfig, Layout, Source, TokenizerConfig
+from mlmlab.data.corpus import Corpus, ShowCounts, Shard, TrainingDocuments, open_corpus
+from mlmlab.data.sources import FileSource, TextSource, SmallWorldSource, matching_files
+from mlmlab.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, word_tokenizer
+from mlmlab.data.word_starts import with_word_starts
+from mlmlab.data.small_world.chain import small_world
+from mlmlab.errors import Problem, UserError
+from mlmlab.fetch.cache import absolute, built_once, cache_folder
+from mlmlab.fetch.hub import fetch_dataset, fetch_tokenizer
+from mlmlab.fetch.url import fetch_url
+from mlmlab.masking import MaskingPolicy, Unit
+from mlmlab.model import MaskedLanguageModel, ModelConfig
+from mlmlab.random import Domain, derive_seed
+from mlmlab.evaluation.config import Split
+from mlmlab.training.optimizer import freeze
+import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
+
+from mlmlab.config import EvaluateConfig, RunConfig
+from mlmlab.data.corpus import ShowCounts
+from mlmlab.fetch.cache import absolute, local_path
+from mlmlab.runtime.distributed import Ranks
+from mlmlab.tracking.progress_bar import tokenization_bar
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """Where text comes from, and what it became."""
+
+    source: TextSource
+    corpus: Corpus
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationInputs:
+    """Everything that an evaluation works on."""
+
+    text: Text
+    test: Blocks
+    tokenizer: Tokenizer
+    tokenizer_path: str | None
+    """As configured, with the commit in place of a branch."""
+    model: MaskedLanguageModel
+    loaded: LoadedModel | None
+    """The checkpoint that the model came from; None from scratch, and for a run that goes on."""
+    data: DataConfig
+    """As configured, with the commit in place of a data set's branch."""
+    masking: MaskingPolicy
+    """Of the evaluations."""
+
+    @property
+    def has_known_floor(self) -> bool:
+        """Whether the text and its tokens are the small world's own, in blocks of its stream, and
+        each token is masked by itself."""
+        words = small_world().words
+        return (
+            isinstance(self.text.source, SmallWorldSource)
+            and self.data.eval_path is None
+            and self.data.layout is Layout.PACKED
+            and not self.data.isolate_documents
+            and self.masking.is_independent
+            and self.tokenizer.fingerprint() == word_tokenizer(words).fingerprint()
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs(EvaluationInputs):
+    """Everything that a run works on."""
+
+    train: Blocks
+    test_text: Text
+    """The same as `text`, unless data.eval_path names text of its own."""
+
+
+def set_up(
+    config: RunConfig, show_counts: ShowCounts | None = None, state: Path | None = None
+) -> Inputs:
+    """Finds, reads and tokenizes what the config names, and freezes what shall not train.
+
+    Args:
+        state: a checkpoint of the run itself. Architecture and tokenizer are then its own: what the
+            run began with need not be there any more. Its weights come into the model later, with
+            the moments (`load_state`).
+
+    Raises:
+        UserError: whatever is missing or does not fit. A checkpoint and a data set that cannot be
+            had are reported together.
+    """
+    fresh = config.checkpoint_head is CheckpointHead.FRESH
+    loaded, source, data = _found(
+        config.checkpoint if state is None else None,
+        config.data,
+        fresh_head_seed=derive_seed(config.seed, Domain.INITIALIZE) if fresh else None,
+        dropout=config.model.dropout,
+    )
+    model = loaded.model if loaded is not None else None
+    if state is not None:
+        model = MaskedLanguageModel(read_hub_config(state))
+    if model is not None:
+        freeze(model, config.train)  # refuses now, not after an hour of tokenizing
+    test_source, data = _eval_source(data)
+    if data.eval_path is not None:  # every other document is trained on
+        data = dataclasses.replace(data, test_fraction=0.0)
+    tokenizer_path = config.tokenizer.path
+    if state is not None:
+        tokenizer = load_tokenizer(state)
+    else:
+        tokenizer, tokenizer_path = _tokenizer(config.tokenizer, data, loaded, source)
+    _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
+    needs_words = {config.masking.unit, config.eval.masking.unit} != {Unit.TOKEN}
+    text = _text(source, tokenizer, data, data.test_fraction, needs_words, show_counts)
+    test_text = text
+    if test_source is not None:
+        test_text = _text(test_source, tokenizer, data, 1.0, needs_words, show_counts)
+    train = _blocks(text.corpus.train, data, tokenizer, keep_rest=False)
+    test = _blocks(test_text.corpus.test, data, tokenizer, keep_rest=True)
+    _check_blocks([(train, "training", text), (test, "test", test_text)])
+    model = model or _from_scratch(config, tokenizer)
+    model.gradient_checkpointing = config.train.gradient_checkpointing
+    return Inputs(
+        text=text,
+        test=test,
+        tokenizer=tokenizer,
+        tokenizer_path=tokenizer_path,
+        model=model,
+        loaded=loaded,
+        data=dataclasses.replace(data, test_fraction=config.data.test_fraction),
+        masking=config.eval.masking,
+        train=train,
+        test_text=test_text,
+    )
+
+
+def set_up_evaluation(config: EvaluateConfig, show_counts: ShowCounts | None = None) -> EvaluationInputs:
+    """As `set_up`, for an evaluation alone.
+
+    Raises:
+        UserError: whatever is missing or does not fit.
+    """
+    loaded, source, data = _found(config.checkpoint, config.data)
+    assert loaded is not None
+    fraction = 1.0
+    if config.eval.split is Split.TEST:
+        fraction = data.test_fraction
+        test_source, data = _eval_source(data)
+        if test_source is not None:
+            source, fraction = test_source, 1.0
+    tokenizer_path = config.tokenizer.path
+    if tokenizer_path is None:
+        tokenizer = load_tokenizer(loaded.folder)
+    else:
+        folder, tokenizer_path = fetch_tokenizer(tokenizer_path)
+        tokenizer = load_tokenizer(folder)
+    _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
+    policy = config.eval.masking
+    text = _text(source, tokenizer, data, fraction, policy.unit is not Unit.TOKEN, show_counts)
+    test = _blocks(text.corpus.test, data, tokenizer, keep_rest=True)
+    _check_blocks([(test, "test" if config.eval.split is Split.TEST else "own", text)])
+    return EvaluationInputs(
+        text, test, tokenizer, tokenizer_path, loaded.model, loaded, data, policy
+    )
+
+
+def _found(
+    checkpoint: str | None,
+    data: DataConfig,
+    *,
+    fresh_head_seed: int | None = None,
+    dropout: float | None = None,
+) -> tuple[LoadedModel | None, TextSource, DataConfig]:
+    """The checkpoint and the text; whatever is wrong with either is reported together."""
+    problems: list[Problem] = []
+    loaded = None
+    try:
+        if checkpoint is not None:
+            loaded = load_model(checkpoint, fresh_head_seed=fresh_head_seed, dropout=dropout)
+    except UserError as error:
+        problems += error.problems
+    try:
+        if data.eval_path is not None:
+            data = dataclasses.replace(data, eval_path=absolute(data.eval_path))
+        source, data = open_source(data)
+        key = _KEYS[data.source]
+        data = dataclasses.replace(data, fingerprint=_checked(source, data.fingerprint, key))
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return loaded, source, data
+
+
+_KEYS = {
+    Source.BUILTIN: "data.source",
+    Source.FILE: "data.path",
+    Source.URL: "data.url",
+    Source.HUB: "data.repository",
+}
+
+
+def _checked(source: TextSource, recorded: str | None, key: str) -> str:
+    """The fingerprint of a source's text.
+
+    Args:
+        recorded: what it was when the run began; None: the run begins now.
+        key: the config key that names the source.
+
+    Raises:
+        UserError: the text has changed.
+    """
+    found = source.text_fingerprint()
+    if recorded in (None, found):
+        return found
+    changed = source.description
+    if isinstance(source, FileSource) and len(source.paths) > 1:
+        last = max(source.paths, key=lambda path: path.stat().st_mtime)
+        changed += f", of which {last} was changed last"
+    raise UserError.of(
+        key,
+        found=f"{changed}: other text than when the run began",
+        expected=f"the same text (its fingerprint was {recorded[:12] if recorded else None})",
+        remedy="put the text back; or train a new run on the new text; or, to evaluate, name the "
+        "text yourself: data.path=FILE",
+    )
+
+
+def open_source(config: DataConfig) -> tuple[TextSource, DataConfig]:
+    """The stream of documents that the config names, downloaded first where it is elsewhere.
+
+    Returns:
+        The source; and the config, with the commit in place of a data set's branch, and an
+        absolute path.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    if config.source is Source.BUILTIN:
+        return SmallWorldSource(config.limit), config
+    if config.source is Source.URL:
+        assert config.url is not None
+        file = fetch_url(config.url, config.sha256, cache_folder() / "downloads")
+        return FileSource.of((file,), config, config.url), config
+    if config.source is Source.HUB:
+        assert config.repository is not None
+        files, commit = fetch_dataset(config.repository, config.revision, config.files)
+        count = f"{len(files)} file{'s' if len(files) > 1 else ''}"
+        name = f"{config.repository}@{commit[:8]} ({count} {config.files})"
+        return FileSource.of(files, config, name), dataclasses.replace(config, revision=commit)
+    assert config.path is not None
+    path = absolute(config.path)
+    files = matching_files(path, "data.path")
+    return FileSource.of(files, config, config.path), dataclasses.replace(config, path=path)
+
+
+def _eval_source(config: DataConfig) -> tuple[FileSource | None, DataConfig]:
+    """The source of `eval_path`; and the config with its fingerprint."""
+    if config.eval_path is None:
+        return None, config
+    files = matching_files(config.eval_path, "data.eval_path")
+    source = FileSource.of(files, dataclasses.replace(config, limit=None), config.eval_path)
+    fingerprint = _checked(source, config.eval_fingerprint, "data.eval_path")
+    return source, dataclasses.replace(config, eval_fingerprint=fingerprint)
+
+
+def _text(
+    source: TextSource,
+    tokenizer: Tokenizer,
+    data: DataConfig,
+    test_fraction: float,
+    needs_words: bool,
+    show_counts: ShowCounts | None,
+) -> Text:
+    corpus = open_corpus(
+        source, tokenizer, test_fraction=test_fraction, seed=data.seed, show_counts=show_counts
+    )
+    if needs_words:
+        corpus = with_word_starts(corpus, source, tokenizer, show_counts=show_counts)
+    return Text(source, corpus)
+
+
+def _blocks(shard: Shard, data: DataConfig, tokenizer: Tokenizer, *, keep_rest: bool) -> Blocks:
+    if data.layout is Layout.PACKED:
+        return PackedBlocks(
+            shard, data.block_size, isolate=data.isolate_documents, keep_rest=keep_rest
+        )
+    return DocumentBlocks(
+        shard,
+        data.block_size,
+        frame=tokenizer.frame,
+        pad_id=tokenizer.pad_id,
+        cut_off=data.layout is Layout.LINES,
+    )
+
+
+def _from_scratch(config: RunConfig, tokenizer: Tokenizer) -> MaskedLanguageModel:
+    model = MaskedLanguageModel(
+        ModelConfig.from_settings(
+            config.model, vocabulary_size=tokenizer.vocabulary_size, pad_id=tokenizer.pad_id
+        )
+    )
+    model.initialize(derive_seed(config.seed, Domain.INITIALIZE))
+    freeze(model, config.train)
+    return model
+
+
+def _tokenizer(
+    settings: TokenizerConfig, data: DataConfig, loaded: LoadedModel | None, source: TextSource
+) -> tuple[Tokenizer, str | None]:
+    """The tokenizer, and the pinned name of the one that `tokenizer.path` names."""
+    if settings.path is not None:
+        folder, pinned = fetch_tokenizer(settings.path)
+        return load_tokenizer(folder), pinned
+    if loaded is not None:
+        return load_tokenizer(loaded.folder), None
+    if isinstance(source, SmallWorldSource):
+        return word_tokenizer(small_world().words), None
+    return _trained_tokenizer(settings, data, source), None
+
+
+def _trained_tokenizer(
+    settings: TokenizerConfig, data: DataConfig, source: TextSource
+) -> Tokenizer:
+    """A tokenizer learned from the training documents, once for the same text and settings."""
+    split = f"{data.test_fraction} {data.seed}"
+    kind = f"{settings.kind.value} {settings.vocabulary_size} tokenizers {version('tokenizers')}"
+    key = f"{source.fingerprint()} {split} {kind}"
+    folder = cache_folder() / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+    def build(building: Path) -> None:
+        documents = TrainingDocuments(source, data.test_fraction, data.seed)
+        train_tokenizer(documents, settings.kind, settings.vocabulary_size).save(building)
+
+    built_once(folder, build)
+    return load_tokenizer(folder)
+
+
+def _check_fit(
+    data: DataConfig, loaded: LoadedModel | None, tokenizer: Tokenizer, *, is_its_own: bool
+) -> None:
+    """Whether model, tokenizer and block size belong together."""
+    if loaded is not None:
+        check_vocabularies(loaded.model.config, tokenizer, loaded.resolved, is_its_own=is_its_own)
+        longest = loaded.model.config.max_positions
+        if data.block_size > longest:
+            raise UserError.of(
+                "data.block_size",
+                found=f"{data.block_size}, and {loaded.resolved} has {longest} positions",
+                expected=f"at most {longest}",
+                remedy=f"data.block_size={longest}",
+            )
+    frame_size = sum(map(len, tokenizer.frame))
+    if data.layout is not Layout.PACKED and data.block_size <= frame_size:
+        raise UserError.of(
+            "data.block_size",
+            found=f"{data.block_size}, with {frame_size} special tokens around each example",
+            expected=f"at least {frame_size + 1}, for data.layout={data.layout.value}",
+            remedy="data.block_size=128",
+        )
+
+
+def _check_blocks(sides: list[tuple[Blocks, str, Text]]) -> None:
+    problems = []
+    for blocks, name, text in sides:
+        if len(blocks) == 0:
+            corpus, tokens = text.corpus, blocks.shard.token_count
+            bad = f"; bad rows left out: {corpus.bad_rows}, first {corpus.first_bad_row}"
+            problems.append(
+                Problem(
+                    "data",
+                    f"{text.source.description}: {tokens} tokens in its {name} documents"
+                    + bad * (corpus.bad_rows > 0),
+                    f"at least one block of data.block_size={blocks.block_size} tokens",
+                    "more text, a smaller data.block_size, or another data.test_fraction or "
+                    "data.seed (the split is by document: with few of them, one side may be empty)",
+                )
+            )
+    if problems:
+        raise UserError(problems)
+
+
+Config = TypeVar("Config", RunConfig, EvaluateConfig)
+Found = TypeVar("Found", bound=EvaluationInputs)
+
+
+def set_up_in_turn(
+    config: Config,
+    ranks: Ranks,
+    set_up_one: Callable[[Config, ShowCounts | None], Found],
+    *,
+    quiet: bool,
+) -> tuple[Config, Found]:
+    """Has rank 0 find what a config names, and then the others.
+
+    Args:
+        set_up_one: does so in one process.
+        quiet: show no progress.
+
+    Returns:
+        The pinned config (commits in place of branches, absolute paths, the texts' fingerprints);
+        and what it names.
+    """
+    found_here: list[Found] = []
+
+    def first() -> Config:
+        with tokenization_bar(quiet=quiet) as show:
+            found = set_up_one(config, show)
+        found_here.append(found)
+        checkpoint = config.checkpoint if found.loaded is None else found.loaded.resolved
+        tokenizer = dataclasses.replace(config.tokenizer, path=_absolute(found.tokenizer_path))
+        return dataclasses.replace(
+            config, checkpoint=_absolute(checkpoint), tokenizer=tokenizer, data=found.data
+        )
+
+    pinned = ranks.on_rank_zero(first)
+    return pinned, found_here[0] if found_here else set_up_one(pinned, None)
+
+
+def _absolute(name: str | None) -> str | None:
+    """A local path from any folder; a name on the Hub as it is."""
+    return absolute(name) if name is not None and local_path(name) is not None else name

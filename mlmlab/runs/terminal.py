@@ -1,0 +1,407 @@
+"""What a run says to a person: its plan, its result, and what to try next, in 80 columns."""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlmlab.config import EvaluateConfig, RunConfig
+from mlmlab.data.blocks import Blocks
+from mlmlab.data.config import Layout
+from mlmlab.runs.setup import EvaluationInputs, Inputs, Text
+from mlmlab.data.loader import CHUNK_TOKENS, StepBatch
+from mlmlab.masking import Budget, MaskingConfig, MaskingPolicy, RateSchedule, Unit
+from mlmlab.model import MaskedLanguageModel
+from mlmlab.runtime.distributed import Ranks
+from mlmlab.runs.resume import Resumption
+from mlmlab.tracking.style import Style, styled
+from mlmlab.tracking.progress_bar import shown
+from mlmlab.tracking.summary import Summary
+from mlmlab.runtime.config import Parallel
+from mlmlab.evaluation.config import Split
+from mlmlab.training.config import TrainConfig
+from mlmlab.evaluation.masked_perplexity import Evaluation, perplexity
+from mlmlab.training.schedule import Horizon
+from mlmlab.training.loop import Training
+from mlmlab.training.memory import (
+    device_memory_bytes,
+    expected_evaluation_bytes,
+    expected_memory_bytes,
+)
+from mlmlab.runtime.devices import Compute
+from mlmlab.training.optimizer import account
+
+_SHORT_DOCUMENT_TOKENS = 20
+_LABEL_WIDTH = 11
+_WIDTH = 79
+
+
+def _row(label: str, text: str) -> str:
+    wrapped = textwrap.wrap(
+        text, _WIDTH - _LABEL_WIDTH, break_long_words=False, break_on_hyphens=False
+    )
+    return _verbatim(label, *wrapped)
+
+
+def _verbatim(label: str, *lines: str) -> str:
+    """A label and lines that are not wrapped: commands are there to be copied."""
+    margin = f"{'':<{_LABEL_WIDTH}}"
+    first = styled(f"{label:<{_LABEL_WIDTH}}", Style.LABEL) if label else margin
+    return first + f"\n{margin}".join(lines)
+
+
+def plan(
+    config: RunConfig,
+    inputs: Inputs,
+    compute: Compute,
+    ranks: Ranks,
+    horizon: Horizon,
+    run_dir: Path,
+) -> str:
+    """What is about to happen: text, examples, model, steps, device, memory, folder."""
+    train = config.train
+    rows = [_text("text", inputs.text), *_short_lines(inputs.text, config.data.layout)]
+    if inputs.test_text is not inputs.text:
+        rows.append(_text("test text", inputs.test_text))
+    accumulation = ""
+    if (micro_batches := -(-_share(config, ranks) // _micro_batch_size(config, ranks))) > 1:
+        accumulation = f" ({micro_batches} micro-batches)"
+    warmup_steps = train.warmup(horizon.total_steps)
+    warmup = f", {warmup_steps:,} warm-up" if warmup_steps else ""
+    if warmup_steps >= horizon.total_steps:
+        warmup += " (as long as the run: the rate never falls)"
+    isolated = ", documents isolated" if config.data.isolate_documents else ""
+    rows += [
+        _row("train", _examples(inputs.train) + isolated),
+        _row("test", _examples(inputs.test)),
+        _row("model", _model(inputs.model)),
+        *_trained(inputs.model, train),
+        _row("masking", _train_masking(config.masking)),
+        _row("scored", _masking(config.eval.masking)),
+        _row("steps", f"{horizon.total_steps:,} of {train.batch_size} examples{accumulation}, "
+             f"learning rate {train.learning_rate:g} {train.schedule.value}{warmup}"),
+        _row("compute", _compute(compute, ranks, config.runtime.parallel)),
+        _row("memory", _memory(config, inputs, compute, ranks)),
+        _row("folder", str(run_dir)),
+    ]  # fmt: skip
+    return "\n".join(rows) + "\n"
+
+
+def resumption(found: Resumption) -> str:
+    """Where a run goes on, and what is not as it was."""
+    if found.state is None:
+        text = "no whole checkpoint yet: the run starts anew"
+    else:
+        text = f"from step {found.record.steps:,} ({found.state})"
+    rows = [_row("resume", text)]
+    if found.changes:
+        rows.append(
+            _row(
+                "changed",
+                f"{', '.join(found.changes)}: the result is not that of the run without a stop",
+            )
+        )
+    return "\n".join(rows) + "\n"
+
+
+def replay(
+    batch: StepBatch,
+    loss: float,
+    grad_norm: float,
+    examples: Sequence[int],
+    first_module: Sequence[str],
+    broken: Sequence[str],
+) -> str:
+    """What a step came to, and where it first went wrong."""
+    shown_examples = " ".join(map(str, examples[:16])) + (" ..." if len(examples) > 16 else "")
+    rows = [
+        _row("batch", f"{batch.number:,} of epoch {batch.epoch}: {len(examples)} examples, "
+             f"{batch.masked_count:,} predicted tokens"),
+        _row("examples", shown_examples),
+        _row("loss", f"{loss:g}"),
+        _row("gradient", f"norm {grad_norm:g}"),
+        _row("forward", f"{first_module[0]} is the first module whose output is not finite"
+             if first_module else "every module's output is finite"),
+        _row("backward", f"not finite in {len(broken)} parameters, {broken[0]} the first of them"
+             if broken else "every parameter's gradient is finite"),
+    ]  # fmt: skip
+    return "\n".join(rows)
+
+
+def evaluation_plan(
+    config: EvaluateConfig, inputs: EvaluationInputs, compute: Compute, ranks: Ranks
+) -> str:
+    """What is about to be scored."""
+    assert inputs.loaded is not None
+    draws = config.eval.mask_draws
+    which = "the test documents" if config.eval.split is Split.TEST else "all documents"
+    rows = [
+        _row("checkpoint", inputs.loaded.resolved),
+        _row("model", _model(inputs.model)),
+        _text("text", inputs.text),
+        _row("scored", f"{which}: {_examples(inputs.test)}"),
+        _row("masking", _masking(config.eval.masking) + (f", {draws} draws" if draws > 1 else "")),
+        _row("compute", _compute(compute, ranks)),
+    ]  # fmt: skip
+    return "\n".join(rows) + "\n"
+
+
+def _compute(compute: Compute, ranks: Ranks, parallel: Parallel = Parallel.DDP) -> str:
+    """Where, in how many processes, and whether each of them has all of the model."""
+    is_sharded = parallel is Parallel.FSDP
+    if ranks.size == 1:
+        nothing = "; one process: runtime.parallel=fsdp has nothing to shard"
+        return f"{compute}{nothing if is_sharded else ''}"
+    how = ", the model sharded over them (fsdp)" if is_sharded else ""
+    return f"{compute}, {ranks.size} processes{how}"
+
+
+def _masking(masking: MaskingPolicy) -> str:
+    text = f"{100 * masking.rate:g} % of the tokens"
+    if masking.unit is not Unit.TOKEN:
+        text += f", {masking.unit.value}s"
+    if masking.budget is Budget.EXACT:
+        text += ", exact budget"
+    return text
+
+
+def _train_masking(masking: MaskingConfig) -> str:
+    text = _masking(masking)
+    if masking.schedule is RateSchedule.STEPS:
+        text += f"; {' '.join(masking.rate_steps)}"
+    elif masking.start_rate is not None:
+        text += f", from {100 * masking.start_rate:g} % ({masking.schedule.value})"
+    return f"{text}, {masking.mode.value}"
+
+
+def _text(label: str, text: Text) -> str:
+    corpus = text.corpus
+    documents = corpus.train.documents + corpus.test.documents
+    tokens = corpus.train.token_count + corpus.test.token_count
+    empty = f", {corpus.empty_documents:,} empty left out" if corpus.empty_documents else ""
+    origin = "tokenized before" if corpus.was_cached else "tokenized now"
+    row = _row(
+        label,
+        f"{text.source.description}: {documents:,} documents{empty}, {tokens:,} tokens, {origin}",
+    )
+    if corpus.bad_rows:
+        row += "\n" + _row(
+            "bad rows", f"{corpus.bad_rows:,} left out; the first is {corpus.first_bad_row}"
+        )
+    return row
+
+
+def _short_lines(text: Text, layout: Layout) -> list[str]:
+    """A warning where a .txt of running text may have been cut into its lines."""
+    median = text.corpus.median_document_tokens
+    is_joined = layout is Layout.PACKED and text.source.has_line_documents
+    if not is_joined or not 0 < median < _SHORT_DOCUMENT_TOKENS:
+        return []
+    return [
+        _row(
+            "warning",
+            f"half of the documents have {median:g} tokens or fewer, because each line of a .txt "
+            "file is one: data.document=paragraph (or file) keeps running text together",
+        )
+    ]
+
+
+def _examples(blocks: Blocks) -> str:
+    shard = blocks.shard
+    return f"{shard.documents:,} documents, {shard.token_count:,} tokens = {blocks.account()}"
+
+
+def _model(model: MaskedLanguageModel) -> str:
+    config = model.config
+    return (
+        f"{config.family.value}, {config.layers} layers of {config.hidden_size}, {config.heads} "
+        f"heads, vocabulary {config.vocabulary_size:,}: {model.parameter_count() / 1e6:.2f} M "
+        "parameters"
+    )
+
+
+def _trained(model: MaskedLanguageModel, train: TrainConfig) -> list[str]:
+    """A table of what trains; nothing where all of the model does."""
+    if not train.freeze and train.layer_decay == 1.0:
+        return []
+    rows = account(model, train.layer_decay)
+    table = []
+    for number, row in enumerate(rows):
+        state = f"learning rate x {row.rate_factor:.3g}" if row.trains else "frozen"
+        label = "" if number else "trained"
+        table.append(_verbatim(label, f"{row.name:<14} {row.parameters:>13,}  {state}"))
+    embeddings, head = rows[0], rows[-1]
+    tied = "the decoder's weight is the token table, which trains with the embeddings"
+    if not embeddings.trains:
+        bias = "only decoder_bias trains" if head.trains else "nothing trains"
+        tied = "the decoder's weight is the token table and is frozen with the embeddings: "
+        tied += f"of the decoder, {bias}"
+    count = sum(row.parameters for row in rows if row.trains)
+    return [*table, _row("", f"{count:,} of {model.parameter_count():,} parameters train; {tied}")]
+
+
+def _share(config: RunConfig, ranks: Ranks) -> int:
+    """Examples of a step on rank 0, which has most of them."""
+    return -(-config.train.batch_size // ranks.size)
+
+
+def _micro_batch_size(config: RunConfig, ranks: Ranks) -> int:
+    """Examples per forward pass."""
+    share = _share(config, ranks)
+    return min(config.train.micro_batch_size or share, share)
+
+
+def _memory(config: RunConfig, inputs: Inputs, compute: Compute, ranks: Ranks) -> str:
+    """The larger one of a step and an evaluation."""
+    examples, length = _micro_batch_size(config, ranks), config.data.block_size
+    chunk = min(max(1, CHUNK_TOKENS // length), len(inputs.test))
+    shards = ranks.size if config.runtime.parallel is Parallel.FSDP else 1
+    step = expected_memory_bytes(
+        inputs.model,
+        compute,
+        examples=examples,
+        length=length,
+        masked_tokens=round(examples * length * config.masking.highest_rate),
+        shards=shards,
+        accumulates=_share(config, ranks) > examples,
+    )
+    evaluation = expected_evaluation_bytes(
+        inputs.model,
+        compute,
+        examples=chunk,
+        length=length,
+        masked_tokens=round(chunk * length * config.eval.masking.rate),
+        shards=shards,
+    )
+    needed = max(step, evaluation)
+    text = f"about {needed / 2**30:.2f} GiB of tensors"
+    if compute.device.type == "cpu":
+        return text + ", beside the process itself"
+    there = device_memory_bytes(compute)
+    if there is not None:
+        text += f" of the device's {there / 2**30:.0f} GiB"
+        if step > there:
+            text += ": too much; train.micro_batch_size=N computes N examples at a time"
+    return text
+
+
+def closing(summary: Summary, training: Training) -> str:
+    """The result, and how far it is from the best possible one."""
+    error = training.final.perplexity_standard_error
+    last = math.nan if training.record.train_loss is None else training.record.train_loss
+    rows = [
+        "",
+        *([_row("stopped", "early: the evaluations got no better")] if training.early else []),
+        _row("training", f"perplexity {shown(perplexity(last))} on the last training batches"),
+        _row(
+            "result",
+            f"perplexity {_with_error(summary.eval_perplexity, error)} "
+            f"on {summary.eval_masked_tokens:,} masked test tokens "
+            f"(before training: {shown(summary.initial_eval_perplexity)})",
+        ),
+    ]
+    best = Path(summary.run_dir) / "checkpoints" / f"step_{training.record.best_step}"
+    if summary.exported_step != summary.steps:
+        rows.append(_row("exported", f"the weights of step {summary.exported_step:,}, the best"))
+    elif training.record.best_step != summary.steps and best.is_dir():
+        rows.append(_row("best", f"perplexity {shown(summary.best_eval_perplexity)}: {best}"))
+    if summary.floor_perplexity is not None:
+        rows.append(_floor(summary.eval_perplexity, summary.floor_perplexity))
+    rows.append(
+        _row(
+            "speed",
+            f"{summary.tokens_per_second:,.0f} tokens/s, {summary.steps:,} steps, "
+            f"{summary.seconds:.0f} s, peak memory {summary.peak_memory_bytes / 2**30:.2f} GiB",
+        )
+    )
+    return "\n".join(rows) + "\n"
+
+
+def scores(evaluation: Evaluation, floor_perplexity: float | None) -> str:
+    """An evaluation, and how it differs by what stood in the predicted tokens' places."""
+    result = _with_error(evaluation.perplexity, evaluation.perplexity_standard_error)
+    rows = [
+        _row("result", f"perplexity {result}, loss "
+             f"{_with_error(evaluation.loss, evaluation.loss_standard_error)} nats a token"),
+    ]  # fmt: skip
+    if floor_perplexity is not None:
+        rows.append(_floor(evaluation.perplexity, floor_perplexity))
+    rows.append(
+        _row(
+            "certainty",
+            f"± is one standard error, from the spread between {evaluation.documents:,} documents"
+            if not math.isnan(evaluation.loss_standard_error)
+            else "no standard error: it takes at least two documents",
+        )
+    )
+    rows += [
+        "",
+        _verbatim("", f"{'tokens':>12} {'perplexity':>12} {'top 1':>8} {'top 5':>8}"),
+    ]
+    for name, score in (("all", evaluation), *evaluation.parts.items()):
+        accuracy = f"{score.top1_accuracy:>8.1%} {score.top5_accuracy:>8.1%}"
+        if not score.masked_count:
+            accuracy = f"{'-':>8} {'-':>8}"
+        perplexity = shown(score.perplexity) if score.masked_count else "-"
+        rows.append(_verbatim(name, f"{score.masked_count:>12,} {perplexity:>12} {accuracy}"))
+    return "\n".join(rows) + "\n"
+
+
+def _with_error(value: float, error: float) -> str:
+    return shown(value) if math.isnan(error) else f"{shown(value)} ± {shown(error)}"
+
+
+def _floor(perplexity: float, floor: float) -> str:
+    return _row(
+        "floor",
+        f"perplexity {shown(floor)}: the exact lowest that any model can reach on these tokens; "
+        f"this one is {perplexity / floor - 1:.1%} above it",
+    )
+
+
+def completion(
+    text: str, masks: Sequence[Sequence[dict[str, Any]]], exact: Sequence[tuple[str, float]]
+) -> str:
+    """A text and, for each of its masks, the best tokens with their probabilities."""
+    lines = [_row("fill mask", text)]
+    for number, answers in enumerate(masks):
+        best = "  ".join(f"{a['token_str'].strip()} {a['score']:.2f}" for a in answers)
+        truth = ""
+        if exact:
+            word, chance = exact[number]
+            truth = f"   (exact: {word} {chance:.2f})"
+        lines.append(f"{'':<{_LABEL_WIDTH}}-> {best}{truth}")
+    return "\n".join(lines)
+
+
+def next_commands(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
+    """Where everything is, and what one might type next."""
+    checkpoints = ", checkpoints/" if config.train.keep_checkpoints else ""
+    logs = run_dir if config.run_dir is not None else run_dir.parent
+    mask = inputs.tokenizer.mask_token
+    text = (
+        f"the day after {mask} is friday ." if inputs.has_known_floor else f"A text with {mask}."
+    )
+    rows = [
+        "",
+        _row("written", f"{run_dir}: config.yaml, metrics.jsonl, summary.json, export/ (opens with "
+             f"transformers){checkpoints}"),
+        _verbatim("curves", f"tensorboard --logdir {logs}"),
+        _verbatim(
+            "next",
+            f"python -m mlmlab.fill_mask --checkpoint {run_dir} \\",
+            f'    "{text}"',
+            f"python -m mlmlab.evaluate checkpoint={run_dir} eval.mask_draws=4",
+        ),
+    ]  # fmt: skip
+    if inputs.has_known_floor:
+        rows.append(
+            _verbatim(
+                "",
+                "python -m mlmlab.train model.layers=4 seed=1",
+                "python -m mlmlab.train +experiment=finetune \\",
+                "    checkpoint=distilbert/distilroberta-base data.path=my.txt",
+            )
+        )
+    return "\n".join(rows)

@@ -1,0 +1,370 @@
+"""A training run from top to bottom, in this process or as one of several."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from mlmlab import schema
+from mlmlab.runs import terminal
+from mlmlab.checkpoints import save_pretrained
+from mlmlab.config import DebugMode, RunConfig
+from mlmlab.data.corpus import ShowCounts
+from mlmlab.data.blocks import Order
+from mlmlab.errors import Problem, RunFailed, UserError
+from mlmlab.evaluation.fill_mask import FillMask
+from mlmlab.runs.setup import set_up_in_turn
+from mlmlab.runs.setup import Inputs, set_up
+from mlmlab.data.loader import EvalLoader, TrainLoader
+from mlmlab.data.batch import Masker
+from mlmlab.model import MaskedLanguageModel
+from mlmlab.checkpoints.card import model_card
+from mlmlab.evaluation.small_world_floor import SENTENCES, exact_answers, floor_perplexity
+from mlmlab.runtime.distributed import LOST, Ranks, is_lost, process_group, outlast_sigterm
+from mlmlab.runs.resume import Resumption, find_resumption, fingerprint
+from mlmlab.runs.folder import RunFolder, check_run_dir
+from mlmlab.runs.folder import is_fixed
+from mlmlab.tracking.progress_bar import ProgressBar
+from mlmlab.tracking.summary import (
+    Summary,
+    git_commit,
+    peak_memory_bytes,
+    processor_name,
+    versions,
+)
+from mlmlab.tracking.tracker import Tracker
+from mlmlab.runtime.config import Parallel
+from mlmlab.evaluation.masked_perplexity import perplexity
+from mlmlab.training.schedule import Horizon
+from mlmlab.runtime.signals import Interruptions
+from mlmlab.training.loop import Loop, Outputs, Training
+from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
+from mlmlab.training.profiling import Profiler
+from mlmlab.training.parallel import Replica
+from mlmlab.training.state import ProgressRecord
+
+
+def train(config: RunConfig, *, quiet: bool = False) -> Summary:
+    """Trains, evaluates and exports; see `mlmlab.run`."""
+    with (
+        process_group(use_cuda=uses_cuda(config.runtime)) as ranks,
+        torch_settings(config.runtime, ranks.local_rank) as device,
+    ):
+        try:
+            return _train(config, ranks, device, quiet=quiet or not ranks.is_rank_zero)
+        except RuntimeError as error:
+            if ranks.is_distributed and is_lost(error):
+                outlast_sigterm()
+                raise RunFailed(LOST) from error
+            raise
+
+
+def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool) -> Summary:
+    with ExitStack() as stack:
+
+        def opened() -> Path:
+            return stack.enter_context(RunFolder(config))
+
+        resumption = None
+        if config.resume is None:
+            ranks.on_rank_zero(lambda: check_run_dir(config))  # now, not after an hour of tokenizing
+        else:
+            run_dir = ranks.on_rank_zero(opened)  # before anything in it is looked at
+            resumption = ranks.on_rank_zero(lambda: find_resumption(config, print_unless(quiet)))
+        state = None if resumption is None else resumption.state
+        config, inputs = set_up_run(config, ranks, state, quiet=quiet)
+        compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
+        fill_mask = FillMask(inputs.model, inputs.tokenizer)
+        for text in _sentences(config, inputs):
+            fill_mask.encode(text)  # refuses a text without a mask now, not after the training
+        if resumption is None:
+            run_dir = ranks.on_rank_zero(opened)
+        outputs = _outputs(config, inputs, compute, ranks, run_dir, resumption, stack, quiet=quiet)
+        loop = build_loop(config, inputs, ranks, compute, outputs, resumption)
+        training = loop.train()
+        model = loop.replica.whole_model()
+        return ranks.on_rank_zero(lambda: _written(config, inputs, model, loop, training, outputs))
+
+
+def set_up_run(
+    config: RunConfig, ranks: Ranks, state: Path | None, *, quiet: bool
+) -> tuple[RunConfig, Inputs]:
+    """What the run works on, from its beginning or from one of its checkpoints; and its config with
+    commits in place of branches."""
+
+    def set_up_one(config: RunConfig, show: ShowCounts | None) -> Inputs:
+        try:
+            return set_up(config, show, state)
+        except UserError as error:
+            if config.resume is None:
+                raise
+            raise UserError(map(_put_back, error.problems)) from error
+
+    return set_up_in_turn(config, ranks, set_up_one, quiet=quiet)
+
+
+def _put_back(problem: Problem) -> Problem:
+    """A resumed run cannot be told to take something else."""
+    if not is_fixed(problem.where):
+        return problem
+    remedy = "put back what the run began with; or a new run: python -m mlmlab.train without resume"
+    return dataclasses.replace(problem, remedy=remedy)
+
+
+def _outputs(
+    config: RunConfig,
+    inputs: Inputs,
+    compute: Compute,
+    ranks: Ranks,
+    run_dir: Path,
+    resumption: Resumption | None,
+    stack: ExitStack,
+    *,
+    quiet: bool,
+) -> Outputs:
+    """Opens what the run writes to, and says what is about to happen."""
+    horizon = Horizon.of(config.train, batches_per_epoch(config, inputs))
+    record = ProgressRecord() if resumption is None else resumption.record
+    bar = ProgressBar(horizon.total_steps, record.steps, quiet=quiet)
+    stack.callback(bar.close)
+    bar.line(terminal.plan(config, inputs, compute, ranks, horizon, run_dir))
+    if inputs.loaded is not None:
+        bar.line(f"{inputs.loaded.report}\n")
+    if resumption is not None:
+        bar.line(terminal.resumption(resumption))
+    tracker = profiler = None
+    if ranks.is_rank_zero:
+        if resumption is not None:
+            resumption.note(run_dir)
+        tracker = Tracker(run_dir, record.log_sizes)
+        stack.callback(tracker.close)
+        if config.debug.profile_steps:
+            profiler = Profiler(run_dir, config.debug.profile_steps)
+            stack.callback(profiler.close)
+    save_every_minutes = config.train.save_every_minutes if ranks.is_rank_zero else None
+    return Outputs(
+        run_dir=run_dir,
+        bar=bar,
+        tracker=tracker,
+        tokenizer=inputs.tokenizer,
+        fingerprint=fingerprint(config),
+        interruptions=stack.enter_context(Interruptions(save_every_minutes)),
+        profiler=profiler,
+    )
+
+
+def build_loop(
+    config: RunConfig,
+    inputs: Inputs,
+    ranks: Ranks,
+    compute: Compute,
+    outputs: Outputs,
+    resumption: Resumption | None,
+) -> Loop:
+    """The loop of a run, at its beginning or where it goes on."""
+    train_loader, eval_loader = _loaders(config, inputs, ranks, compute, outputs.interruptions)
+    return Loop(
+        build_replica(inputs.model, ranks, compute, config.runtime.parallel),
+        train_loader,
+        eval_loader,
+        config=config.train,
+        eval_every_steps=config.eval.every_steps,
+        seed=config.seed,
+        outputs=outputs,
+        resumed_from=None if resumption is None else resumption.state,
+    )
+
+
+def build_replica(
+    model: MaskedLanguageModel, ranks: Ranks, compute: Compute, parallel: Parallel
+) -> Replica:
+    """The form that `runtime.parallel` names. Without torchrun there is one process, which has all
+    of the model in any case."""
+    if parallel is Parallel.FSDP and ranks.is_distributed:
+        from mlmlab.training.parallel import ShardedReplica
+
+        return ShardedReplica(model, ranks, compute)
+    return Replica(model, ranks, compute)
+
+
+def _written(
+    config: RunConfig,
+    inputs: Inputs,
+    model: MaskedLanguageModel | None,
+    loop: Loop,
+    training: Training,
+    outputs: Outputs,
+) -> Summary:
+    """What rank 0 writes at the end."""
+    bar, tracker, run_dir = outputs.bar, outputs.tracker, outputs.run_dir
+    assert tracker is not None
+    assert model is not None
+    floor = None
+    if inputs.has_known_floor:
+        floor = floor_perplexity(inputs.tokenizer, loop.eval_loader)
+    summary = _summary(config, training, loop.replica, floor, run_dir)
+    final = {
+        "final/eval_loss": summary.eval_loss,
+        "final/eval_perplexity": summary.eval_perplexity,
+    }
+    tracker.log_hyperparameters(schema.to_mapping(config), final)
+    _export(config, inputs, model, summary, run_dir)
+    bar.line(terminal.closing(summary, training))
+    if _sentences(config, inputs):
+        bar.line(_filled(config, inputs, FillMask(model, inputs.tokenizer)))
+    bar.line(terminal.next_commands(config, inputs, run_dir))
+    return summary
+
+
+def batches_per_epoch(config: RunConfig, inputs: Inputs) -> int:
+    """Of the training examples; the last one may be short."""
+    return _order(config, inputs).batches_per_epoch
+
+
+def print_unless(quiet: bool) -> Callable[[str], None]:
+    """`print`, or nothing."""
+    return (lambda text: None) if quiet else print
+
+
+def _order(config: RunConfig, inputs: Inputs) -> Order:
+    examples = len(inputs.train)
+    if config.debug.mode is DebugMode.OVERFIT:
+        examples = min(examples, config.train.batch_size)
+    return Order(examples, config.train.batch_size, config.seed)
+
+
+def _loaders(
+    config: RunConfig,
+    inputs: Inputs,
+    ranks: Ranks,
+    compute: Compute,
+    interruptions: Interruptions,
+) -> tuple[TrainLoader, EvalLoader]:
+    vocabulary = inputs.tokenizer.vocabulary()
+    order = _order(config, inputs)
+    train_loader = TrainLoader(
+        blocks=inputs.train,
+        order=order,
+        micro_batch_size=config.train.micro_batch_size or config.train.batch_size,
+        masker=Masker(config.masking, vocabulary, compute.is_cuda),
+        seed=config.seed,
+        total_steps=Horizon.of(config.train, order.batches_per_epoch).total_steps,
+        ranks=ranks,
+        requested=interruptions.requests,
+    )
+    eval_loader = EvalLoader(
+        blocks=inputs.test,
+        masker=Masker(config.eval.masking, vocabulary, compute.is_cuda),
+        seed=config.eval.seed,
+        draws=config.eval.mask_draws,
+        max_examples=config.eval.max_examples,
+    )
+    return train_loader, eval_loader
+
+
+def _summary(
+    config: RunConfig, training: Training, replica: Replica, floor: float | None, run_dir: Path
+) -> Summary:
+    record, final, compute = training.record, training.final, replica.compute
+    # Unknown where no evaluation predicted a token, for which summary.json has null.
+    best, initial = (
+        math.nan if loss is None else perplexity(loss)
+        for loss in (record.best_eval_loss, record.initial_eval_loss)
+    )
+    return Summary(
+        eval_loss=final.loss,
+        eval_perplexity=final.perplexity,
+        eval_loss_standard_error=final.loss_standard_error,
+        eval_masked_tokens=final.masked_count,
+        eval_top1_accuracy=final.top1_accuracy,
+        eval_top5_accuracy=final.top5_accuracy,
+        best_eval_perplexity=best,
+        initial_eval_perplexity=initial,
+        floor_perplexity=floor,
+        steps=record.steps,
+        exported_step=training.exported_step,
+        tokens=record.tokens,
+        seconds=record.seconds,
+        tokens_per_second=record.tokens / max(record.step_seconds, 1e-9),
+        peak_memory_bytes=peak_memory_bytes(compute.device),
+        device=compute.device.type,
+        precision=compute.precision.value,
+        threads=torch.get_num_threads(),
+        world_size=replica.ranks.size,
+        processor=processor_name(),
+        gpu=torch.cuda.get_device_name(compute.device) if compute.is_cuda else None,
+        cuda_version=torch.version.cuda,
+        seed=config.seed,
+        git_commit=git_commit(),
+        versions=versions(),
+        run_dir=str(run_dir),
+    )
+
+
+def _export(
+    config: RunConfig, inputs: Inputs, model: MaskedLanguageModel, summary: Summary, run_dir: Path
+) -> None:
+    """The Hub layout and its card; summary.json last, the sign of a finished run."""
+    export = run_dir / "export"
+    save_pretrained(model, inputs.tokenizer, export)
+    (export / "README.md").write_text(_card(config, inputs, summary), encoding="utf-8")
+    summary.write(run_dir / "summary.json")
+
+
+def _card(config: RunConfig, inputs: Inputs, summary: Summary) -> str:
+    """The model card. Of local paths it has the last name only: a card is published, and the rest
+    is the user's own business."""
+    data, masking, train = config.data, config.masking, config.train
+    start = config.checkpoint or "fresh weights"
+    error = summary.eval_perplexity * summary.eval_loss_standard_error
+    shown_error = "" if math.isnan(error) else f" ± {error:.3f}"
+    table = {
+        "masked perplexity on the test split": f"{summary.eval_perplexity:.3f}{shown_error}",
+        "before training": f"{summary.initial_eval_perplexity:.3f}",
+        "predicted test tokens": f"{summary.eval_masked_tokens:,}",
+    }
+    if summary.floor_perplexity is not None:
+        table["exact floor of that perplexity"] = f"{summary.floor_perplexity:.3f}"
+    table |= {
+        "masking": f"{100 * masking.rate:g} %, {100 * masking.mask_fraction:g} % masked, "
+        f"{100 * masking.random_fraction:g} % random",
+        "steps": f"{summary.exported_step:,} of {train.batch_size} examples of "
+        f"{data.block_size} tokens",
+        "learning rate": f"{train.learning_rate:g}, {train.schedule.value}",
+        "weight decay": f"{train.weight_decay:g}",
+        "seed": f"{config.seed}",
+    }
+    return model_card(
+        config.name,
+        start=Path(start).name if Path(start).is_absolute() else start,
+        base_model=start.partition("@")[0] if "@" in start else None,
+        text=data.url
+        or data.repository
+        or Path(data.path or inputs.text.source.description).name,
+        table=table,
+        mask_token=inputs.tokenizer.mask_token,
+    )
+
+
+def _sentences(config: RunConfig, inputs: Inputs) -> list[str]:
+    """eval.fill_mask with the tokenizer's own mask token: recipes write <mask> for any model."""
+    texts = config.eval.fill_mask
+    if texts is None:
+        texts = SENTENCES if inputs.has_known_floor else ()
+    return [text.replace("<mask>", inputs.tokenizer.mask_token) for text in texts]
+
+
+def _filled(config: RunConfig, inputs: Inputs, fill_mask: FillMask) -> str:
+    """The model's completions, beside the small world's exact answers where they are known."""
+    lines = []
+    for text in _sentences(config, inputs):
+        answers = fill_mask(text, top_k=3)
+        rows = answers if isinstance(answers[0], list) else [answers]
+        exact = []
+        if inputs.has_known_floor:
+            exact = exact_answers(fill_mask.encode(text), config.eval.masking, inputs.tokenizer)
+        lines.append(terminal.completion(text, rows, exact))
+    return "\n".join(lines)

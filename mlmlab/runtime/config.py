@@ -1,0 +1,61 @@
+"""The machine that a run uses."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from mlmlab.errors import Problem
+
+
+class Device(Enum):
+    """Where the model runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Precision(Enum):
+    """The arithmetic of the forward pass; weights and moments stay fp32."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class Parallel(Enum):
+    """How several processes share a run."""
+
+    DDP = "ddp"
+    FSDP = "fsdp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """The machine."""
+
+    device: Device
+    """auto: cuda where there is one, else cpu."""
+    precision: Precision
+    """auto: bf16 where the device computes in it natively and the model is 512 wide or more, else
+    fp32. fp16 scales its losses, and leaves out steps whose gradient overflows."""
+    tf32: bool
+    """Whether fp32 matrix products on CUDA may round their factors to 10 bits: faster."""
+    parallel: Parallel
+    """How the processes that torchrun starts share a run. ddp: each has the model, and a part of
+    every batch. fsdp: each has a part of both; less memory for more traffic. The results and the
+    checkpoints are the same."""
+    processes: int | None
+    """Processes that the command starts itself, on this machine; null: one, or torchrun's."""
+    deterministic: bool
+    """Only algorithms with the same bits every time; on CUDA slower. CPU runs have them anyway."""
+    threads: int | None
+    """CPU threads of PyTorch; null: as many as it likes."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Values out of range."""
+        for name in ("threads", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield Problem(f"runtime.{name}", str(value), "one or more", f"runtime.{name}=2")

@@ -1,0 +1,164 @@
+"""The model in this process: alone, or one of DDP's replicas; sharding.py has the other form."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mlmlab.model import MaskedLanguageModel
+from mlmlab.runtime.devices import Compute
+from mlmlab.runtime.distributed import Ranks
+
+
+class Replica:
+    """A model, and how its gradients and its parts in other processes come together.
+
+    Here every process has all of it. Whatever needs a whole weight, gradient or moment asks the
+    replica, which alone knows where they are.
+    """
+
+    def __init__(self, model: MaskedLanguageModel, ranks: Ranks, compute: Compute) -> None:
+        self.model = model
+        """The encoder: the names, the parameters and, in `evaluating`, the forward pass."""
+        self.ranks = ranks
+        self.compute = compute
+        self.trained: nn.Module = self._trained()
+        """What a training step calls: its backward pass averages gradients over the processes."""
+
+    def _trained(self) -> nn.Module:
+        model = self.model.to(self.compute.device)
+        if not self.ranks.is_distributed:
+            return model
+        return DistributedDataParallel(
+            model,
+            device_ids=[self.compute.device] if self.compute.is_cuda else None,
+            gradient_as_bucket_view=True,
+        )
+
+    def accumulating(self, *, is_last: bool) -> AbstractContextManager[object]:
+        """The context of a backward pass: gradients meet in a step's last one only."""
+        if isinstance(self.trained, DistributedDataParallel) and not is_last:
+            context: AbstractContextManager[object] = self.trained.no_sync()
+            return context
+        return nullcontext()
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """What this process has of the gradient, by the names of the parameters that train."""
+        named = self.model.named_parameters()
+        return {name: p.grad for name, p in named if p.grad is not None}
+
+    def norm(self, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The whole gradient's norm, an fp32 scalar with the same bits in every process."""
+        return torch.nn.utils.get_total_norm(list(gradients.values()))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[MaskedLanguageModel]:
+        """The model, for forward passes alone. Every process makes as many of them."""
+        yield self.model
+
+    def whole(self, part: torch.Tensor) -> torch.Tensor | None:
+        """A weight or moment, put together on the host of rank 0; None in the others.
+
+        Every process calls it with its own part of the same tensor.
+        """
+        return part.detach().cpu() if self.ranks.is_rank_zero else None
+
+    def part(self, whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+        """What this process keeps of a parameter's weights or of its moments, on its device."""
+        return whole.to(parameter.device)
+
+    def whole_model(self) -> MaskedLanguageModel | None:
+        """The model with all of its weights on rank 0; None in the others."""
+        return self.model if self.ranks.is_rank_zero else None
+
+
+class ShardedReplica(Replica):
+    """A model of which each process keeps a part.
+
+    Every forward and backward pass is a meeting of all processes, so that one without rows of its
+    own takes part with an empty micro-batch: it hands over its shards of the weights, and takes
+    its share of the others' gradients. Parameters, their gradients and moments are DTensors: the
+    whole by shape, the shard in memory.
+    """
+
+    def _trained(self) -> nn.Module:
+        # The mesh is named: a run on CPUs would otherwise take a CUDA device that is there.
+        mesh = init_device_mesh(self.compute.device.type, (self.ranks.size,))
+        for layer in self.model.layers:
+            fully_shard(layer, mesh=mesh)  # moves it to the device, one layer after the other
+        # The rest is one group. The token table stands in it once, for both ends of the model:
+        # forward begins with it and backward, too, so that it stays gathered between them.
+        return fully_shard(self.model, mesh=mesh)  # type: ignore[return-value]  # in place
+
+    @property
+    def _shards(self) -> FSDPModule:
+        """The model's other face: fully_shard has made it an FSDPModule."""
+        assert isinstance(self.model, FSDPModule)
+        return self.model
+
+    @contextmanager
+    def accumulating(self, *, is_last: bool) -> Iterator[None]:
+        """As DDP's no_sync: until a step's last backward pass each process sums up its own
+        gradients, which it keeps whole. Reducing each would save their memory, for that much more
+        traffic. In the last one a process without rows hands in what it has summed up before."""
+        self._shards.set_requires_gradient_sync(is_last)
+        yield
+
+    def gradients(self) -> dict[str, torch.Tensor]:
+        """The shards of this process; some are empty where a parameter has few rows."""
+        return {name: _local(gradient) for name, gradient in super().gradients().items()}
+
+    def norm(self, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The norm of the shards' norms, which every process takes of the same numbers."""
+        mine = super().norm(gradients)
+        norms = [torch.empty_like(mine) for _ in range(self.ranks.size)]
+        dist.all_gather(norms, mine)
+        norm: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
+
+    @contextmanager
+    def evaluating(self) -> Iterator[MaskedLanguageModel]:
+        """Weights are gathered a layer at a time, as in training, so that an evaluation needs no
+        more memory than a step does; the traffic is that of its forward passes."""
+        try:
+            yield self.model
+        finally:
+            # Embeddings and head wait for a backward pass, which does not come.
+            self._shards.reshard()
+
+    def whole(self, part: torch.Tensor) -> torch.Tensor | None:
+        """For a moment, every process has all of this one tensor; the first keeps it, on its host.
+
+        A moment's `step` is in no shards.
+        """
+        return super().whole(part.full_tensor() if isinstance(part, DTensor) else part)
+
+    def part(self, whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+        """Every process has read the same whole, and takes its shard of it without a word."""
+        tensor = super().part(whole, parameter)
+        if tensor.shape != parameter.shape:  # a moment's `step`
+            return tensor
+        assert isinstance(parameter, DTensor)
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
+
+    def whole_model(self) -> MaskedLanguageModel | None:
+        """A copy, on the host."""
+        weights = {name: self.whole(p) for name, p in self.model.named_parameters()}
+        if not self.ranks.is_rank_zero:
+            return None
+        with torch.device("meta"):
+            model = MaskedLanguageModel(self.model.config)
+        model.load_state_dict(weights, assign=True)
+        return model
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()
