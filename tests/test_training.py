@@ -27,7 +27,7 @@ from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import ALONE
 from mlmlab.tracking.progress_bar import ProgressBar
 from mlmlab.training.config import Schedule
-from mlmlab.training.memory import expected_evaluation_bytes, expected_memory_bytes
+from mlmlab.training.memory import expected_memory_bytes
 from mlmlab.training.optimizer import build_optimizer
 from mlmlab.training.parallel import Replica
 from mlmlab.training.schedule import learning_rate_factor
@@ -490,7 +490,12 @@ def test_the_memory_of_an_evaluation_is_near_what_it_takes(hidden: int, vocabula
         evaluate(model, loader, CPU, ProgressBar(0, quiet=True))
     taken = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
     states = 16 * model.parameter_count()
-    expected = expected_evaluation_bytes(
-        model, CPU, examples=rows, length=length, masked_tokens=round(rows * length * 0.15)
+    expected = expected_memory_bytes(
+        model,
+        CPU,
+        examples=rows,
+        length=length,
+        masked_tokens=round(rows * length * 0.15),
+        trains=False,
     )
     assert 0.6 < (expected - states) / taken < 1.4

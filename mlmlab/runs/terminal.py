@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mlmlab.config import EvaluateConfig, RunConfig
 from mlmlab.data.blocks import Blocks
 from mlmlab.data.config import Layout
@@ -24,11 +26,7 @@ from mlmlab.training.config import TrainConfig
 from mlmlab.evaluation.masked_perplexity import Evaluation, perplexity
 from mlmlab.training.schedule import Horizon
 from mlmlab.training.loop import Training
-from mlmlab.training.memory import (
-    device_memory_bytes,
-    expected_evaluation_bytes,
-    expected_memory_bytes,
-)
+from mlmlab.training.memory import expected_memory_bytes
 from mlmlab.runtime.devices import Compute
 from mlmlab.training.optimizer import account
 
@@ -264,25 +262,24 @@ def _memory(config: RunConfig, inputs: Inputs, compute: Compute, ranks: Ranks) -
         length=length,
         masked_tokens=round(examples * length * config.masking.highest_rate),
         shards=shards,
-        accumulates=_share(config, ranks) > examples,
     )
-    evaluation = expected_evaluation_bytes(
+    evaluation = expected_memory_bytes(
         inputs.model,
         compute,
         examples=chunk,
         length=length,
         masked_tokens=round(chunk * length * config.eval.masking.rate),
         shards=shards,
+        trains=False,
     )
     needed = max(step, evaluation)
     text = f"about {needed / 2**30:.2f} GiB of tensors"
     if compute.device.type == "cpu":
         return text + ", beside the process itself"
-    there = device_memory_bytes(compute)
-    if there is not None:
-        text += f" of the device's {there / 2**30:.0f} GiB"
-        if step > there:
-            text += ": too much; train.micro_batch_size=N computes N examples at a time"
+    there = torch.cuda.get_device_properties(compute.device).total_memory
+    text += f" of the device's {there / 2**30:.0f} GiB"
+    if step > there:
+        text += ": too much; train.micro_batch_size=N computes N examples at a time"
     return text
 
 
