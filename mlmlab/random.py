@@ -17,6 +17,7 @@ decisions about one id apart. The order of the examples and its keyed permutatio
 because they are the one decision that is not a word but a place.
 """
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -88,6 +89,43 @@ def derive_seed(seed: int, domain: Domain, identity: int = 0, epoch: int = 0) ->
     """A 64-bit seed that belongs to one decision, for generators that are not Philox (torch's)."""
     low, high = words(seed, domain, np.array([identity], np.uint64), 2, epoch)[0]
     return int(low) | int(high) << 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeds:
+    """The seed of everything that is random in a run.
+
+    Equal seeds do no harm: each use has a `Domain`, so that no two of them see the same words.
+    """
+
+    order: int
+    """The examples of every batch, by epoch and place (`permuted`)."""
+    masks: int
+    """The masks of training, by epoch, example and position."""
+    dropout: int
+    """The dropout noise, by batch, micro-batch and rank (`dropout_noise`)."""
+    weights: int
+    """Fresh weights, drawn once."""
+    eval_masks: int
+    """The masks of evaluations, by draw, example and position."""
+    split: int
+    """Which documents are held out as the test set."""
+
+    @classmethod
+    def of(cls, seed: int, eval_seed: int, data_seed: int) -> "Seeds":
+        """Those of a run's keys: `seed`, `eval.seed` and `data.seed`."""
+        return cls(
+            order=seed,
+            masks=seed,
+            dropout=seed,
+            weights=derive_seed(seed, Domain.INITIALIZE),
+            eval_masks=derive_seed(eval_seed, Domain.EVALUATE),
+            split=data_seed,
+        )
+
+    def dropout_noise(self, batch: int, micro_batch: int, rank: int) -> int:
+        """The seed of PyTorch's generator before a micro-batch."""
+        return derive_seed(self.dropout, Domain.DROPOUT, batch | rank << 40, micro_batch)
 
 
 def permuted(places: NDArray[np.integer], count: int, seed: int, epoch: int) -> NDArray[np.int64]:

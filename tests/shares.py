@@ -12,6 +12,7 @@ from mlmlab.data.corpus import Shard
 from mlmlab.data.loader import TrainLoader
 from mlmlab.masking import MaskingConfig, VocabularyInfo
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
+from mlmlab.random import Seeds
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import ALONE, Ranks
@@ -48,6 +49,9 @@ def small_model(**changes: Any) -> MaskedLanguageModel:
     return model
 
 
+SEEDS = Seeds.of(0, 0, 0)
+
+
 def loader_of(
     ranks: Ranks = ALONE, micro_batch_size: int = 8, tokens_free: str = ""
 ) -> TrainLoader:
@@ -69,7 +73,7 @@ def loader_of(
         order=order,
         micro_batch_size=micro_batch_size,
         masker=Masker(MaskingConfig(rate=0.3), VOCABULARY),
-        seed=0,
+        seeds=SEEDS,
         ranks=ranks,
     )
 

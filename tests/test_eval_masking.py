@@ -15,6 +15,7 @@ from mlmlab.data.corpus import Corpus
 from mlmlab.data.loader import EvalChunk, EvalLoader
 from mlmlab.errors import UserError
 from mlmlab.masking import EvalMaskingConfig, Unit
+from mlmlab.random import Seeds
 from mlmlab.runs.setup import set_up
 
 SHORT = (*TINY, "train.max_steps=4", "eval.every_steps=null")
@@ -46,7 +47,7 @@ def _chunks(*overrides: str) -> list[EvalChunk]:
     config = mlmlab.compose(*SHORT, *overrides)
     inputs = set_up(config)
     masker = Masker(config.eval.masking, inputs.tokenizer.vocabulary())
-    return list(EvalLoader(inputs.test, masker, seed=config.eval.seed).chunks())
+    return list(EvalLoader(inputs.test, masker, seeds=Seeds.of(0, config.eval.seed, 0)).chunks())
 
 
 def test_the_positions_of_an_evaluation_do_not_depend_on_the_training_policy() -> None:

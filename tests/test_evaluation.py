@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shares import SEEDS
 
 import mlmlab
 from mlmlab.data.batch import Masker
@@ -17,6 +18,7 @@ from mlmlab.data.loader import CHUNK_TOKENS, EvalLoader
 from mlmlab.evaluation.masked_perplexity import Evaluation, Score, _ranks, evaluate, perplexity
 from mlmlab.masking import MaskingConfig, VocabularyInfo
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
+from mlmlab.random import Seeds
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
 from mlmlab.tracking.progress_bar import ProgressBar
@@ -61,7 +63,7 @@ def _loader(examples: int = 2 * CHUNK_TOKENS // BLOCK + 37) -> EvalLoader:
     return EvalLoader(
         blocks=PackedBlocks(_shard(tokens), BLOCK, keep_rest=True),
         masker=Masker(MaskingConfig(), VocabularyInfo(300, 4, (0, 1, 2, 3, 4))),
-        seed=0,
+        seeds=SEEDS,
     )
 
 
@@ -147,7 +149,7 @@ def test_evaluation_masks_are_not_the_training_masks() -> None:
         Order(len(evaluation.blocks), 64, 0),
         64,
         evaluation.masker,
-        0,
+        SEEDS,
     )
     _, examples = train.order.batch(0)
     masked = train.batch(0).micro_batches[0].input_ids == 4
@@ -159,7 +161,7 @@ def test_evaluation_masks_are_not_the_training_masks() -> None:
 
 def test_another_eval_seed_masks_other_tokens() -> None:
     loader = _loader()
-    other = dataclasses.replace(loader, seed=1)
+    other = dataclasses.replace(loader, seeds=Seeds.of(0, 1, 0))
     first, second = next(loader.chunks()), next(other.chunks())
     assert not torch.equal(first.batch.input_ids, second.batch.input_ids)
 

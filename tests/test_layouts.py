@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from shares import SEEDS
 
 from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import DocumentBlocks, Order, PackedBlocks
@@ -151,7 +152,7 @@ def test_a_tokenizers_frame_is_what_it_puts_around_a_text(kind: TokenizerKind) -
 @pytest.mark.parametrize("pad_id", [PAD, SEP, MASK])
 def test_padding_is_never_predicted_whatever_id_pads(cut_off: bool, pad_id: int) -> None:
     blocks = blocks_of(shard_of([3, 20, 7, 60] * 20), 32, cut_off=cut_off, pad_id=pad_id)
-    loader = EvalLoader(blocks, Masker(MaskingConfig(rate=0.9), VOCABULARY), seed=0)
+    loader = EvalLoader(blocks, Masker(MaskingConfig(rate=0.9), VOCABULARY), seeds=SEEDS)
     real = 0
     for chunk in loader.chunks():
         batch = chunk.batch
@@ -192,7 +193,7 @@ def _model(family: Family, dropout: float = 0.0) -> MaskedLanguageModel:
 @pytest.mark.parametrize("family", [Family.ROBERTA, Family.DISTILBERT])
 def test_padded_rows_are_scored_as_each_row_alone(family: Family) -> None:
     blocks = blocks_of(shard_of([3, 20, 7, 60] * 20), 32, cut_off=False)
-    loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seed=0)
+    loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seeds=SEEDS)
     model = _model(family)
     result = evaluate(model, loader, CPU, ProgressBar(0, quiet=True))
     alone = 0.0
@@ -215,7 +216,7 @@ def test_padded_rows_are_scored_as_each_row_alone(family: Family) -> None:
 def test_every_line_is_trained_on_once_an_epoch_and_only_real_tokens_are_counted() -> None:
     blocks = blocks_of(shard_of([3, 20, 7] * 10), 32, cut_off=False)
     masker = Masker(MaskingConfig(), VOCABULARY)
-    loader = TrainLoader(blocks, Order(len(blocks), 8, 0), 4, masker, seed=0)
+    loader = TrainLoader(blocks, Order(len(blocks), 8, 0), 4, masker, seeds=SEEDS)
     tokens = sum(loader.batch(number).token_count for number in range(4))
     assert tokens == len(blocks.shard.tokens)
 
@@ -265,11 +266,13 @@ def test_isolation_reaches_the_loss_of_training_and_evaluation() -> None:
     losses = []
     for isolate in (False, True):
         blocks = PackedBlocks(shard, 32, isolate=isolate, keep_rest=True)
-        loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seed=0)
+        loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seeds=SEEDS)
         losses.append(
             evaluate(_model(Family.ROBERTA), loader, CPU, ProgressBar(0, quiet=True)).loss
         )
-        train = TrainLoader(blocks, Order(4, 4, 0), 4, Masker(MaskingConfig(), VOCABULARY), seed=0)
+        train = TrainLoader(
+            blocks, Order(4, 4, 0), 4, Masker(MaskingConfig(), VOCABULARY), seeds=SEEDS
+        )
         assert (train.batch(0).micro_batches[0].documents is not None) == isolate
     assert all(map(math.isfinite, losses))
     assert abs(losses[0] - losses[1]) > 1e-3

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from reference.hub_models import FAMILIES, VOCABULARY, Reference, padded_batch, write_reference
+from shares import SEEDS
 
 from mlmlab.checkpoints import load_model
 from mlmlab.checkpoints.key_maps import hub_names
@@ -235,7 +236,7 @@ def test_twenty_adamw_steps_follow_transformers(
             step,
             learning_rate=1e-3 * learning_rate_factor(number, 20, 0, Schedule.LINEAR),
             max_grad_norm=1.0,
-            seed=0,
+            seeds=SEEDS,
             suppressed=torch.zeros(()),
         )
         assert result.loss_sum.item() / micro.masked_count == pytest.approx(loss, abs=1e-4)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import in_ranks
-from shares import BLOCK, CPU, UNEQUAL, loader_of, small_model
+from shares import BLOCK, CPU, SEEDS, UNEQUAL, loader_of, small_model
 
 import mlmlab
 from mlmlab.data.loader import EvalLoader, StepBatch
@@ -78,7 +78,7 @@ def _steps(ranks: Ranks, micro_batch_size: int) -> list[Stepped | None]:
             found.append(None)
             continue
         result = train_step(
-            replica, optimizer, batch, learning_rate=1e-3, max_grad_norm=0.0, seed=0,
+            replica, optimizer, batch, learning_rate=1e-3, max_grad_norm=0.0, seeds=SEEDS,
             suppressed=torch.zeros(()),
         )  # fmt: skip
         loss_sum = math.fsum(ranks.gather(result.loss_sum.item()))
@@ -135,14 +135,14 @@ def test_no_two_micro_batches_of_a_step_share_their_dropout_noise(
         optimizer = build_optimizer(replica.model, mlmlab.compose().train)
         train_step(
             replica, optimizer, loader_of(replica.ranks, 1).batch(0), learning_rate=1e-3,
-            max_grad_norm=0.0, seed=0, suppressed=torch.zeros(()),
+            max_grad_norm=0.0, seeds=SEEDS, suppressed=torch.zeros(()),
         )  # fmt: skip
     assert len(set(seeds)) == len(seeds) == 3 * 3
 
 
 def _evaluation(ranks: Ranks) -> dict[str, object]:
     loader = loader_of()
-    chunks = EvalLoader(loader.blocks, loader.masker, seed=0, draws=5)
+    chunks = EvalLoader(loader.blocks, loader.masker, seeds=SEEDS, draws=5)
     result = evaluate(small_model(), chunks, CPU, ProgressBar(0, quiet=True), ranks=ranks)
     assert chunks.chunk_count == 5
     return {**dataclasses.asdict(result), "hex": result.loss.hex()}

@@ -16,6 +16,7 @@ from mlmlab.kernels import fill_words, philox
 from mlmlab.random import (
     EPOCHS,
     Domain,
+    Seeds,
     derive_seed,
     permuted,
     uniforms,
@@ -272,3 +273,16 @@ def test_places_of_a_huge_order_cost_nothing_to_find() -> None:
     assert len(set(order.tolist())) == len(places)
     assert 0 <= min(order) < max(order) < count
     assert max(order) > 10**11  # all six below a tenth: once in 1e6
+
+
+def test_seeds_say_which_key_decides_what() -> None:
+    seeds = Seeds.of(1, 2, 3)
+    assert (seeds.order, seeds.masks, seeds.dropout, seeds.split) == (1, 1, 1, 3)
+    assert seeds.weights == derive_seed(1, Domain.INITIALIZE)
+    assert seeds.eval_masks == derive_seed(2, Domain.EVALUATE)
+
+
+def test_no_two_micro_batches_of_a_run_share_their_dropout_noise() -> None:
+    noise = Seeds.of(0, 0, 0).dropout_noise
+    places = [(b, m, r) for b in (0, 1, 2**30) for m in range(3) for r in range(3)]
+    assert len({noise(*place) for place in places}) == len(places)

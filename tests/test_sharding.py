@@ -22,7 +22,7 @@ from ranks import (
     forked_to_the_end,
     in_ranks,
 )
-from shares import CPU, UNEQUAL, loader_of, small_model
+from shares import CPU, SEEDS, UNEQUAL, loader_of, small_model
 from stopping import GETTING_WORSE, as_killed, events, results
 from torch.distributed.tensor import DTensor
 
@@ -79,7 +79,7 @@ class Sharing:
             self.loader.batch(number),
             learning_rate=1e-3,
             max_grad_norm=self.config.max_grad_norm,
-            seed=0,
+            seeds=SEEDS,
             suppressed=self.suppressed,
             loss_scale=self.loss_scale,
         )
@@ -268,7 +268,7 @@ def test_a_shard_that_is_not_finite_is_suppressed_in_all_processes() -> None:
 
 def _evaluation(model: MaskedLanguageModel, ranks: Ranks, draws: int) -> dict[str, object]:
     loader = loader_of()
-    chunks = EvalLoader(loader.blocks, loader.masker, seed=0, draws=draws)
+    chunks = EvalLoader(loader.blocks, loader.masker, seeds=SEEDS, draws=draws)
     assert chunks.chunk_count == draws
     result = evaluate(model, chunks, CPU, ProgressBar(0, quiet=True), ranks=ranks)
     return {**dataclasses.asdict(result), "hex": result.loss.hex()}
@@ -302,7 +302,7 @@ def test_an_evaluation_has_the_bits_of_one_process_whatever_the_number_of_chunks
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
 def test_every_process_has_a_chunk_in_every_round_and_each_example_counts_once(size: int) -> None:
     loader = loader_of()
-    chunks = EvalLoader(loader.blocks, loader.masker, seed=0, draws=3)
+    chunks = EvalLoader(loader.blocks, loader.masker, seeds=SEEDS, draws=3)
     shares = [list(chunks.chunks(Ranks(rank, size))) for rank in range(size)]
     assert {len(share) for share in shares} == {-(-3 // size)}
     dealt = [chunk for share in shares for chunk in share]

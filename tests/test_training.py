@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shares import SEEDS
 from torch.distributed._tools.mem_tracker import MemTracker
 
 import mlmlab
@@ -77,7 +78,7 @@ def _loader(micro_batch_size: int, *, rate: float = 0.15, batch_size: int = 16) 
         order=Order(len(blocks), batch_size, 0),
         micro_batch_size=micro_batch_size,
         masker=Masker(MaskingConfig(rate=rate), VOCABULARY),
-        seed=0,
+        seeds=SEEDS,
     )
 
 
@@ -96,7 +97,7 @@ def _step(
         batch,
         learning_rate=learning_rate,
         max_grad_norm=max_grad_norm,
-        seed=0,
+        seeds=SEEDS,
         suppressed=torch.zeros(()),
     )
 
@@ -484,7 +485,7 @@ def test_the_memory_of_an_evaluation_is_near_what_it_takes(hidden: int, vocabula
         length,
     )  # fmt: skip
     masker = Masker(EvalMaskingConfig(), VocabularyInfo(vocabulary, 4, (0, 1, 2, 3, 4)))
-    loader = EvalLoader(blocks, masker, seed=0)
+    loader = EvalLoader(blocks, masker, seeds=SEEDS)
     tracker = MemTracker()
     with tracker:
         evaluate(model, loader, CPU, ProgressBar(0, quiet=True))

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+from shares import SEEDS
 from test_corpus import Documents
 from tokenizers import models, pre_tokenizers, trainers
 
@@ -164,7 +165,9 @@ def test_a_run_that_masks_words_masks_them_whole(
         "masking=whole_word", "masking.mask_fraction=1", "masking.random_fraction=0",
     )  # fmt: skip
     inputs = set_up(config)
-    loader = EvalLoader(inputs.test, Masker(config.masking, inputs.tokenizer.vocabulary()), seed=0)
+    loader = EvalLoader(
+        inputs.test, Masker(config.masking, inputs.tokenizer.vocabulary()), seeds=SEEDS
+    )
     pieces = 0
     for chunk in loader.chunks():
         hidden = chunk.batch.input_ids == inputs.tokenizer.mask_id
@@ -232,7 +235,7 @@ def test_the_rate_follows_the_steps_and_the_masks_the_batches(fresh_cache: Path)
     vocabulary = TOKENIZERS["byte-level BPE"]().vocabulary()
     loader = TrainLoader(
         blocks, Order(len(blocks), 16, 0), 16,
-        Masker(moving(RateSchedule.LINEAR, start_rate=0.9), vocabulary), 0, total_steps=5,
+        Masker(moving(RateSchedule.LINEAR, start_rate=0.9), vocabulary), SEEDS, total_steps=5,
     )  # fmt: skip
     batches = loader.batches(first=3, step=0)
     rates = [next(batches).masking_rate for _ in range(5)]

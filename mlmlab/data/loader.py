@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mlmlab.data.batch import Masker, MicroBatch
 from mlmlab.data.blocks import Blocks, Order
 from mlmlab.masking import MaskingConfig, MaskingMode, MaskingPolicy
-from mlmlab.random import Domain, derive_seed
+from mlmlab.random import Seeds
 from mlmlab.runtime.distributed import ALONE, Ranks
 from mlmlab.runtime.signals import Requests
 
@@ -70,7 +70,7 @@ class TrainLoader:
     micro_batch_size: int
     """Examples per forward pass, in each process."""
     masker: Masker[MaskingConfig]
-    seed: int
+    seeds: Seeds
     total_steps: int = 1
     """Steps of the whole run, for a masking rate that moves."""
     ranks: Ranks = ALONE
@@ -120,7 +120,7 @@ class TrainLoader:
                 self.blocks,
                 chosen if len(chosen) else example_ids[:1],
                 epoch=0 if is_static else epoch,
-                seed=self.seed,
+                seed=self.seeds.masks,
                 rate=rate,
             )
             yield micro if len(chosen) else micro.without_predictions()
@@ -148,7 +148,7 @@ class EvalLoader:
 
     blocks: Blocks
     masker: Masker[MaskingPolicy]
-    seed: int
+    seeds: Seeds
     draws: int = 1
     """How often each example is scored, each time with other masks."""
     max_examples: int | None = None
@@ -208,7 +208,7 @@ class EvalLoader:
             self.blocks,
             example_ids,
             epoch=draw,
-            seed=derive_seed(self.seed, Domain.EVALUATE),
+            seed=self.seeds.eval_masks,
             rate=self.masker.config.rate,
         )
         rows, places = np.divmod(batch.positions.numpy(), batch.input_ids.shape[1])

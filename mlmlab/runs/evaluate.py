@@ -107,7 +107,7 @@ def _evaluate(
     loader = EvalLoader(
         blocks=inputs.test,
         masker=Masker(config.eval.masking, inputs.tokenizer.vocabulary(), compute.is_cuda),
-        seed=config.eval.seed,
+        seeds=inputs.seeds,
         draws=config.eval.mask_draws,
         max_examples=config.eval.max_examples,
     )

@@ -12,7 +12,7 @@ from torch import nn
 from mlmlab.runs import terminal
 from mlmlab.config import RunConfig
 from mlmlab.errors import RunFailed, UserError
-from mlmlab.runs.train import build_loop, set_up_run, print_unless
+from mlmlab.runs.train import build_loop, horizon_of, set_up_run, print_unless
 from mlmlab.data.loader import StepBatch
 from mlmlab.runtime.distributed import process_group
 from mlmlab.runs.resume import Resumption, changes_of, fingerprint
@@ -72,7 +72,9 @@ def replay(config: RunConfig, *, quiet: bool = False) -> Replay:
             fingerprint=fingerprint(config),
             interruptions=Interruptions(),
         )
-        loop = build_loop(config, inputs, ranks, compute, outputs, found)
+        loop = build_loop(
+            config, inputs, ranks, compute, horizon_of(config, inputs), outputs, found
+        )
         tell = print_unless(quiet)
         tell(f"replaying step {step} of {run_dir}, from {found.state or 'its beginning'}")
         batch = _advance(loop, step)

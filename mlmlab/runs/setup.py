@@ -22,7 +22,7 @@ from mlmlab.fetch.hub import fetch_dataset, fetch_tokenizer
 from mlmlab.fetch.url import fetch_url
 from mlmlab.masking import MaskingPolicy, Unit
 from mlmlab.model import MaskedLanguageModel, ModelConfig
-from mlmlab.random import Domain, derive_seed
+from mlmlab.random import Seeds
 from mlmlab.evaluation.config import Split
 from mlmlab.training.optimizer import freeze
 import dataclasses
@@ -60,6 +60,7 @@ class EvaluationInputs:
     """As configured, with the commit in place of a data set's branch."""
     masking: MaskingPolicy
     """Of the evaluations."""
+    seeds: Seeds
 
     @property
     def has_known_floor(self) -> bool:
@@ -99,11 +100,12 @@ def set_up(
         UserError: whatever is missing or does not fit. A checkpoint and a data set that cannot be
             had are reported together.
     """
+    seeds = Seeds.of(config.seed, config.eval.seed, config.data.seed)
     fresh = config.checkpoint_head is CheckpointHead.FRESH
     loaded, source, data = _found(
         config.checkpoint if state is None else None,
         config.data,
-        fresh_head_seed=derive_seed(config.seed, Domain.INITIALIZE) if fresh else None,
+        fresh_head_seed=seeds.weights if fresh else None,
         dropout=config.model.dropout,
     )
     model = loaded.model if loaded is not None else None
@@ -118,17 +120,17 @@ def set_up(
     if state is not None:
         tokenizer = load_tokenizer(state)
     else:
-        tokenizer, tokenizer_path = _tokenizer(config.tokenizer, data, loaded, source)
+        tokenizer, tokenizer_path = _tokenizer(config.tokenizer, data, loaded, source, seeds)
     _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
     needs_words = {config.masking.unit, config.eval.masking.unit} != {Unit.TOKEN}
-    text = _text(source, tokenizer, data, data.test_fraction, needs_words, show_counts)
+    text = _text(source, tokenizer, seeds, data.test_fraction, needs_words, show_counts)
     test_text = text
     if test_source is not None:
-        test_text = _text(test_source, tokenizer, data, 1.0, needs_words, show_counts)
+        test_text = _text(test_source, tokenizer, seeds, 1.0, needs_words, show_counts)
     train = _blocks(text.corpus.train, data, tokenizer, keep_rest=False)
     test = _blocks(test_text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(train, "training", text), (test, "test", test_text)])
-    model = model or _from_scratch(config, tokenizer)
+    model = model or _from_scratch(config, tokenizer, seeds)
     model.gradient_checkpointing = config.train.gradient_checkpointing
     return Inputs(
         text=text,
@@ -139,6 +141,7 @@ def set_up(
         loaded=loaded,
         data=dataclasses.replace(data, test_fraction=config.data.test_fraction),
         masking=config.eval.masking,
+        seeds=seeds,
         train=train,
         test_text=test_text,
     )
@@ -150,6 +153,7 @@ def set_up_evaluation(config: EvaluateConfig, show_counts: ShowCounts | None = N
     Raises:
         UserError: whatever is missing or does not fit.
     """
+    seeds = Seeds.of(0, config.eval.seed, config.data.seed)  # nothing is trained
     loaded, source, data = _found(config.checkpoint, config.data)
     assert loaded is not None
     fraction = 1.0
@@ -166,11 +170,19 @@ def set_up_evaluation(config: EvaluateConfig, show_counts: ShowCounts | None = N
         tokenizer = load_tokenizer(folder)
     _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
     policy = config.eval.masking
-    text = _text(source, tokenizer, data, fraction, policy.unit is not Unit.TOKEN, show_counts)
+    text = _text(source, tokenizer, seeds, fraction, policy.unit is not Unit.TOKEN, show_counts)
     test = _blocks(text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(test, "test" if config.eval.split is Split.TEST else "own", text)])
     return EvaluationInputs(
-        text, test, tokenizer, tokenizer_path, loaded.model, loaded, data, policy
+        text=text,
+        test=test,
+        tokenizer=tokenizer,
+        tokenizer_path=tokenizer_path,
+        model=loaded.model,
+        loaded=loaded,
+        data=data,
+        masking=policy,
+        seeds=seeds,
     )
 
 
@@ -277,13 +289,13 @@ def _eval_source(config: DataConfig) -> tuple[FileSource | None, DataConfig]:
 def _text(
     source: TextSource,
     tokenizer: Tokenizer,
-    data: DataConfig,
+    seeds: Seeds,
     test_fraction: float,
     needs_words: bool,
     show_counts: ShowCounts | None,
 ) -> Text:
     corpus = open_corpus(
-        source, tokenizer, test_fraction=test_fraction, seed=data.seed, show_counts=show_counts
+        source, tokenizer, test_fraction=test_fraction, seed=seeds.split, show_counts=show_counts
     )
     if needs_words:
         corpus = with_word_starts(corpus, source, tokenizer, show_counts=show_counts)
@@ -304,19 +316,23 @@ def _blocks(shard: Shard, data: DataConfig, tokenizer: Tokenizer, *, keep_rest: 
     )
 
 
-def _from_scratch(config: RunConfig, tokenizer: Tokenizer) -> MaskedLanguageModel:
+def _from_scratch(config: RunConfig, tokenizer: Tokenizer, seeds: Seeds) -> MaskedLanguageModel:
     model = MaskedLanguageModel(
         ModelConfig.from_settings(
             config.model, vocabulary_size=tokenizer.vocabulary_size, pad_id=tokenizer.pad_id
         )
     )
-    model.initialize(derive_seed(config.seed, Domain.INITIALIZE))
+    model.initialize(seeds.weights)
     freeze(model, config.train)
     return model
 
 
 def _tokenizer(
-    settings: TokenizerConfig, data: DataConfig, loaded: LoadedModel | None, source: TextSource
+    settings: TokenizerConfig,
+    data: DataConfig,
+    loaded: LoadedModel | None,
+    source: TextSource,
+    seeds: Seeds,
 ) -> tuple[Tokenizer, str | None]:
     """The tokenizer, and the pinned name of the one that `tokenizer.path` names."""
     if settings.path is not None:
@@ -326,20 +342,20 @@ def _tokenizer(
         return load_tokenizer(loaded.folder), None
     if isinstance(source, SmallWorldSource):
         return word_tokenizer(small_world().words), None
-    return _trained_tokenizer(settings, data, source), None
+    return _trained_tokenizer(settings, data, source, seeds), None
 
 
 def _trained_tokenizer(
-    settings: TokenizerConfig, data: DataConfig, source: TextSource
+    settings: TokenizerConfig, data: DataConfig, source: TextSource, seeds: Seeds
 ) -> Tokenizer:
     """A tokenizer learned from the training documents, once for the same text and settings."""
-    split = f"{data.test_fraction} {data.seed}"
+    split = f"{data.test_fraction} {seeds.split}"
     kind = f"{settings.kind.value} {settings.vocabulary_size} tokenizers {version('tokenizers')}"
     key = f"{source.fingerprint()} {split} {kind}"
     folder = cache_folder() / "tokenizers" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def build(building: Path) -> None:
-        documents = TrainingDocuments(source, data.test_fraction, data.seed)
+        documents = TrainingDocuments(source, data.test_fraction, seeds.split)
         train_tokenizer(documents, settings.kind, settings.vocabulary_size).save(building)
 
     built_once(folder, build)

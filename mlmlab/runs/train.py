@@ -82,8 +82,11 @@ def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool
             fill_mask.encode(text)  # refuses a text without a mask now, not after the training
         if resumption is None:
             run_dir = ranks.on_rank_zero(opened)
-        outputs = _outputs(config, inputs, compute, ranks, run_dir, resumption, stack, quiet=quiet)
-        loop = build_loop(config, inputs, ranks, compute, outputs, resumption)
+        horizon = horizon_of(config, inputs)
+        outputs = _outputs(
+            config, inputs, compute, ranks, horizon, run_dir, resumption, stack, quiet=quiet
+        )
+        loop = build_loop(config, inputs, ranks, compute, horizon, outputs, resumption)
         training = loop.train()
         model = loop.replica.whole_model()
         return ranks.on_rank_zero(lambda: _written(config, inputs, model, loop, training, outputs))
@@ -119,6 +122,7 @@ def _outputs(
     inputs: Inputs,
     compute: Compute,
     ranks: Ranks,
+    horizon: Horizon,
     run_dir: Path,
     resumption: Resumption | None,
     stack: ExitStack,
@@ -126,7 +130,6 @@ def _outputs(
     quiet: bool,
 ) -> Outputs:
     """Opens what the run writes to, and says what is about to happen."""
-    horizon = Horizon.of(config.train, batches_per_epoch(config, inputs))
     record = ProgressRecord() if resumption is None else resumption.record
     bar = ProgressBar(horizon.total_steps, record.steps, quiet=quiet)
     stack.callback(bar.close)
@@ -161,21 +164,51 @@ def build_loop(
     inputs: Inputs,
     ranks: Ranks,
     compute: Compute,
+    horizon: Horizon,
     outputs: Outputs,
     resumption: Resumption | None,
 ) -> Loop:
-    """The loop of a run, at its beginning or where it goes on."""
-    train_loader, eval_loader = _loaders(config, inputs, ranks, compute, outputs.interruptions)
+    """The loop of a run, at its beginning or where it is resumed."""
+    vocabulary = inputs.tokenizer.vocabulary()
+    train_loader = TrainLoader(
+        blocks=inputs.train,
+        order=_order(config, inputs),
+        micro_batch_size=config.train.micro_batch_size or config.train.batch_size,
+        masker=Masker(config.masking, vocabulary, compute.is_cuda),
+        seeds=inputs.seeds,
+        total_steps=horizon.total_steps,
+        ranks=ranks,
+        requested=outputs.interruptions.requests,
+    )
+    eval_loader = EvalLoader(
+        blocks=inputs.test,
+        masker=Masker(config.eval.masking, vocabulary, compute.is_cuda),
+        seeds=inputs.seeds,
+        draws=config.eval.mask_draws,
+        max_examples=config.eval.max_examples,
+    )
     return Loop(
         build_replica(inputs.model, ranks, compute, config.runtime.parallel),
         train_loader,
         eval_loader,
         config=config.train,
         eval_every_steps=config.eval.every_steps,
-        seed=config.seed,
+        horizon=horizon,
         outputs=outputs,
         resumed_from=None if resumption is None else resumption.state,
     )
+
+
+def horizon_of(config: RunConfig, inputs: Inputs) -> Horizon:
+    """How long the run is."""
+    return Horizon.of(config.train, _order(config, inputs).batches_per_epoch)
+
+
+def _order(config: RunConfig, inputs: Inputs) -> Order:
+    examples = len(inputs.train)
+    if config.debug.mode is DebugMode.OVERFIT:
+        examples = min(examples, config.train.batch_size)
+    return Order(examples, config.train.batch_size, inputs.seeds.order)
 
 
 def build_replica(
@@ -219,50 +252,9 @@ def _written(
     return summary
 
 
-def batches_per_epoch(config: RunConfig, inputs: Inputs) -> int:
-    """Of the training examples; the last one may be short."""
-    return _order(config, inputs).batches_per_epoch
-
-
 def print_unless(quiet: bool) -> Callable[[str], None]:
     """`print`, or nothing."""
     return (lambda text: None) if quiet else print
-
-
-def _order(config: RunConfig, inputs: Inputs) -> Order:
-    examples = len(inputs.train)
-    if config.debug.mode is DebugMode.OVERFIT:
-        examples = min(examples, config.train.batch_size)
-    return Order(examples, config.train.batch_size, config.seed)
-
-
-def _loaders(
-    config: RunConfig,
-    inputs: Inputs,
-    ranks: Ranks,
-    compute: Compute,
-    interruptions: Interruptions,
-) -> tuple[TrainLoader, EvalLoader]:
-    vocabulary = inputs.tokenizer.vocabulary()
-    order = _order(config, inputs)
-    train_loader = TrainLoader(
-        blocks=inputs.train,
-        order=order,
-        micro_batch_size=config.train.micro_batch_size or config.train.batch_size,
-        masker=Masker(config.masking, vocabulary, compute.is_cuda),
-        seed=config.seed,
-        total_steps=Horizon.of(config.train, order.batches_per_epoch).total_steps,
-        ranks=ranks,
-        requested=interruptions.requests,
-    )
-    eval_loader = EvalLoader(
-        blocks=inputs.test,
-        masker=Masker(config.eval.masking, vocabulary, compute.is_cuda),
-        seed=config.eval.seed,
-        draws=config.eval.mask_draws,
-        max_examples=config.eval.max_examples,
-    )
-    return train_loader, eval_loader
 
 
 def _summary(

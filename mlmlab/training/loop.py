@@ -82,7 +82,7 @@ class Loop:
         *,
         config: TrainConfig,
         eval_every_steps: int | None,
-        seed: int,
+        horizon: Horizon,
         outputs: Outputs,
         resumed_from: Path | None = None,
     ) -> None:
@@ -93,10 +93,9 @@ class Loop:
         self.eval_loader = eval_loader
         self.config = config
         self.eval_every_steps = eval_every_steps
-        self.seed = seed
         self.outputs = outputs
         self.bar = outputs.bar
-        self.horizon = Horizon.of(config, train_loader.order.batches_per_epoch)
+        self.horizon = horizon
         self.record = ProgressRecord()
         if resumed_from is not None:
             self.record = load_state(resumed_from, replica, self.optimizer)
@@ -226,7 +225,7 @@ class Loop:
             batch,
             learning_rate=self.config.learning_rate * factor,
             max_grad_norm=self.config.max_grad_norm,
-            seed=self.seed,
+            seeds=self.train_loader.seeds,
             suppressed=self.suppressed,
             loss_scale=self.record.loss_scale.scale if self._is_scaled else None,
         )

@@ -9,8 +9,8 @@ _WEIGHT_BYTES = 4
 _TRAINING_BYTES = 12
 """Its gradient and two moments, unless it is frozen."""
 _KEPT_VECTORS = 10
-"""Vectors of the hidden width that a layer keeps for backward, per token: the two sublayers' inputs,
-queries, keys, values, the attention's result, and what the norms keep."""
+"""Vectors of the hidden width that a layer keeps for backward, per token: the two sublayers'
+inputs, queries, keys, values, the attention's result, and what the norms keep."""
 _DROPOUT_VECTORS = 2
 """More of them where dropout keeps its noise."""
 _SCORING_VECTORS = 6

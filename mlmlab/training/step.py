@@ -8,7 +8,7 @@ from torch import nn
 from mlmlab.data.batch import MicroBatch
 from mlmlab.data.loader import StepBatch
 from mlmlab.model import token_losses
-from mlmlab.random import Domain, derive_seed
+from mlmlab.random import Seeds
 from mlmlab.runtime.devices import Compute
 from mlmlab.training.parallel import Replica
 
@@ -51,7 +51,7 @@ def train_step(
     *,
     learning_rate: float,
     max_grad_norm: float,
-    seed: int,
+    seeds: Seeds,
     suppressed: torch.Tensor,
     loss_scale: float | None = None,
 ) -> StepResult:
@@ -74,8 +74,7 @@ def train_step(
     loss_sum = torch.zeros((), device=compute.device)
     for number, micro in enumerate(batch.micro_batches):
         # Dropout noise belongs to the micro-batch, not to what was drawn before it.
-        noise = derive_seed(seed, Domain.DROPOUT, batch.number | ranks.rank << 40, number)
-        torch.manual_seed(noise)
+        torch.manual_seed(seeds.dropout_noise(batch.number, number, ranks.rank))
         with replica.accumulating(is_last=number == len(batch.micro_batches) - 1):
             loss = micro_batch_loss(replica.trained, micro, compute)
             scaled = loss * factor / batch.masked_count
