@@ -42,7 +42,9 @@ def _indented(label: str, text: str) -> str:
 
 
 class UserError(Exception):
-    """The user's input is wrong. Commands print it and exit with status 2."""
+    """The user's input is wrong. Commands print it and exit with its status."""
+
+    status = 2
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -55,26 +57,22 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):  # noqa: N818 (an outcome, as KeyboardInterrupt is one)
-    """The run itself failed (a non-finite loss, say). Commands print it and exit with status 1."""
+    """The run itself failed, by a non-finite loss for instance. Commands print it and exit with its
+    status."""
+
+    status = 1
 
 
 class FailedElsewhere(Exception):  # noqa: N818
-    """Another process of the run failed, and says why itself.
-
-    All of them end with the same status: launchers report that of the first to end.
-    """
+    """Another process of the run failed, and prints why. Commands print nothing and exit with the
+    same status: launchers report that of the first process to end."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(f"another process of the run ends with status {status}")
+        super().__init__(status)
         self.status = status
 
-
-class ProcessFailed(Exception):  # noqa: N818
-    """A process that this one has started failed, and has said why."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"a process of the run ended with status {status}")
-        self.status = status
+    def __str__(self) -> str:
+        return f"another process of the run failed with status {self.status}"
 
 
 class Interrupted(KeyboardInterrupt):

@@ -46,12 +46,23 @@ class Ended:
     seconds: float
     """Between the last signal, or else the start, and the end of all processes."""
 
+    def messages(self) -> dict[int, str]:
+        """What the processes wrote to stderr, by rank, each on one line; without torchrun's own
+        report."""
+        first, *others = re.split(r"^mlmlab: \[rank (\d+)\] ", self.stderr, flags=re.MULTILINE)
+        assert "mlmlab: " not in first, self.stderr
+        ranks, texts = others[::2], others[1::2]
+        assert len(set(ranks)) == len(ranks), self.stderr
+        found = {}
+        for rank, text in zip(ranks, texts, strict=True):
+            lines = re.split(r"^[WE]\d{4} |^Traceback", text, maxsplit=1, flags=re.MULTILINE)[0]
+            found[int(rank)] = " ".join(lines.split())
+        return found
+
     def message(self) -> str:
-        """The one message of ours on stderr, on one line; torchrun's report stands behind it."""
-        assert self.stderr.count("mlmlab: ") == 1, self.stderr
-        text = self.stderr.partition("mlmlab: ")[2]
-        lines = re.split(r"^[WE]\d{4} |^Traceback", text, maxsplit=1, flags=re.MULTILINE)[0]
-        return " ".join(lines.split())
+        """The message, the same from every process that wrote one."""
+        (text,) = set(self.messages().values())
+        return text
 
 
 class Running(ABC):

@@ -62,7 +62,7 @@ def test_two_processes_of_its_own_find_the_figures_of_one_and_tell_them_once(
     _assert_same(done.stdout, alone)
 
 
-def test_a_mistake_is_told_once_and_ends_all_processes(tmp_path: Path) -> None:
+def test_a_mistake_is_named_and_ends_all_processes(tmp_path: Path) -> None:
     with forked(tmp_path, "checkpoint=missing", "data.path=none.txt", module=MODULE) as run:
         ended = run.end()
     assert ended.statuses == [2, 2]
@@ -77,6 +77,7 @@ def test_the_others_end_and_say_what_to_do_when_one_is_killed(folder: Path) -> N
         run.send(signal.SIGKILL, 1)
         ended = run.end(PATIENCE_SECONDS)
     assert ended.statuses == [1, -signal.SIGKILL]
-    assert ended.message().startswith("another process of the evaluation has ended")
+    assert ended.message().startswith("another process of the run has ended")
+    assert "the same command evaluates again" in ended.message()
     assert "resume" not in ended.message()
     assert not ended.stdout.splitlines()[-1].startswith("{")

@@ -16,12 +16,15 @@ from ranks import (
     Ended,
     forked,
     forked_to_the_end,
+    in_ranks,
     pause,
     torchrun,
 )
 from stopping import SMALLEST, events, results
 
 import mlmlab
+from mlmlab.errors import FailedElsewhere, RunFailed, UserError
+from mlmlab.runtime.distributed import process_group
 from mlmlab.training.state import checkpoint_folders, newest_state
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -170,6 +173,42 @@ def test_ten_runs_that_lose_a_random_process_go_on_with_the_same_bits(
 ) -> None:
     killed = [_assert_survives_a_kill(tmp_path / str(seed), whole, seed) for seed in range(10, 20)]
     assert sum(killed) >= 8
+
+
+# A process fails
+
+REASON = "the reason"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_does_not_end_a_process_before_it_has_said_why_it_failed(
+    tmp_path: Path, rank: int
+) -> None:
+    in_ranks(2, _fail, rank, tmp_path / "said")
+    assert (tmp_path / "said").read_text() == REASON
+
+
+def _fail(failing: int, said: Path) -> None:
+    """Ends with status 0 if what happens is what should."""
+    failing_pid = None
+    try:
+        with process_group(use_cuda=False) as ranks:
+            failing_pid = ranks.gather(os.getpid())[failing]
+            if failing == 0:
+                ranks.on_rank_zero(_raise_reason)
+            elif ranks.rank == failing:
+                _raise_reason()
+            ranks.gather(0)
+    except (FailedElsewhere, RunFailed):
+        assert failing_pid is not None
+        os.kill(failing_pid, signal.SIGTERM)  # as torchrun does when this process ends
+    except UserError as error:
+        time.sleep(0.5)
+        said.write_text(error.problems[0].found)
+
+
+def _raise_reason() -> None:
+    raise UserError.of("here", found=REASON, expected="", remedy="")
 
 
 # A signal asks for something

@@ -146,14 +146,14 @@ def test_a_last_batch_of_fewer_rows_than_processes_follows_the_same_curve(tmp_pa
     assert_same_curve(_forked_run(tmp_path, 3, *short), alone)
 
 
-# One voice, one folder
+# One folder
 
 _OF_THIS_RUN = re.compile(
     r"[\d.]+k tok/s +\d+ s left|^compute .*|^speed .*|tokenized\s+(now|before)", re.MULTILINE
 )
 
 
-def test_only_the_first_process_prints(one: Run, two: Ended) -> None:
+def test_only_rank_zero_prints(one: Run, two: Ended) -> None:
     assert _OF_THIS_RUN.sub("", two.stdout) == _OF_THIS_RUN.sub("", one.stdout)
     assert "2 processes" in two.stdout
     assert two.stderr == ""
@@ -192,9 +192,7 @@ def mistakes(tmp_path_factory: pytest.TempPathFactory, one: Run) -> dict[str, En
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_once_and_ends_all_processes(
-    mistakes: dict[str, Ended], name: str
-) -> None:
+def test_a_mistake_is_named_and_ends_all_processes(mistakes: dict[str, Ended], name: str) -> None:
     start, _, text = MISTAKES[name]
     ended = mistakes[name]
     assert ended.stdout == ""
@@ -209,7 +207,7 @@ def test_a_mistake_is_told_once_and_ends_all_processes(
     assert names == {"used", "used/note.txt", "stdout.txt", "stderr.txt"}
 
 
-def test_a_diverging_run_is_told_and_kept_once_and_can_be_replayed(tmp_path: Path) -> None:
+def test_a_diverging_run_keeps_one_failure_which_can_be_replayed(tmp_path: Path) -> None:
     wild = ("train.learning_rate=1e30", "train.max_grad_norm=0", "train.warmup_steps=0")
     with forked(tmp_path, *TINY, *wild, "run_dir=run") as run:
         ended = run.end()

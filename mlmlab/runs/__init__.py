@@ -30,7 +30,7 @@ def run(config: RunConfig, *, quiet: bool = False) -> "Summary | Replay":
     Raises:
         UserError: the config or what it names is wrong; nothing was written.
         RunFailed: the loss or a gradient became non-finite, or another process ended.
-        ProcessFailed: one of `runtime.processes` failed, and has printed why.
+        FailedElsewhere: one of `runtime.processes` failed, and has printed why.
         Interrupted: a signal asked the run to stop; there is a checkpoint.
     """
     if config.debug.mode is DebugMode.REPLAY:
@@ -58,7 +58,7 @@ def evaluate_checkpoint(config: EvaluateConfig, *, quiet: bool = False) -> "Eval
     Raises:
         UserError: the config or what it names is wrong.
         RunFailed: another process ended.
-        ProcessFailed: one of `runtime.processes` failed, and has printed why.
+        FailedElsewhere: one of `runtime.processes` failed, and has printed why.
     """
     if config.runtime.processes is not None and not _is_in_processes():
         from mlmlab.runs.spawn import evaluate_in_processes

@@ -8,13 +8,12 @@ import torch
 
 from mlmlab.runs import terminal
 from mlmlab.config import EvaluateConfig
-from mlmlab.errors import RunFailed
 from mlmlab.runs.setup import set_up_in_turn
 from mlmlab.runs.setup import set_up_evaluation
 from mlmlab.data.loader import EvalLoader
 from mlmlab.data.batch import Masker
 from mlmlab.evaluation.small_world_floor import floor_perplexity
-from mlmlab.runtime.distributed import LOST, Ranks, process_group
+from mlmlab.runtime.distributed import Ranks, process_group
 from mlmlab.tracking.progress_bar import ProgressBar
 from mlmlab.evaluation.config import Split
 from mlmlab.evaluation.masked_perplexity import Evaluation, Score, evaluate
@@ -74,25 +73,14 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-_LOST = (
-    "another process of the evaluation has ended, and it goes on with all of them or not at all.\n"
-    "Why it ended, it may have said itself, further up; if it has not, it was killed (kill -9, or\n"
-    "the system out of memory). Nothing was written: the same command evaluates again."
-)
-
-
 def score(config: EvaluateConfig, *, quiet: bool = False) -> EvaluationReport:
     """Scores a checkpoint on text; see `mlmlab.evaluate_checkpoint`."""
+    if_lost = "Nothing was written: the same command evaluates again."
     with (
-        process_group(use_cuda=uses_cuda(config.runtime)) as ranks,
+        process_group(use_cuda=uses_cuda(config.runtime), if_lost=if_lost) as ranks,
         torch_settings(config.runtime, ranks.local_rank) as device,
     ):
-        try:
-            return _evaluate(config, ranks, device, quiet=quiet or not ranks.is_rank_zero)
-        except RunFailed as error:
-            if error.args != (LOST,):
-                raise
-            raise RunFailed(_LOST) from error  # there is nothing to resume
+        return _evaluate(config, ranks, device, quiet=quiet or not ranks.is_rank_zero)
 
 
 def _evaluate(

@@ -4,14 +4,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
 
-from mlmlab.errors import FailedElsewhere, Interrupted, ProcessFailed, RunFailed, UserError
+from mlmlab.errors import FailedElsewhere, RunFailed, UserError
 from mlmlab.tracking.style import Style, styled
-
-
-
-
 
 
 @contextmanager
@@ -22,35 +17,14 @@ def exit_status() -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
-        _end(str(error), 2)
-    except RunFailed as error:
-        _end(str(error), 1)
-    except Interrupted as error:
-        _end(str(error), error.status)
-    except KeyboardInterrupt:
-        _end("interrupted", 130)
     except FailedElsewhere as error:
-        _end("", error.status)
-    except ProcessFailed as error:
         sys.exit(error.status)
-
-
-def _end(message: str, status: int) -> NoReturn:
-    sys.stdout.flush()
-    if "RANK" in os.environ:  # one of torchrun's processes, of which one speaks
-        from mlmlab.runtime import distributed
-
-        if not message:
-            distributed.wait_until_told()
-        elif distributed.is_first_to_tell():
-            _print(message)
-            distributed.has_told()
-    else:
-        _print(message)
-    sys.exit(status)
-
-
-def _print(message: str) -> None:
-    print(f"{styled('mlmlab:', Style.ERROR, sys.stderr)} {message}", file=sys.stderr)
-    sys.stderr.flush()
+    except (UserError, RunFailed, KeyboardInterrupt) as error:
+        sys.stdout.flush()
+        is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        rank = "" if is_alone else f"[rank {os.environ.get('RANK')}] "
+        head = styled("mlmlab:", Style.ERROR, sys.stderr)
+        # One write for all of it: the processes of a run share stderr.
+        sys.stderr.write(f"{head} {rank}{str(error) or 'interrupted'}\n")
+        sys.stderr.flush()
+        sys.exit(getattr(error, "status", 130))

@@ -19,7 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from mlmlab import schema
 from mlmlab.runs.exit_status import exit_status
 from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
-from mlmlab.errors import ProcessFailed
+from mlmlab.errors import FailedElsewhere
 from mlmlab.runs.evaluate import EvaluationReport, score
 from mlmlab.runs.train import train
 from mlmlab.tracking.summary import Summary
@@ -31,7 +31,7 @@ def run_in_processes(config: RunConfig, *, quiet: bool) -> Summary:
     """Runs a config in `runtime.processes` processes of this machine.
 
     Raises:
-        ProcessFailed: one of them failed, and has printed why.
+        FailedElsewhere: one of them failed, and has printed why.
     """
     return _first_of(config.runtime.processes, _train, config, quiet)
 
@@ -71,9 +71,9 @@ def _first_of(
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-        raise ProcessFailed(status) from error
+        raise FailedElsewhere(status) from error
     except SignalException as error:
-        raise ProcessFailed(128 + error.sigval) from error
+        raise FailedElsewhere(128 + error.sigval) from error
     return results[0]
 
 

@@ -14,7 +14,7 @@ from mlmlab.checkpoints import save_pretrained
 from mlmlab.config import DebugMode, RunConfig
 from mlmlab.data.corpus import ShowCounts
 from mlmlab.data.blocks import Order
-from mlmlab.errors import Problem, RunFailed, UserError
+from mlmlab.errors import Problem, UserError
 from mlmlab.evaluation.fill_mask import FillMask
 from mlmlab.runs.setup import set_up_in_turn
 from mlmlab.runs.setup import Inputs, set_up
@@ -23,7 +23,7 @@ from mlmlab.data.batch import Masker
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.checkpoints.card import model_card
 from mlmlab.evaluation.small_world_floor import SENTENCES, exact_answers, floor_perplexity
-from mlmlab.runtime.distributed import LOST, Ranks, is_lost, process_group, outlast_sigterm
+from mlmlab.runtime.distributed import Ranks, process_group
 from mlmlab.runs.resume import Resumption, find_resumption, fingerprint
 from mlmlab.runs.folder import RunFolder, check_run_dir
 from mlmlab.runs.folder import is_fixed
@@ -50,16 +50,16 @@ from mlmlab.training.state import ProgressRecord
 def train(config: RunConfig, *, quiet: bool = False) -> Summary:
     """Trains, evaluates and exports; see `mlmlab.run`."""
     with (
-        process_group(use_cuda=uses_cuda(config.runtime)) as ranks,
+        process_group(use_cuda=uses_cuda(config.runtime), if_lost=_IF_LOST) as ranks,
         torch_settings(config.runtime, ranks.local_rank) as device,
     ):
-        try:
-            return _train(config, ranks, device, quiet=quiet or not ranks.is_rank_zero)
-        except RuntimeError as error:
-            if ranks.is_distributed and is_lost(error):
-                outlast_sigterm()
-                raise RunFailed(LOST) from error
-            raise
+        return _train(config, ranks, device, quiet=quiet or not ranks.is_rank_zero)
+
+
+_IF_LOST = (
+    "The newest checkpoint is complete: python -m mlmlab.train resume=RUN_DIR resumes from it,\n"
+    "under the same torchrun command."
+)
 
 
 def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool) -> Summary:

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import TCPStore
 
-from mlmlab.errors import FailedElsewhere, RunFailed, UserError
+from mlmlab.errors import FailedElsewhere, RunFailed
 
 Value = TypeVar("Value")
 
@@ -56,8 +55,7 @@ class Ranks:
         if self.ahead is None:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.int64)
-        with _peers():
-            dist.all_reduce(total, group=self.ahead)
+        dist.all_reduce(total, group=self.ahead)
         return [int(number) for number in total]
 
     def gather(self, value: Value) -> list[Value]:
@@ -65,32 +63,32 @@ class Ranks:
         if self.host is None:
             return [value]
         values: list[Value | None] = [None] * self.size
-        with _peers():
-            dist.all_gather_object(values, value, group=self.host)
+        dist.all_gather_object(values, value, group=self.host)
         return values  # type: ignore[return-value]  # all of them were filled
 
     def on_rank_zero(self, make: Callable[[], Value]) -> Value:
         """What rank 0 makes; the other ranks wait for it.
 
         Raises:
-            FailedElsewhere: it failed to, and says why itself.
+            FailedElsewhere: on the other ranks, where rank 0 raises what went wrong.
         """
         if self.host is None:
             return make()
-        outcome: list[object] = [None, None]
-        failure: BaseException | None = None
+        outcome: list[Any] = [None]
         if self.is_rank_zero:
             try:
-                outcome = [True, make()]
+                outcome = [make()]
             except BaseException as error:
-                outcome, failure = [False, 2 if isinstance(error, UserError) else 1], error
-        with _peers():
-            dist.broadcast_object_list(outcome, src=0, group=self.host)
-        if failure is not None:
-            raise failure
-        if not outcome[0]:
-            raise FailedElsewhere(int(str(outcome[1])))
-        return outcome[1]  # type: ignore[return-value]
+                ignore_sigterm()  # the others end at once, which must not end this process
+                self._broadcast([FailedElsewhere(getattr(error, "status", 1))])
+                raise
+        self._broadcast(outcome)
+        if isinstance(outcome[0], FailedElsewhere):
+            raise outcome[0]
+        return outcome[0]  # type: ignore[no-any-return]
+
+    def _broadcast(self, values: list[Any]) -> None:
+        dist.broadcast_object_list(values, src=0, group=self.host)
 
 
 ALONE = Ranks()
@@ -102,11 +100,12 @@ def is_started_by_torchrun() -> bool:
 
 
 @contextmanager
-def process_group(*, use_cuda: bool) -> Iterator[Ranks]:
-    """Meets the other processes of the run, and parts from them at the end.
+def process_group(*, use_cuda: bool, if_lost: str = "") -> Iterator[Ranks]:
+    """Initializes the process group, and destroys it at the end.
 
     Args:
         use_cuda: gradients travel over nccl, and this process takes the device of its local rank.
+        if_lost: what the user can do when another process has ended.
 
     Raises:
         RunFailed: another process of the run has ended.
@@ -117,85 +116,36 @@ def process_group(*, use_cuda: bool) -> Iterator[Ranks]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if use_cuda:
         torch.cuda.set_device(local_rank)
-    with _peers():
+    try:
         dist.init_process_group("nccl" if use_cuda else "gloo")
         host, ahead = (dist.new_group(backend="gloo", timeout=_PATIENCE) for _ in range(2))
-    try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, host, ahead)
+    except BaseException as error:
+        ignore_sigterm()  # before the others notice that this one is gone
+        if isinstance(error, RuntimeError) and _is_lost(error):
+            raise RunFailed(f"{_LOST}\n{if_lost}".rstrip()) from error
+        raise
     finally:
-        with suppress(RuntimeError):  # what is lost already cannot be parted from
+        with suppress(RuntimeError, AssertionError):  # a group that is lost, or was never there
             dist.destroy_process_group()
 
 
-@contextmanager
-def _peers() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if is_lost(error):
-            outlast_sigterm()
-            raise RunFailed(LOST) from error
-        raise
-
-
-LOST = (
-    "another process of the run has ended, and a run goes on with all of them or not at all.\n"
-    "The newest checkpoint is complete: python -m mlmlab.train resume=RUN_DIR goes on from there,\n"
-    "under the same torchrun command. Why it ended, it may have said itself, further up; if it\n"
-    "has not, it was killed (kill -9, or the system out of memory)."
+_LOST = (
+    "another process of the run has ended, and a run needs all of them. If that process has not\n"
+    "printed why, it was killed (kill -9, or the system out of memory)."
 )
 
 
-def is_lost(error: RuntimeError) -> bool:
-    """Whether PyTorch reports that a peer cannot be reached any more."""
-    text = str(error)
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether PyTorch reports that another process cannot be reached."""
     return isinstance(error, dist.DistError) or any(
-        sign in text for sign in ("Connection closed by peer", "gloo/transport", "Connection reset")
+        sign in str(error)
+        for sign in ("Connection closed by peer", "gloo/transport", "Connection reset")
     )
 
 
-def outlast_sigterm() -> None:
-    """Lets this process, which is about to end, say why: torchrun sends SIGTERM to all of them as
-    soon as one has gone, and SIGKILL half a minute later."""
+def ignore_sigterm() -> None:
+    """Lets this process, which is about to fail, print why: as soon as one process has ended,
+    torchrun sends SIGTERM to the others, and SIGKILL half a minute later."""
     if is_started_by_torchrun() and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-_TELL_SECONDS = 20
-
-
-def is_first_to_tell() -> bool:
-    """Whether this process is the one that prints why a distributed run ends. The others wait until
-    that has happened: torchrun kills all of them as soon as one has ended."""
-    with suppress(RuntimeError, ValueError):
-        if _store().add(_key("telling"), 1) == 1:
-            return True
-        wait_until_told()
-        return False
-    return os.environ["RANK"] == "0"  # the store is lost, too
-
-
-def wait_until_told() -> None:
-    """Waits until another process has printed why the run ends."""
-    with suppress(RuntimeError, ValueError):
-        _store().wait([_key("told")], timedelta(seconds=_TELL_SECONDS))
-
-
-def has_told() -> None:
-    """Lets the other processes end, too."""
-    with suppress(RuntimeError, ValueError):
-        _store().set(_key("told"), "1")
-
-
-def _key(name: str) -> str:
-    return f"mlmlab/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
-
-
-def _store() -> TCPStore:
-    """The table of names and values that torchrun keeps for the processes."""
-    return TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=False,
-        timeout=timedelta(seconds=_TELL_SECONDS),
-    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from mlmlab.runtime.distributed import is_started_by_torchrun, outlast_sigterm
+from mlmlab.runtime.distributed import ignore_sigterm, is_started_by_torchrun
 
 _ECHO_SECONDS = 2.0
 """Ctrl-C reaches each process twice under torchrun: from the terminal, and passed on by torchrun.
@@ -66,7 +66,7 @@ class Interruptions:
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         if failure is not None and is_started_by_torchrun():
             self._before.pop(signal.SIGTERM, None)
-            outlast_sigterm()
+            ignore_sigterm()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
