@@ -157,7 +157,7 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     ),
     "evaluate masking.rate=0.3": ("masking.rate", "0.3", "eval", "eval.masking.rate=0.3"),
     "evaluate masking=whole_word": (
-        "masking", "whole_word", "eval.masking", "masking@eval.masking=whole_word"
+        "the command line", "override masking@eval.masking?", "GROUP=OPTION", "--help"
     ),
     "train tokenizer.vocabulary_size=10": (
         "tokenizer.vocabulary_size", "10", "at least 300", "tokenizer.vocabulary_size=8192"
@@ -189,16 +189,18 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
         "experiment", "experiment=nothing", "one of eli5, finetune", "+experiment="
     ),
     "train experiment=eli5": (
-        "experiment", "experiment=eli5", "+experiment=NAME", "+experiment=eli5"
+        "the command line", "use +experiment=eli5", "GROUP=OPTION", "--help"
     ),
     "train +experiment=eli5 +experiment=finetune": (
         "the command line", "Multiple values for experiment", "+experiment=NAME", "--help"
     ),
     "train masking=3": ("the command line", "masking=3", "GROUP=OPTION", "--help"),
     "train train.epochs=[1": ("the command line", "train.epochs=[1", "KEY=VALUE", "train.epochs="),
-    "train seed=0,1": ("seed", "seed=0,1", "one value", "-m seed=0,1"),
-    "train seed=range(3)": ("seed", "seed=range(3)", "one value", "-m seed=range(3)"),
-    "train +train.epochs=3": ("train.epochs", "+train.epochs=3", "no +", "train.epochs=3"),
+    "train seed=0,1": ("the command line", "'seed=0,1'", "KEY=VALUE", "--help"),
+    "train seed=range(3)": ("the command line", "requires --multirun", "KEY=VALUE", "--help"),
+    "train +train.epochs=3": (
+        "the command line", "Either remove + prefix: 'train.epochs=3'", "GROUP=OPTION", "--help"
+    ),
     # Text
     "train data.source=file": ("data.path", "null", "because data.source=file", "data.path=FILE"),
     "train data.path=$/good.txt": (
@@ -342,9 +344,11 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     "evaluate checkpoint=$/bert train.epochs=3": (
         "train.epochs: there is no such key", "train.epochs=3", "one of checkpoint", "remove"
     ),
-    "evaluate model=tiny": ("model: there is no such key", "model=tiny", "one of", "remove"),
+    "evaluate model=tiny": (
+        "the command line", "Could not override 'model'", "GROUP=OPTION", "--help"
+    ),
     "evaluate checkpoint=$/bert,$/cut": (
-        "checkpoint", "/bert,", "one value", "one command for each value"
+        "the command line", "Ambiguous value for argument 'checkpoint=", "GROUP=OPTION", "--help"
     ),
     "evaluate checkpoint=$/bert data.path=$/empty.txt data.block_size=16": (
         "data", "empty.txt: 0 tokens", "at least one block", "more text"

@@ -10,12 +10,11 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from mlmlab import schema
 from mlmlab.cli.commands import EVALUATE, TRAIN, Command, config_folder
-from mlmlab.cli.hydra_errors import OF_THE_RUN, composition_errors, syntax
+from mlmlab.cli.hydra_errors import OF_THE_RUN, composition_errors
 from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
 from mlmlab.errors import UserError
 from mlmlab.runs.folder import allowed_changes, check_version, keep_pins, read_snapshot
@@ -159,10 +158,8 @@ _OF_THE_RUNS_TEXT = (
 
 def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
     """The overridden keys and their values."""
-    try:
+    with composition_errors(overrides):
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except OverrideParseException as error:
-        raise UserError([syntax(error.override)]) from error
     return {
         f"{o.key_or_group}@{o.package}" if o.package else str(o.key_or_group): o.value()
         for o in parsed
