@@ -6,18 +6,17 @@ from typing import Any
 
 import torch
 
-from mlmlab.runs import terminal
 from mlmlab.config import EvaluateConfig
-from mlmlab.runs.setup import set_up_in_turn
-from mlmlab.runs.setup import set_up_evaluation
-from mlmlab.data.loader import EvalLoader
 from mlmlab.data.batch import Masker
-from mlmlab.evaluation.small_world_floor import floor_perplexity
-from mlmlab.runtime.distributed import Ranks, process_group
-from mlmlab.tracking.progress_bar import ProgressBar
+from mlmlab.data.loader import EvalLoader
 from mlmlab.evaluation.config import Split
 from mlmlab.evaluation.masked_perplexity import Evaluation, Score, evaluate
+from mlmlab.evaluation.small_world_floor import floor_perplexity
+from mlmlab.runs import terminal
+from mlmlab.runs.setup import set_up_evaluation, set_up_in_turn
 from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
+from mlmlab.runtime.distributed import Ranks, process_group
+from mlmlab.tracking.progress_bar import ProgressBar
 
 
 @dataclass(frozen=True, kw_only=True)

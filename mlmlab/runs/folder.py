@@ -3,27 +3,18 @@
 import fcntl
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
-
-from omegaconf import OmegaConf
-
-from mlmlab import schema
-from mlmlab.config import RunConfig
-from mlmlab.errors import UserError
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from mlmlab import schema
-from mlmlab.config import DebugMode
+from mlmlab.config import DebugMode, RunConfig
 from mlmlab.errors import Problem, UserError
 from mlmlab.fetch.cache import absolute
-
 
 _CONFIG = "config.yaml"
 

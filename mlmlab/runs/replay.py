@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mlmlab.runs import terminal
 from mlmlab.config import RunConfig
-from mlmlab.errors import RunFailed, UserError
-from mlmlab.runs.train import build_loop, horizon_of, set_up_run, print_unless
 from mlmlab.data.loader import StepBatch
-from mlmlab.runtime.distributed import process_group
+from mlmlab.errors import RunFailed, UserError
+from mlmlab.runs import terminal
 from mlmlab.runs.resume import Resumption, changes_of, fingerprint
+from mlmlab.runs.train import build_loop, horizon_of, print_unless, set_up_run
+from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
+from mlmlab.runtime.distributed import process_group
+from mlmlab.runtime.signals import Interruptions
 from mlmlab.tracking.progress_bar import ProgressBar
 from mlmlab.training.failure import Attempt, describe, failure_folder
-from mlmlab.runtime.signals import Interruptions
 from mlmlab.training.loop import Loop, Outputs
-from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
 from mlmlab.training.parallel import Replica
 from mlmlab.training.state import (
     DamagedCheckpoint,

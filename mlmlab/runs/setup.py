@@ -2,38 +2,33 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 from mlmlab.checkpoints import LoadedModel, check_vocabularies, load_model
 from mlmlab.checkpoints.hub_config import read_hub_config
 from mlmlab.config import CheckpointHead, EvaluateConfig, RunConfig
 from mlmlab.data.blocks import Blocks, DocumentBlocks, PackedBlocks
 from mlmlab.data.config import DataConfig, Layout, Source, TokenizerConfig
-from mlmlab.data.corpus import Corpus, ShowCounts, Shard, TrainingDocuments, open_corpus
-from mlmlab.data.sources import FileSource, TextSource, SmallWorldSource, matching_files
+from mlmlab.data.corpus import Corpus, Shard, ShowCounts, TrainingDocuments, open_corpus
+from mlmlab.data.small_world.chain import small_world
+from mlmlab.data.sources import FileSource, SmallWorldSource, TextSource, matching_files
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, word_tokenizer
 from mlmlab.data.word_starts import with_word_starts
-from mlmlab.data.small_world.chain import small_world
 from mlmlab.errors import Problem, UserError
-from mlmlab.fetch.cache import absolute, built_once, cache_folder
+from mlmlab.evaluation.config import Split
+from mlmlab.fetch.cache import absolute, built_once, cache_folder, local_path
 from mlmlab.fetch.hub import fetch_dataset, fetch_tokenizer
 from mlmlab.fetch.url import fetch_url
 from mlmlab.masking import MaskingPolicy, Unit
 from mlmlab.model import MaskedLanguageModel, ModelConfig
 from mlmlab.random import Seeds
-from mlmlab.evaluation.config import Split
-from mlmlab.training.optimizer import freeze
-import dataclasses
-from collections.abc import Callable
-from typing import TypeVar
-
-from mlmlab.config import EvaluateConfig, RunConfig
-from mlmlab.data.corpus import ShowCounts
-from mlmlab.fetch.cache import absolute, local_path
 from mlmlab.runtime.distributed import Ranks
 from mlmlab.tracking.progress_bar import tokenization_bar
+from mlmlab.training.optimizer import freeze
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +142,9 @@ def set_up(
     )
 
 
-def set_up_evaluation(config: EvaluateConfig, show_counts: ShowCounts | None = None) -> EvaluationInputs:
+def set_up_evaluation(
+    config: EvaluateConfig, show_counts: ShowCounts | None = None
+) -> EvaluationInputs:
     """As `set_up`, for an evaluation alone.
 
     Raises:

@@ -11,24 +11,24 @@ import torch
 from mlmlab.config import EvaluateConfig, RunConfig
 from mlmlab.data.blocks import Blocks
 from mlmlab.data.config import Layout
-from mlmlab.runs.setup import EvaluationInputs, Inputs, Text
 from mlmlab.data.loader import CHUNK_TOKENS, StepBatch
+from mlmlab.evaluation.config import Split
+from mlmlab.evaluation.masked_perplexity import Evaluation, perplexity
 from mlmlab.masking import Budget, MaskingConfig, MaskingPolicy, RateSchedule, Unit
 from mlmlab.model import MaskedLanguageModel
-from mlmlab.runtime.distributed import Ranks
 from mlmlab.runs.resume import Resumption
-from mlmlab.tracking.style import Style, styled
-from mlmlab.tracking.progress_bar import shown
-from mlmlab.tracking.summary import Summary
+from mlmlab.runs.setup import EvaluationInputs, Inputs, Text
 from mlmlab.runtime.config import Parallel
-from mlmlab.evaluation.config import Split
+from mlmlab.runtime.devices import Compute
+from mlmlab.runtime.distributed import Ranks
+from mlmlab.tracking.progress_bar import shown
+from mlmlab.tracking.style import Style, styled
+from mlmlab.tracking.summary import Summary
 from mlmlab.training.config import TrainConfig
-from mlmlab.evaluation.masked_perplexity import Evaluation, perplexity
-from mlmlab.training.schedule import Horizon
 from mlmlab.training.loop import Training
 from mlmlab.training.memory import expected_memory_bytes
-from mlmlab.runtime.devices import Compute
 from mlmlab.training.optimizer import account
+from mlmlab.training.schedule import Horizon
 
 _SHORT_DOCUMENT_TOKENS = 20
 _LABEL_WIDTH = 11
@@ -377,9 +377,7 @@ def next_commands(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
     checkpoints = ", checkpoints/" if config.train.keep_checkpoints else ""
     logs = run_dir if config.run_dir is not None else run_dir.parent
     mask = inputs.tokenizer.mask_token
-    text = (
-        f"the day after {mask} is friday ." if inputs.has_known_floor else f"A text with {mask}."
-    )
+    text = f"the day after {mask} is friday ." if inputs.has_known_floor else f"A text with {mask}."
     rows = [
         "",
         _row("written", f"{run_dir}: config.yaml, metrics.jsonl, summary.json, export/ (opens with "

@@ -9,24 +9,26 @@ from pathlib import Path
 import torch
 
 from mlmlab import schema
-from mlmlab.runs import terminal
 from mlmlab.checkpoints import save_pretrained
+from mlmlab.checkpoints.card import model_card
 from mlmlab.config import DebugMode, RunConfig
-from mlmlab.data.corpus import ShowCounts
+from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import Order
+from mlmlab.data.corpus import ShowCounts
+from mlmlab.data.loader import EvalLoader, TrainLoader
 from mlmlab.errors import Problem, UserError
 from mlmlab.evaluation.fill_mask import FillMask
-from mlmlab.runs.setup import set_up_in_turn
-from mlmlab.runs.setup import Inputs, set_up
-from mlmlab.data.loader import EvalLoader, TrainLoader
-from mlmlab.data.batch import Masker
-from mlmlab.model import MaskedLanguageModel
-from mlmlab.checkpoints.card import model_card
+from mlmlab.evaluation.masked_perplexity import perplexity
 from mlmlab.evaluation.small_world_floor import SENTENCES, exact_answers, floor_perplexity
-from mlmlab.runtime.distributed import Ranks, process_group
+from mlmlab.model import MaskedLanguageModel
+from mlmlab.runs import terminal
+from mlmlab.runs.folder import RunFolder, check_run_dir, is_fixed
 from mlmlab.runs.resume import Resumption, find_resumption, fingerprint
-from mlmlab.runs.folder import RunFolder, check_run_dir
-from mlmlab.runs.folder import is_fixed
+from mlmlab.runs.setup import Inputs, set_up, set_up_in_turn
+from mlmlab.runtime.config import Parallel
+from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
+from mlmlab.runtime.distributed import Ranks, process_group
+from mlmlab.runtime.signals import Interruptions
 from mlmlab.tracking.progress_bar import ProgressBar
 from mlmlab.tracking.summary import (
     Summary,
@@ -36,14 +38,10 @@ from mlmlab.tracking.summary import (
     versions,
 )
 from mlmlab.tracking.tracker import Tracker
-from mlmlab.runtime.config import Parallel
-from mlmlab.evaluation.masked_perplexity import perplexity
-from mlmlab.training.schedule import Horizon
-from mlmlab.runtime.signals import Interruptions
 from mlmlab.training.loop import Loop, Outputs, Training
-from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
-from mlmlab.training.profiling import Profiler
 from mlmlab.training.parallel import Replica
+from mlmlab.training.profiling import Profiler
+from mlmlab.training.schedule import Horizon
 from mlmlab.training.state import ProgressRecord
 
 
@@ -70,7 +68,9 @@ def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool
 
         resumption = None
         if config.resume is None:
-            ranks.on_rank_zero(lambda: check_run_dir(config))  # now, not after an hour of tokenizing
+            ranks.on_rank_zero(
+                lambda: check_run_dir(config)
+            )  # now, not after an hour of tokenizing
         else:
             run_dir = ranks.on_rank_zero(opened)  # before anything in it is looked at
             resumption = ranks.on_rank_zero(lambda: find_resumption(config, print_unless(quiet)))
@@ -333,9 +333,7 @@ def _card(config: RunConfig, inputs: Inputs, summary: Summary) -> str:
         config.name,
         start=Path(start).name if Path(start).is_absolute() else start,
         base_model=start.partition("@")[0] if "@" in start else None,
-        text=data.url
-        or data.repository
-        or Path(data.path or inputs.text.source.description).name,
+        text=data.url or data.repository or Path(data.path or inputs.text.source.description).name,
         table=table,
         mask_token=inputs.tokenizer.mask_token,
     )
