@@ -8,6 +8,7 @@ import pytest
 import mlmlab
 from mlmlab.config import RunConfig
 from mlmlab.runs import spawn
+from mlmlab.runs.train import train
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def cores_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], str]:
 
     def cores(processes: int) -> str:
         config: RunConfig = mlmlab.compose(f"runtime.processes={processes}")
-        spawn.run_in_processes(config, quiet=True)
+        spawn.in_processes(train, config, quiet=True)
         return seen[-1]
 
     return cores

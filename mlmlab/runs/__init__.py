@@ -39,13 +39,10 @@ def run(config: RunConfig, *, quiet: bool = False) -> "Summary | Replay":
         return replay(config, quiet=quiet)
     if finished := _finished(config, quiet=quiet):
         return finished
-    if config.runtime.processes is not None and not _is_in_processes():
-        from mlmlab.runs.spawn import run_in_processes
-
-        return run_in_processes(config, quiet=quiet)
+    from mlmlab.runs.spawn import in_processes
     from mlmlab.runs.train import train
 
-    return train(config, quiet=quiet)
+    return in_processes(train, config, quiet=quiet)
 
 
 def evaluate_checkpoint(config: EvaluateConfig, *, quiet: bool = False) -> "EvaluationReport":
@@ -60,17 +57,10 @@ def evaluate_checkpoint(config: EvaluateConfig, *, quiet: bool = False) -> "Eval
         RunFailed: another process ended.
         FailedElsewhere: one of `runtime.processes` failed, and has printed why.
     """
-    if config.runtime.processes is not None and not _is_in_processes():
-        from mlmlab.runs.spawn import evaluate_in_processes
-
-        return evaluate_in_processes(config, quiet=quiet)
     from mlmlab.runs.evaluate import score
+    from mlmlab.runs.spawn import in_processes
 
-    return score(config, quiet=quiet)
-
-
-def _is_in_processes() -> bool:
-    return "RANK" in os.environ
+    return in_processes(score, config, quiet=quiet)
 
 
 def _finished(config: RunConfig, *, quiet: bool) -> "Summary | None":

@@ -8,47 +8,40 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from mlmlab import schema
-from mlmlab.runs.exit_status import exit_status
-from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
+from mlmlab.config import EvaluateConfig, RunConfig
 from mlmlab.errors import FailedElsewhere
-from mlmlab.runs.evaluate import EvaluationReport, score
-from mlmlab.runs.train import train
-from mlmlab.tracking.summary import Summary
+from mlmlab.runs.exit_status import exit_status
+from mlmlab.runtime.distributed import is_started_by_torchrun
 
 Result = TypeVar("Result")
 
 
-def run_in_processes(config: RunConfig, *, quiet: bool) -> Summary:
-    """Runs a config in `runtime.processes` processes of this machine.
+def in_processes(
+    run: Callable[..., Result], config: RunConfig | EvaluateConfig, *, quiet: bool
+) -> Result:
+    """Runs a config in `runtime.processes` processes of this machine; or in this process, where
+    that is null or this is one of those processes.
+
+    Args:
+        run: `train` or `score`; it gets the config and `quiet`.
+
+    Returns:
+        What `run` returns on rank 0.
 
     Raises:
         FailedElsewhere: one of them failed, and has printed why.
     """
-    return _first_of(config.runtime.processes, _train, config, quiet)
-
-
-def evaluate_in_processes(config: EvaluateConfig, *, quiet: bool) -> EvaluationReport:
-    """As `run_in_processes`, for `mlmlab.evaluate`."""
-    return _first_of(config.runtime.processes, _score, config, quiet)
-
-
-def _first_of(
-    count: int | None,
-    function: Callable[[Mapping[str, Any], bool], Result],
-    config: RunConfig | EvaluateConfig,
-    quiet: bool,
-) -> Result:
-    """What a function of the config returns on rank 0 of `count` processes."""
-    assert count is not None
+    count = config.runtime.processes
+    if count is None or is_started_by_torchrun():
+        return run(config, quiet=quiet)
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -62,12 +55,11 @@ def _first_of(
     )
     sys.stdout.flush()
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        # A process says itself why it failed; the launcher's own traceback tells nothing more.
+        # A process prints itself why it failed; the launcher's traceback would add nothing.
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        mapping = schema.to_mapping(config)
         with _shared_cores(count):
-            results: dict[int, Result] = elastic_launch(settings, function)(mapping, quiet)
+            results: dict[int, Result] = elastic_launch(settings, _as_rank)(run, config, quiet)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         status = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
@@ -77,11 +69,16 @@ def _first_of(
     return results[0]
 
 
+def _as_rank(run: Callable[..., Result], config: RunConfig | EvaluateConfig, quiet: bool) -> Result:
+    with exit_status():
+        return run(config, quiet=quiet)
+
+
 @contextmanager
 def _shared_cores(count: int) -> Iterator[None]:
     """Gives each of `count` child processes its share of the cores; each would otherwise take all
-    of them (torchrun's answer to this is one core each). The children inherit OMP_NUM_THREADS from
-    this process, which has to forget it again: the next job of a sweep may have other processes."""
+    of them (torchrun gives each one core). The children inherit OMP_NUM_THREADS from this process,
+    which has to unset it afterwards: the next job of a sweep may have another number of them."""
     if "OMP_NUM_THREADS" in os.environ:  # the user's choice
         yield
         return
@@ -90,15 +87,3 @@ def _shared_cores(count: int) -> Iterator[None]:
         yield
     finally:
         del os.environ["OMP_NUM_THREADS"]
-
-
-def _train(mapping: Mapping[str, Any], quiet: bool) -> Summary:
-    """One of a run's processes."""
-    with exit_status():
-        return train(build(mapping), quiet=quiet)
-
-
-def _score(mapping: Mapping[str, Any], quiet: bool) -> EvaluationReport:
-    """One of an evaluation's processes."""
-    with exit_status():
-        return score(build_evaluation(mapping), quiet=quiet)
