@@ -105,7 +105,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_starts_anew_and_says_so(
     _resume(run_dir)
     said = " ".join(capsys.readouterr().out.split())
     assert said.count("is passed over") == 2
-    assert "no whole checkpoint yet: the run starts anew" in said
+    assert "no whole checkpoint yet: the run starts again" in said
     assert bits(run_dir) == bits(whole)
 
 

@@ -13,7 +13,7 @@ from mlmlab.evaluation.config import Split
 from mlmlab.evaluation.masked_perplexity import Evaluation, Score, evaluate
 from mlmlab.evaluation.small_world_floor import floor_perplexity
 from mlmlab.runs import terminal
-from mlmlab.runs.setup import set_up_evaluation, set_up_in_turn
+from mlmlab.runs.setup import on_rank_zero_first, set_up_evaluation
 from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
 from mlmlab.runtime.distributed import Ranks, process_group
 from mlmlab.tracking.progress_bar import ProgressBar
@@ -85,7 +85,7 @@ def score(config: EvaluateConfig, *, quiet: bool = False) -> EvaluationReport:
 def _evaluate(
     config: EvaluateConfig, ranks: Ranks, device: torch.device, *, quiet: bool
 ) -> EvaluationReport:
-    config, inputs = set_up_in_turn(config, ranks, set_up_evaluation, quiet=quiet)
+    config, inputs = on_rank_zero_first(set_up_evaluation, config, ranks, quiet=quiet)
     assert inputs.loaded is not None
     assert config.eval.split is not None
     compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)

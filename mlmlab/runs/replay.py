@@ -13,8 +13,9 @@ from mlmlab.config import RunConfig
 from mlmlab.data.loader import StepBatch
 from mlmlab.errors import RunFailed, UserError
 from mlmlab.runs import terminal
-from mlmlab.runs.resume import Resumption, changes_of, fingerprint
-from mlmlab.runs.train import build_loop, horizon_of, print_unless, set_up_run
+from mlmlab.runs.resume import changes_of, fingerprint
+from mlmlab.runs.setup import set_up_run
+from mlmlab.runs.train import build_loop, horizon_of
 from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
 from mlmlab.runtime.distributed import process_group
 from mlmlab.runtime.signals import Interruptions
@@ -24,7 +25,6 @@ from mlmlab.training.loop import Loop, Outputs
 from mlmlab.training.parallel import Replica
 from mlmlab.training.state import (
     DamagedCheckpoint,
-    ProgressRecord,
     check_state,
     checkpoint_folders,
 )
@@ -55,28 +55,28 @@ def replay(config: RunConfig, *, quiet: bool = False) -> Replay:
     assert config.resume is not None
     assert config.debug.step is not None
     run_dir, step = Path(config.resume), config.debug.step
+    if_lost = "Nothing was written: the same command replays the step again."
     with (
-        process_group(use_cuda=uses_cuda(config.runtime)) as ranks,
+        process_group(use_cuda=uses_cuda(config.runtime), if_lost=if_lost) as ranks,
         torch_settings(config.runtime, ranks.local_rank) as device,
     ):
         quiet = quiet or not ranks.is_rank_zero
-        changes_of(config)  # refuses those that would make it another run
-        found = ranks.on_rank_zero(lambda: _state_before(config, run_dir, step))
-        config, inputs = set_up_run(config, ranks, found.state, quiet=quiet)
+        state = ranks.on_rank_zero(lambda: _state_before(config, run_dir, step))
+        config, inputs = set_up_run(config, ranks, state, quiet=quiet)
         compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
+        bar = ProgressBar(0, quiet=quiet)
+        bar.line(f"replaying step {step} of {run_dir}, from {state or 'its beginning'}")
         outputs = Outputs(
             run_dir=run_dir,
-            bar=ProgressBar(0, quiet=quiet),
+            bar=bar,
             tracker=None,
             tokenizer=inputs.tokenizer,
             fingerprint=fingerprint(config),
             interruptions=Interruptions(),
         )
         loop = build_loop(
-            config, inputs, ranks, compute, horizon_of(config, inputs), outputs, found
+            config, inputs, ranks, compute, horizon_of(config, inputs), outputs, state
         )
-        tell = print_unless(quiet)
-        tell(f"replaying step {step} of {run_dir}, from {found.state or 'its beginning'}")
         batch = _advance(loop, step)
         with _watched(loop.replica.model) as first_module:
             attempt = Attempt(loop.record, batch, loop.attempt(batch))
@@ -84,7 +84,7 @@ def replay(config: RunConfig, *, quiet: bool = False) -> Replay:
         loss, grad_norm = loss_sum / batch.masked_count, attempt.result.grad_norm.item()
         broken = not_finite(loop.replica)
         examples = loop.train_loader.order.batch(batch.number)[1].tolist()
-        tell(terminal.replay(batch, loss, grad_norm, examples, first_module, broken))
+        bar.line(terminal.replay(batch, loss, grad_norm, examples, first_module, broken))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise RunFailed(describe(attempt, loss, grad_norm))
         return Replay(step, loss)
@@ -98,9 +98,10 @@ def not_finite(replica: Replica) -> list[str]:
     return [name for name in gradients if name in anywhere]
 
 
-def _state_before(config: RunConfig, run_dir: Path, step: int) -> Resumption:
-    """The nearest whole state before a step. Before the first checkpoint that is the run's
-    beginning, which is always the same."""
+def _state_before(config: RunConfig, run_dir: Path, step: int) -> Path | None:
+    """The nearest whole checkpoint before a step; None: there is none, and the run's beginning,
+    which is always the same, takes its place."""
+    changes_of(config)  # refuses those that would make it another run
     kept = failure_folder(run_dir, step)
     for folder in (kept, *reversed(checkpoint_folders(run_dir))):
         try:
@@ -108,8 +109,8 @@ def _state_before(config: RunConfig, run_dir: Path, step: int) -> Resumption:
         except DamagedCheckpoint:
             continue
         if record.steps < step:
-            return Resumption(folder, record, ())
-    return Resumption(None, ProgressRecord(), ())
+            return folder
+    return None
 
 
 def _advance(loop: Loop, step: int) -> StepBatch:

@@ -26,6 +26,7 @@ from mlmlab.fetch.url import fetch_url
 from mlmlab.masking import MaskingPolicy, Unit
 from mlmlab.model import MaskedLanguageModel, ModelConfig
 from mlmlab.random import Seeds
+from mlmlab.runs.folder import is_fixed
 from mlmlab.runtime.distributed import Ranks
 from mlmlab.tracking.progress_bar import tokenization_bar
 from mlmlab.training.optimizer import freeze
@@ -403,41 +404,60 @@ def _check_blocks(sides: list[tuple[Blocks, str, Text]]) -> None:
         raise UserError(problems)
 
 
+def set_up_run(
+    config: RunConfig, ranks: Ranks, state: Path | None, *, quiet: bool
+) -> tuple[RunConfig, Inputs]:
+    """As `set_up`, on all ranks; see `on_rank_zero_first`."""
+    try:
+        return on_rank_zero_first(
+            lambda config, show: set_up(config, show, state), config, ranks, quiet=quiet
+        )
+    except UserError as error:
+        if config.resume is None:
+            raise
+        remedy = "put back what the run began with; or train a new run, without resume"
+        problems = (
+            dataclasses.replace(problem, remedy=remedy) if is_fixed(problem.where) else problem
+            for problem in error.problems
+        )
+        raise UserError(problems) from error
+
+
 Config = TypeVar("Config", RunConfig, EvaluateConfig)
 Found = TypeVar("Found", bound=EvaluationInputs)
 
 
-def set_up_in_turn(
+def on_rank_zero_first(
+    set_up_one: Callable[[Config, ShowCounts | None], Found],
     config: Config,
     ranks: Ranks,
-    set_up_one: Callable[[Config, ShowCounts | None], Found],
     *,
     quiet: bool,
 ) -> tuple[Config, Found]:
-    """Has rank 0 find what a config names, and then the others.
+    """Sets up rank 0, which downloads and tokenizes, and then the other ranks, from its cache.
 
     Args:
-        set_up_one: does so in one process.
+        set_up_one: `set_up` or `set_up_evaluation`.
         quiet: show no progress.
 
     Returns:
-        The pinned config (commits in place of branches, absolute paths, the texts' fingerprints);
+        The pinned config (commits in place of branches, absolute paths, the texts' fingerprints)
         and what it names.
     """
-    found_here: list[Found] = []
+    found: Found | None = None
 
-    def first() -> Config:
+    def pin() -> Config:
+        nonlocal found
         with tokenization_bar(quiet=quiet) as show:
             found = set_up_one(config, show)
-        found_here.append(found)
         checkpoint = config.checkpoint if found.loaded is None else found.loaded.resolved
         tokenizer = dataclasses.replace(config.tokenizer, path=_absolute(found.tokenizer_path))
         return dataclasses.replace(
             config, checkpoint=_absolute(checkpoint), tokenizer=tokenizer, data=found.data
         )
 
-    pinned = ranks.on_rank_zero(first)
-    return pinned, found_here[0] if found_here else set_up_one(pinned, None)
+    pinned = ranks.on_rank_zero(pin)
+    return pinned, found or set_up_one(pinned, None)
 
 
 def _absolute(name: str | None) -> str | None:

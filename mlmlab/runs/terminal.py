@@ -16,7 +16,7 @@ from mlmlab.evaluation.config import Split
 from mlmlab.evaluation.masked_perplexity import Evaluation, perplexity
 from mlmlab.masking import Budget, MaskingConfig, MaskingPolicy, RateSchedule, Unit
 from mlmlab.model import MaskedLanguageModel
-from mlmlab.runs.resume import Resumption
+from mlmlab.runs.resume import Start
 from mlmlab.runs.setup import EvaluationInputs, Inputs, Text
 from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.devices import Compute
@@ -86,18 +86,18 @@ def plan(
     return "\n".join(rows) + "\n"
 
 
-def resumption(found: Resumption) -> str:
-    """Where a run goes on, and what is not as it was."""
-    if found.state is None:
-        text = "no whole checkpoint yet: the run starts anew"
+def resumption(start: Start) -> str:
+    """Where a run is resumed, and what has changed."""
+    if start.state is None:
+        text = "no whole checkpoint yet: the run starts again"
     else:
-        text = f"from step {found.record.steps:,} ({found.state})"
+        text = f"from step {start.record.steps:,} ({start.state})"
     rows = [_row("resume", text)]
-    if found.changes:
+    if start.changes:
         rows.append(
             _row(
                 "changed",
-                f"{', '.join(found.changes)}: the result is not that of the run without a stop",
+                f"{', '.join(start.changes)}: the result is not that of the run without a stop",
             )
         )
     return "\n".join(rows) + "\n"

@@ -1,8 +1,6 @@
 """A training run from top to bottom, in this process or as one of several."""
 
-import dataclasses
 import math
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,17 +12,15 @@ from mlmlab.checkpoints.card import model_card
 from mlmlab.config import DebugMode, RunConfig
 from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import Order
-from mlmlab.data.corpus import ShowCounts
 from mlmlab.data.loader import EvalLoader, TrainLoader
-from mlmlab.errors import Problem, UserError
 from mlmlab.evaluation.fill_mask import FillMask
 from mlmlab.evaluation.masked_perplexity import perplexity
 from mlmlab.evaluation.small_world_floor import SENTENCES, exact_answers, floor_perplexity
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.runs import terminal
-from mlmlab.runs.folder import RunFolder, check_run_dir, is_fixed
-from mlmlab.runs.resume import Resumption, find_resumption, fingerprint
-from mlmlab.runs.setup import Inputs, set_up, set_up_in_turn
+from mlmlab.runs.folder import RunFolder, check_run_dir
+from mlmlab.runs.resume import Start, fingerprint, newest_checkpoint
+from mlmlab.runs.setup import Inputs, set_up_run
 from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
 from mlmlab.runtime.distributed import Ranks, process_group
@@ -42,7 +38,6 @@ from mlmlab.training.loop import Loop, Outputs, Training
 from mlmlab.training.parallel import Replica
 from mlmlab.training.profiling import Profiler
 from mlmlab.training.schedule import Horizon
-from mlmlab.training.state import ProgressRecord
 
 
 def train(config: RunConfig, *, quiet: bool = False) -> Summary:
@@ -63,58 +58,31 @@ _IF_LOST = (
 def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool) -> Summary:
     with ExitStack() as stack:
 
-        def opened() -> Path:
+        def open_folder() -> Path:
             return stack.enter_context(RunFolder(config))
 
-        resumption = None
-        if config.resume is None:
-            ranks.on_rank_zero(
-                lambda: check_run_dir(config)
-            )  # now, not after an hour of tokenizing
-        else:
-            run_dir = ranks.on_rank_zero(opened)  # before anything in it is looked at
-            resumption = ranks.on_rank_zero(lambda: find_resumption(config, print_unless(quiet)))
-        state = None if resumption is None else resumption.state
-        config, inputs = set_up_run(config, ranks, state, quiet=quiet)
+        def find_start() -> Start:
+            if config.resume is None:
+                check_run_dir(config)  # now, not after an hour of tokenizing
+                return Start()
+            open_folder()  # before anything in it is read
+            return newest_checkpoint(config)
+
+        start = ranks.on_rank_zero(find_start)
+        config, inputs = set_up_run(config, ranks, start.state, quiet=quiet)
         compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
         fill_mask = FillMask(inputs.model, inputs.tokenizer)
         for text in _sentences(config, inputs):
             fill_mask.encode(text)  # refuses a text without a mask now, not after the training
-        if resumption is None:
-            run_dir = ranks.on_rank_zero(opened)
+        run_dir = Path(config.resume) if config.resume else ranks.on_rank_zero(open_folder)
         horizon = horizon_of(config, inputs)
         outputs = _outputs(
-            config, inputs, compute, ranks, horizon, run_dir, resumption, stack, quiet=quiet
+            config, inputs, compute, ranks, horizon, run_dir, start, stack, quiet=quiet
         )
-        loop = build_loop(config, inputs, ranks, compute, horizon, outputs, resumption)
+        loop = build_loop(config, inputs, ranks, compute, horizon, outputs, start.state)
         training = loop.train()
         model = loop.replica.whole_model()
         return ranks.on_rank_zero(lambda: _written(config, inputs, model, loop, training, outputs))
-
-
-def set_up_run(
-    config: RunConfig, ranks: Ranks, state: Path | None, *, quiet: bool
-) -> tuple[RunConfig, Inputs]:
-    """What the run works on, from its beginning or from one of its checkpoints; and its config with
-    commits in place of branches."""
-
-    def set_up_one(config: RunConfig, show: ShowCounts | None) -> Inputs:
-        try:
-            return set_up(config, show, state)
-        except UserError as error:
-            if config.resume is None:
-                raise
-            raise UserError(map(_put_back, error.problems)) from error
-
-    return set_up_in_turn(config, ranks, set_up_one, quiet=quiet)
-
-
-def _put_back(problem: Problem) -> Problem:
-    """A resumed run cannot be told to take something else."""
-    if not is_fixed(problem.where):
-        return problem
-    remedy = "put back what the run began with; or a new run: python -m mlmlab.train without resume"
-    return dataclasses.replace(problem, remedy=remedy)
 
 
 def _outputs(
@@ -124,25 +92,26 @@ def _outputs(
     ranks: Ranks,
     horizon: Horizon,
     run_dir: Path,
-    resumption: Resumption | None,
+    start: Start,
     stack: ExitStack,
     *,
     quiet: bool,
 ) -> Outputs:
     """Opens what the run writes to, and says what is about to happen."""
-    record = ProgressRecord() if resumption is None else resumption.record
-    bar = ProgressBar(horizon.total_steps, record.steps, quiet=quiet)
+    bar = ProgressBar(horizon.total_steps, start.record.steps, quiet=quiet)
     stack.callback(bar.close)
+    for reason in start.passed_over:
+        bar.line(reason)
     bar.line(terminal.plan(config, inputs, compute, ranks, horizon, run_dir))
     if inputs.loaded is not None:
         bar.line(f"{inputs.loaded.report}\n")
-    if resumption is not None:
-        bar.line(terminal.resumption(resumption))
+    if config.resume is not None:
+        bar.line(terminal.resumption(start))
     tracker = profiler = None
     if ranks.is_rank_zero:
-        if resumption is not None:
-            resumption.note(run_dir)
-        tracker = Tracker(run_dir, record.log_sizes)
+        if config.resume is not None:
+            start.note(run_dir)
+        tracker = Tracker(run_dir, start.record.log_sizes)
         stack.callback(tracker.close)
         if config.debug.profile_steps:
             profiler = Profiler(run_dir, config.debug.profile_steps)
@@ -166,9 +135,9 @@ def build_loop(
     compute: Compute,
     horizon: Horizon,
     outputs: Outputs,
-    resumption: Resumption | None,
+    state: Path | None,
 ) -> Loop:
-    """The loop of a run, at its beginning or where it is resumed."""
+    """The loop of a run, from its beginning or from the checkpoint in `state`."""
     vocabulary = inputs.tokenizer.vocabulary()
     train_loader = TrainLoader(
         blocks=inputs.train,
@@ -195,7 +164,7 @@ def build_loop(
         eval_every_steps=config.eval.every_steps,
         horizon=horizon,
         outputs=outputs,
-        resumed_from=None if resumption is None else resumption.state,
+        resumed_from=state,
     )
 
 
@@ -250,11 +219,6 @@ def _written(
         bar.line(_filled(config, inputs, FillMask(model, inputs.tokenizer)))
     bar.line(terminal.next_commands(config, inputs, run_dir))
     return summary
-
-
-def print_unless(quiet: bool) -> Callable[[str], None]:
-    """`print`, or nothing."""
-    return (lambda text: None) if quiet else print
 
 
 def _summary(
