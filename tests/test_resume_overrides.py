@@ -15,7 +15,7 @@ from stopping import TINY, as_killed, bits, listing, start
 
 import mlmlab
 from mlmlab.errors import UserError
-from mlmlab.runs.folder import RunFolder
+from mlmlab.runs.folder import run_folder
 from mlmlab.tracking.summary import Summary
 
 
@@ -223,8 +223,8 @@ def test_a_folder_that_cannot_be_locked_is_named(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.raises(UserError) as error:
-        RunFolder(mlmlab.compose(f"{key}={folder}"))
+    with pytest.raises(UserError) as error, run_folder(mlmlab.compose(f"{key}={folder}")):
+        pass
     (problem,) = error.value.problems
     assert problem.where == key
     assert str(folder) in problem.found
@@ -232,12 +232,12 @@ def test_a_folder_that_cannot_be_locked_is_named(
 
 def test_of_two_runs_that_found_a_folder_empty_one_gets_it(tmp_path: Path) -> None:
     config = mlmlab.compose(*TINY, f"run_dir={tmp_path / 'run'}")
-    with RunFolder(config) as run_dir:
+    with run_folder(config) as run_dir:
         written = (run_dir / "config.yaml").read_text()
-        with pytest.raises(UserError, match="where another run is at work now"):
-            RunFolder(config)
-    with pytest.raises(UserError, match="there already and not empty"):
-        RunFolder(config)
+        with pytest.raises(UserError, match="where another run is at work now"), run_folder(config):
+            pass
+    with pytest.raises(UserError, match="there already and not empty"), run_folder(config):
+        pass
     assert (run_dir / "config.yaml").read_text() == written != ""
 
 

@@ -22,7 +22,7 @@ from mlmlab import evaluate, fill_mask
 from mlmlab.cli.hydra_errors import as_command
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.tokenizer import train_tokenizer, word_tokenizer
-from mlmlab.runs.folder import RunFolder
+from mlmlab.runs.folder import run_folder
 from mlmlab.train import train
 
 WORDS = [f"w{number}" for number in range(VOCABULARY - 5)]
@@ -424,7 +424,7 @@ def test_wrong_input_is_one_complete_message_and_nothing_is_written(
 ) -> None:
     before = sorted(things.rglob("*"))
     if "in_use" in line:
-        with RunFolder(mlmlab.compose(f"run_dir={things / 'in_use'}")):
+        with run_folder(mlmlab.compose(f"run_dir={things / 'in_use'}")):
             message = refused(line.replace("$", str(things)))
         shutil.rmtree(things / "in_use")
     else:
@@ -451,13 +451,16 @@ def test_a_file_in_place_of_the_folder_of_runs_is_named(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "small_world").touch()
-    with pytest.raises(mlmlab.UserError, match="runs/small_world: File exists"):
-        RunFolder(mlmlab.compose())
+    with (
+        pytest.raises(mlmlab.UserError, match="runs/small_world: File exists"),
+        run_folder(mlmlab.compose()),
+    ):
+        pass
 
 
 def test_a_run_folder_is_free_again_when_its_run_is_over(tmp_path: Path) -> None:
     config = mlmlab.compose(f"run_dir={tmp_path / 'run'}")
-    with RunFolder(config), pytest.raises(mlmlab.UserError, match="at work now"):
+    with run_folder(config), pytest.raises(mlmlab.UserError, match="at work now"):
         mlmlab.run(config, quiet=True)
     with pytest.raises(mlmlab.UserError, match="not empty"):
         mlmlab.run(config, quiet=True)

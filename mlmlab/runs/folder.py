@@ -3,10 +3,10 @@
 import fcntl
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
@@ -29,13 +29,15 @@ def check_run_dir(config: RunConfig) -> None:
         return
     folder = Path(config.run_dir)
     try:
-        is_held = (folder / _CONFIG).is_file() and _is_held(folder / _CONFIG)
+        if (folder / _CONFIG).is_file():
+            with (folder / _CONFIG).open(encoding="utf-8") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         is_filled = folder.is_dir() and any(folder.iterdir())
         ancestor = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except BlockingIOError:
+        raise _held_by_another("run_dir", folder) from None
     except OSError as error:
         raise _unusable("run_dir", folder, error) from error
-    if is_held:
-        raise _held_by_another("run_dir", folder)
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
         raise UserError.of(
             "run_dir",
@@ -52,85 +54,53 @@ def check_run_dir(config: RunConfig) -> None:
         )
 
 
-class RunFolder:
-    """The folder of a running run; config.yaml is in it, and locked while the run is at work.
+@contextmanager
+def run_folder(config: RunConfig) -> Iterator[Path]:
+    """The folder of a running run, with its config.yaml, which stays locked meanwhile: the folder
+    that `resume` names, or a new one, `run_dir` or one named by the time.
 
     The operating system drops the lock when the process ends, however it ends.
+
+    Raises:
+        UserError: it cannot be created, written or locked, or another run is at work in it.
     """
-
-    def __init__(self, config: RunConfig) -> None:
-        """Opens the folder of the run that `resume` names; or creates `run_dir`, or one named by a
-        time that no other run has taken.
-
-        Raises:
-            UserError: it cannot be created, written or locked, or another run was faster, or is
-                still at work.
-        """
-        if config.resume is not None:
-            self.path = Path(config.resume)
-            try:
-                self._lock = _reopened_config(self.path)
-            except OSError as error:
-                raise _unusable("resume", self.path, error) from error
-            return
-        parent = Path(config.run_dir or Path("runs") / config.name)
+    is_new = config.resume is None
+    folder = Path(config.resume or config.run_dir or Path("runs") / config.name)
+    try:
+        if is_new:
+            folder.mkdir(parents=True, exist_ok=True)
+            if config.run_dir is None:
+                folder = _create_by_time(folder)
+        # Open for writing: on NFS no other descriptor can have an exclusive lock (flock(2)).
+        file = (folder / _CONFIG).open("x" if is_new else "r+", encoding="utf-8")
         try:
-            self.path = _created(config, parent)
-            self._lock = _held_config(self.path, config)
-        except OSError as error:
-            if isinstance(error, FileExistsError):
-                check_run_dir(config)  # it knows whose it is
-            raise _unusable(
-                "run_dir" if config.run_dir is not None else "name", parent, error
-            ) from error
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_new:  # at once: without it, a run that is killed could not be resumed
+                file.write(OmegaConf.to_yaml(OmegaConf.create(schema.to_mapping(config))))
+                file.flush()
+        except OSError:
+            file.close()
+            if is_new:
+                (folder / _CONFIG).unlink()
+            raise
+    except OSError as error:
+        if isinstance(error, FileExistsError):
+            check_run_dir(config)  # it knows whose it is
+        if isinstance(error, BlockingIOError) and not is_new:
+            raise _held_by_another("resume", folder) from None
+        key = "resume" if config.resume else "run_dir" if config.run_dir else "name"
+        raise _unusable(key, folder, error) from error
+    with file:
+        yield folder
 
-    def __enter__(self) -> Path:
-        return self.path
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.close()
-
-
-def _created(config: RunConfig, parent: Path) -> Path:
-    if config.run_dir is not None:
-        parent.mkdir(parents=True, exist_ok=True)
-        return parent
+def _create_by_time(parent: Path) -> Path:
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    parent.mkdir(parents=True, exist_ok=True)
     for name in (stamp, *(f"{stamp}-{attempt}" for attempt in range(2, 1000))):
         with suppress(FileExistsError):
             (parent / name).mkdir()
             return parent / name
     raise AssertionError("a thousand runs within one second")
-
-
-def _held_config(folder: Path, config: RunConfig) -> IO[str]:
-    """Writes config.yaml, which must not be there yet, and locks it."""
-    text = OmegaConf.to_yaml(OmegaConf.create(schema.to_mapping(config)))
-    file = (folder / _CONFIG).open("x", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        (folder / _CONFIG).unlink()
-        raise
-    file.write(text)  # at once: a run that is killed before has no folder to go on in
-    file.flush()
-    return file
-
-
-def _reopened_config(folder: Path) -> IO[str]:
-    """Locks the config.yaml that is there, and leaves it as it is."""
-    # Open for writing: on NFS no other descriptor can have an exclusive lock (flock(2)).
-    file = (folder / _CONFIG).open("r+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        if isinstance(error, BlockingIOError):
-            raise _held_by_another("resume", folder) from None
-        raise
-    return file
 
 
 def _unusable(key: str, folder: Path, error: OSError) -> UserError:
@@ -151,15 +121,6 @@ def _held_by_another(key: str, folder: Path) -> UserError:
         expected="a folder of its own for each run",
         remedy=f"{key}=ANOTHER_FOLDER, or wait for that run to end",
     )
-
-
-def _is_held(file: Path) -> bool:
-    with file.open(encoding="utf-8") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 _OF_THIS_COMMAND = ("resume", "debug.step", "debug.profile_steps")

@@ -18,7 +18,7 @@ from mlmlab.evaluation.masked_perplexity import perplexity
 from mlmlab.evaluation.small_world_floor import SENTENCES, exact_answers, floor_perplexity
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.runs import terminal
-from mlmlab.runs.folder import RunFolder, check_run_dir
+from mlmlab.runs.folder import check_run_dir, run_folder
 from mlmlab.runs.resume import Start, fingerprint, newest_checkpoint
 from mlmlab.runs.setup import Inputs, set_up_run
 from mlmlab.runtime.config import Parallel
@@ -59,7 +59,7 @@ def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool
     with ExitStack() as stack:
 
         def open_folder() -> Path:
-            return stack.enter_context(RunFolder(config))
+            return stack.enter_context(run_folder(config))
 
         def find_start() -> Start:
             if config.resume is None:
