@@ -7,7 +7,7 @@ import sys
 from omegaconf import OmegaConf
 
 from mlmlab.cli.commands import EVALUATE, config_folder
-from mlmlab.cli.compose import compose_evaluation, default_mapping
+from mlmlab.cli.compose import compose_evaluation, composed
 from mlmlab.runs import evaluate_checkpoint
 from mlmlab.runs.exit_status import exit_status
 
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(_HELP + _keys())
         return
     report = evaluate_checkpoint(compose_evaluation(*arguments))
-    if os.environ.get("RANK", "0") == "0":  # of torchrun's processes, one speaks
+    if os.environ.get("RANK", "0") == "0":  # under torchrun
         print(json.dumps(report.to_mapping()))
 
 
@@ -50,7 +50,7 @@ def _keys() -> str:
         f"{group}: {', '.join(sorted(file.stem for file in (config_folder() / group).iterdir()))}\n"
         for group in ("data", "masking", "runtime")
     )
-    keys = OmegaConf.to_yaml(OmegaConf.create(default_mapping(EVALUATE)))
+    keys = OmegaConf.to_yaml(OmegaConf.create(composed(EVALUATE)))
     return f"{groups}\nKeys and their values (key=value)\n{keys}"
 
 

@@ -24,9 +24,9 @@ _EXAMPLES = """\
 """
 _MARKS = {
     # state: what is around the token without colours, its style, and its explanation
-    "masked": ("[", "]", Style.MASKED, "the mask stands in its place"),
-    "random": ("{", "}", Style.RANDOM, "another token does: old>new"),
-    "kept": ("<", ">", Style.KEPT, "it stands there itself, and is predicted all the same"),
+    "masked": ("[", "]", Style.MASKED, "replaced by the mask"),
+    "random": ("{", "}", Style.RANDOM, "replaced by another token: old>new"),
+    "kept": ("<", ">", Style.KEPT, "left as it is, and predicted all the same"),
     "protected": ("(", ")", Style.LABEL, "never selected"),
 }
 
@@ -66,7 +66,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
             help=f"{text} (%(default)s)",
         )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the masks (0)")
-    parser.add_argument("--epochs", type=int, default=1, metavar="N", help="show so many (1)")
+    parser.add_argument("--epochs", type=int, default=1, metavar="N", help="how many to show (1)")
     options = parser.parse_args(arguments)
     if options.epochs < 1:
         parser.error(f"argument --epochs: {options.epochs}, but at least 1 is needed")
@@ -142,7 +142,7 @@ def _marked(
     starts: NDArray[np.bool_],
     tokenizer: Tokenizer,
 ) -> str:
-    """The text in lines, each token with its mark; the tokens of a word stand close together."""
+    """The text in lines, each token with its mark; without spaces inside a word."""
     words: list[tuple[int, str]] = []  # printed width, and the text with its colours
     for place, state in enumerate(states):
         plain = _shown(ids[place], tokenizer)
@@ -171,7 +171,7 @@ def _marked(
 
 
 def _shown(number: int, tokenizer: Tokenizer) -> str:
-    """A token as a person writes it: without the signs for a space before it or for none."""
+    """A token as a person writes it: without the sign for a space before it, or for none."""
     return tokenizer.decode([int(number)], skip_special_tokens=False).strip().removeprefix("##")
 
 

@@ -31,18 +31,16 @@ OmegaConf.register_new_resolver("mlmlab.job", _job_folder, replace=True)
 @hydra.main(config_path=str(config_folder()), config_name="train", version_base="1.3")
 def train(composed: DictConfig) -> float:
     """One job: the whole command, or one point of a sweep. Returns the final eval loss."""
-    overrides = list(HydraConfig.get().overrides.task)
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
+    hydra_config, mapping = HydraConfig.get(), plain(composed)
+    overrides = list(hydra_config.overrides.task)
+    if hydra_config.mode is RunMode.MULTIRUN:
+        _refuse_under_torchrun()
+        refuse_shared_folder(mapping)  # where another sweeper than Hydra's own has chosen the job
+        mapping["run_dir"] = hydra_config.runtime.output_dir
         # A job raises. Hydra names it, runs the others, and passes the first error on at the end.
-        return _run(_with_job_folder(plain(composed)), overrides)
+        return _run(mapping, overrides)
     with exit_status():  # here already, because Hydra adds a line to whatever passes through it
-        return _run(plain(composed), overrides)
-
-
-def _with_job_folder(mapping: dict[str, Any]) -> dict[str, Any]:
-    _refuse_under_torchrun()
-    refuse_shared_folder(mapping)  # where another sweeper than Hydra's own has chosen the job
-    return mapping | {"run_dir": HydraConfig.get().runtime.output_dir}
+        return _run(mapping, overrides)
 
 
 def _refuse_under_torchrun() -> None:

@@ -29,7 +29,7 @@ def compose(*overrides: str) -> RunConfig:
     Raises:
         UserError: whatever is wrong with them.
     """
-    return build(run_mapping(_composed(TRAIN, overrides), overrides))
+    return build(run_mapping(composed(TRAIN, overrides), overrides))
 
 
 def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         composed: what Hydra made of the defaults and the overrides.
 
     Raises:
-        UserError: there is no run to go on with, an override that is no single key, or one that
+        UserError: there is no run to resume, an override that is no single key, or one that
             would make it another run.
     """
     mapping = {key: value for key, value in composed.items() if key != "sweep_dir"}
@@ -65,15 +65,12 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     snapshot = read_snapshot(Path(run_dir))
     check_version(run_dir, snapshot, mapping)
     resumed = copy.deepcopy(snapshot) | {"resume": run_dir}
+    says_which = {"resume", "sweep_dir"} | ({"run_dir"} if is_auto else set())
     given = [
-        key
-        for key in _parsed(overrides)
-        if key not in ("resume", "sweep_dir") and not key.startswith("hydra.")
+        key for key in _parsed(overrides) if key not in says_which and not key.startswith("hydra.")
     ]
-    if is_auto:
-        given = [key for key in given if key != "run_dir"]
-        if any(_is_group(key) for key in given):  # the command that began the run, given again
-            resumed, given = copy.deepcopy(mapping) | {"run_dir": snapshot.get("run_dir")}, []
+    if is_auto and any(_is_group(key) for key in given):  # the command that began the run, again
+        resumed, given = copy.deepcopy(mapping) | {"run_dir": snapshot.get("run_dir")}, []
     for key in given:
         if key == "debug":
             resumed["debug"] = mapping["debug"]
@@ -135,15 +132,10 @@ def compose_evaluation(*overrides: str) -> EvaluateConfig:
         chosen = [*_as_in_the_run(run_dir / "config.yaml", given), *chosen]
         if names_data:
             chosen += [key for key in _OF_THE_RUNS_TEXT if key.partition("=")[0] not in given]
-    mapping = _composed(EVALUATE, chosen)
+    mapping = composed(EVALUATE, chosen)
     if mapping["eval"]["split"] is None:
         mapping["eval"]["split"] = "test" if is_run and not names_data else "all"
     return build_evaluation(mapping)
-
-
-def default_mapping(command: Command) -> dict[str, Any]:
-    """What a command's config is without any override."""
-    return _composed(command, [])
 
 
 _ADDRESSES = {f"data.{name}" for name in ("source", "path", "url", "repository", "files")}
@@ -191,7 +183,8 @@ def _as_in_the_run(snapshot: Path, given: Mapping[str, Any]) -> list[str]:
         ) from error
 
 
-def _composed(command: Command, overrides: Sequence[str]) -> dict[str, Any]:
+def composed(command: Command, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What Hydra makes of a command's defaults and the overrides."""
     outer = GlobalHydra.instance().hydra  # that of a notebook, or of a job that composes another
     GlobalHydra.instance().clear()
     try:

@@ -19,8 +19,8 @@ from mlmlab.runs.exit_status import exit_status
 
 
 class SweepCheck(Callback):
-    """What Hydra calls when it is asked for a sweep (`hydra.callbacks` in train.yaml). Left to
-    itself, it says what is wrong with a job when all the others have been trained."""
+    """Hydra's callback before a sweep (`hydra.callbacks` in train.yaml). Without it, a wrong job
+    would be reported after all the others have been trained."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Ends the command with a message if a job cannot be built.
@@ -28,12 +28,10 @@ class SweepCheck(Callback):
         Args:
             config: composed, but for what is swept.
         """
-        # Only the basic sweeper runs all combinations; what another one will try, it alone knows.
+        # Only the basic sweeper runs all combinations; others choose as they go.
         if config.hydra.runtime.choices["hydra/sweeper"] == "basic":
-            with (
-                exit_status(),
-                composition_errors(sys.argv[1:]),
-            ):  # Hydra turns a callback's exception into a warning
+            # exit_status is inside, because Hydra turns a callback's exception into a warning.
+            with exit_status(), composition_errors(sys.argv[1:]):
                 check_sweep(config, GlobalHydra.instance().config_loader())
 
 
@@ -88,6 +86,6 @@ def refuse_shared_folder(mapping: Mapping[str, Any]) -> None:
         raise UserError.of(
             "resume",
             found=f"{mapping['resume']}, for every job of a sweep",
-            expected="resume=auto: each job goes on in its own folder",
+            expected="resume=auto: each job resumes in its own folder",
             remedy="-m resume=auto sweep_dir=FOLDER, with the sweep's other overrides as before",
         )

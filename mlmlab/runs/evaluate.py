@@ -35,11 +35,11 @@ class EvaluationReport:
     """Tokens of the scored documents."""
     examples: int
     dropped_tokens: int
-    """Tokens behind the ends of documents that data.layout=lines cut off; else 0."""
+    """Tokens that data.layout=lines cut off at the ends of documents; else 0."""
     mask_draws: int
 
     def to_mapping(self) -> dict[str, Any]:
-        """As strict JSON has it: losses in nats a token, null where a figure is not known."""
+        """As strict JSON has it: losses in nats per token, null where a figure is not known."""
         evaluation = self.evaluation
         return {
             **_figures(evaluation),

@@ -51,7 +51,7 @@ class EvaluationInputs:
     """As configured, with the commit in place of a branch."""
     model: MaskedLanguageModel
     loaded: LoadedModel | None
-    """The checkpoint that the model came from; None from scratch, and for a run that goes on."""
+    """The checkpoint that the model came from; None from scratch, and for a resumed run."""
     data: DataConfig
     """As configured, with the commit in place of a data set's branch."""
     masking: MaskingPolicy
@@ -79,7 +79,7 @@ class Inputs(EvaluationInputs):
 
     train: Blocks
     test_text: Text
-    """The same as `text`, unless data.eval_path names text of its own."""
+    """The same as `text`, unless data.eval_path names another."""
 
 
 def set_up(

@@ -320,7 +320,7 @@ def scores(evaluation: Evaluation, floor_perplexity: float | None) -> str:
     result = _with_error(evaluation.perplexity, evaluation.perplexity_standard_error)
     rows = [
         _row("result", f"perplexity {result}, loss "
-             f"{_with_error(evaluation.loss, evaluation.loss_standard_error)} nats a token"),
+             f"{_with_error(evaluation.loss, evaluation.loss_standard_error)} nats per token"),
     ]  # fmt: skip
     if floor_perplexity is not None:
         rows.append(_floor(evaluation.perplexity, floor_perplexity))

@@ -1,8 +1,7 @@
-"""The processes of a run: torchrun starts them, one for each device, and they meet here.
+"""The ranks of a run: processes that torchrun starts, one for each device.
 
-What the model's gradients need travels through DDP on the default group (nccl on CUDA, gloo on the
-CPU). What the host needs to know has gloo groups of its own: one for the main thread, and one for
-the loader's thread, which works a batch ahead of it.
+Gradients are reduced on the default group (nccl on CUDA, gloo on the CPU). The host has two gloo
+groups: one for the main thread, and one for the loader's thread, which works a batch ahead of it.
 """
 
 import os
@@ -22,13 +21,13 @@ from mlmlab.errors import FailedElsewhere, RunFailed
 Value = TypeVar("Value")
 
 _PATIENCE = timedelta(days=1)
-"""How long a process waits for rank 0 to download and tokenize. A process that has died is
-noticed at once, by its closed connection."""
+"""How long a rank waits for rank 0 to download and tokenize. That a process has died is noticed at
+once, by its closed connection."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ranks:
-    """This process among those of its run. Without torchrun: the only one."""
+    """This process and the others of its run; without torchrun it is the only one."""
 
     rank: int = 0
     """0 ... size - 1; rank 0 writes, prints and downloads."""

@@ -13,25 +13,25 @@ from mlmlab.runtime.distributed import ignore_sigterm, is_started_by_torchrun
 
 _ECHO_SECONDS = 2.0
 """Ctrl-C reaches each process twice under torchrun: from the terminal, and passed on by torchrun.
-A second one so soon is no second one."""
+A second one within this time does not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Requests:
-    """What someone asks of the run between two steps, summed over its processes. The counts only
-    grow, so that a batch that is thrown away takes no request with it: the next one has it, too."""
+    """What was asked of the run between two steps, summed over its processes. The counts only grow,
+    so that no request is lost with a batch that is thrown away: the next batch has it as well."""
 
     stops: int = 0
     """Processes that were asked to stop."""
     saves: int = 0
-    """How often a process was asked for a checkpoint, since the run began or went on."""
+    """How often a process was asked for a checkpoint, since it started."""
 
 
 class Interruptions:
     """Notes signals inside its `with` block, in the main thread; leaves them alone elsewhere.
 
-    SIGTERM, SIGINT: stop after a checkpoint; a second SIGINT: at once. SIGUSR1: a checkpoint. And
-    the clock asks for checkpoints, too, so that a long epoch has some.
+    SIGTERM, SIGINT: stop after a checkpoint; a second SIGINT: at once. SIGUSR1: a checkpoint. The
+    clock asks for checkpoints as well, so that a long epoch has some.
     """
 
     def __init__(

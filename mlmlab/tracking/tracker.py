@@ -59,7 +59,7 @@ class Tracker:
         except OSError as error:
             raise RunFailed(
                 f"step {step}: a figure could not be written to {self.metrics.name}: "
-                f"{error.strerror}.\nWith room on the disk, resume=RUN_DIR goes on from the newest "
+                f"{error.strerror}.\nWith room on the disk, resume=RUN_DIR resumes from the newest "
                 "checkpoint."
             ) from error
 
