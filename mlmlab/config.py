@@ -113,8 +113,6 @@ class RunConfig:
                 f"at most model.max_positions={longest}",
                 f"data.block_size={longest}, or model.max_positions={self.data.block_size}",
             )
-        if self.checkpoint is None and self.model.layers is not None and self.model.layers > 0:
-            yield from self.train.freeze_problems(self.model.layers)
         if self.masking.rate == 0.0:
             yield Problem(
                 "masking.rate",

@@ -115,17 +115,17 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     "train train.epochs=three": ("train.epochs", "three", "a whole number", "train.epochs=1"),
     "train train.batch_size=0": ("train.batch_size", "0", "at least 1", "train.batch_size=8"),
     "train train.learning_rate=-1": ("train.learning_rate", "-1", "above 0", "2e-05"),
-    "train train.freeze=[embeding]": ("train.freeze", "embeding", "layers.0-5", "train.freeze=["),
-    "train train.freeze=[layers.2-1]": ("train.freeze", "layers.2-1", "layers.0-5", "[embeddings"),
+    "train train.freeze=[embeding]": ("train.freeze", "embeding", "embeddings.norm", "=[embed"),
+    "train train.freeze=[layers.2-1]": ("train.freeze", "layers.2-1", "layers.1", "layers.0-1]"),
     "train train.freeze=head": ("train.freeze", "head", "a list of texts", "train.freeze=[]"),
     "train train.freeze=[encoder,head]": (
         "train.freeze", "encoder, head: the whole model", "a part that still trains", "=[encoder]"
     ),
     "train train.freeze=[layers.1-4] model.layers=4": (
-        "train.freeze", "layers.1-4, and the model has 4", "layers.0 to layers.3", "[layers.0-3]"
+        "train.freeze", "layers.4: no parameter matches", "layers.0 to layers.3", "layers.0-3]"
     ),
     f"train {BERT} train.freeze=[layers.2]": (
-        "train.freeze", "layers.2, and the model has 2", "layers.0 to layers.1", "=[layers.0-1]"
+        "train.freeze", "layers.2: no parameter matches", "layers.0 to layers.1", "layers.0-1]"
     ),
     "train train.layer_decay=1.5": (
         "train.layer_decay", "1.5", "above 0 and at most 1", "train.layer_decay=1.0"

@@ -1,6 +1,5 @@
 """How to train, evaluate and run: the numbers of the loop."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -22,10 +21,6 @@ class Export(Enum):
 
     LAST = "last"
     BEST = "best"
-
-
-_EMBEDDINGS, _HEAD = "embeddings", "head"
-_FREEZABLE = (_EMBEDDINGS, "layers", "encoder", _HEAD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +51,9 @@ class TrainConfig:
     warmup_fraction: float | None = setting(None, at_least=0, below=1)
     """The same as a share of the run's steps, in place of `warmup_steps`."""
     freeze: tuple[str, ...] = ()
-    """Parts that keep their weights: embeddings (with them the decoder, the same table), layers
-    (all of them), layers.3, layers.0-5 (from 0, both ends included), encoder (embeddings and
-    layers), head."""
+    """What keeps its weights: embeddings (with them the decoder, the same table), layers (all of
+    them), layers.3, layers.0-5 (from 0, both ends included), encoder (embeddings and layers), head,
+    or a pattern of parameter names: layers.*.attention, "*.bias"."""
     layer_decay: float = setting(1.0, above=0, at_most=1)
     """Each layer learns at this share of the rate of the one above it, from the head down; 1: all
     at the same rate."""
@@ -90,15 +85,6 @@ class TrainConfig:
                 "one of the two, train.warmup_steps=0 or train.warmup_fraction=null",
                 "train.warmup_fraction=0.06 train.warmup_steps=0, or train.warmup_fraction=null",
             )
-        for name in self.freeze:
-            if name not in _FREEZABLE and not _layer_range(name):
-                yield Problem(
-                    "train.freeze",
-                    name or "an empty text",
-                    "a list of embeddings, layers, layers.3, layers.0-5, encoder, head",
-                    "train.freeze=[embeddings,layers.0-5]",
-                )
-
         if self.exports_best and self.keep_checkpoints == 0:
             why = "" if self.export is Export.BEST else ", which early_stopping_patience implies"
             yield Problem(
@@ -120,40 +106,3 @@ class TrainConfig:
         if self.warmup_fraction is None:
             return self.warmup_steps
         return round(self.warmup_fraction * total_steps)
-
-    def freeze_problems(self, layers: int) -> Iterator[Problem]:
-        """What `freeze` asks for in vain of a model of so many layers: known names are assumed."""
-        beyond = [name for name in self.freeze if (r := _layer_range(name)) and r.stop > layers]
-        last = layers - 1
-        if beyond:
-            yield Problem(
-                "train.freeze",
-                f"{', '.join(beyond)}, and the model has {layers} layers",
-                f"layers.0 to layers.{last}",
-                f"train.freeze=[layers.0-{last}], or train.freeze=[layers] for all of them",
-            )
-        elif len(self.frozen_parts(layers)) == layers + 2:
-            yield Problem(
-                "train.freeze",
-                f"{', '.join(self.freeze)}: the whole model",
-                "a part that still trains",
-                "train.freeze=[encoder] trains the head alone, train.freeze=[] everything",
-            )
-
-    def frozen_parts(self, layers: int) -> frozenset[str]:
-        """Those among embeddings, layers.0, layers.1, ..., head that keep their weights."""
-        parts: set[str] = set()
-        for name in self.freeze:
-            numbers = range(layers) if name in ("layers", "encoder") else _layer_range(name)
-            parts.update(f"layers.{number}" for number in numbers)
-            if name in (_EMBEDDINGS, "encoder"):
-                parts.add(_EMBEDDINGS)
-            if name == _HEAD:
-                parts.add(_HEAD)
-        return frozenset(parts)
-
-
-def _layer_range(name: str) -> range:
-    """The layers that layers.3 or layers.0-5 names; empty for anything else."""
-    match = re.fullmatch(r"layers\.([0-9]{1,9})(?:-([0-9]{1,9}))?", name)
-    return range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
