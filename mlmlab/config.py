@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -14,6 +14,7 @@ from mlmlab.evaluation.config import ScoringConfig, TrainEvalConfig
 from mlmlab.masking.config import MaskingConfig, MaskingMode
 from mlmlab.model.config import ModelSettings
 from mlmlab.runtime.config import RuntimeConfig
+from mlmlab.schema import setting
 from mlmlab.training.config import Export, TrainConfig
 
 
@@ -37,17 +38,17 @@ class DebugMode(Enum):
 class DebugConfig:
     """Applied after everything else, so that it does what it says whatever the experiment."""
 
-    mode: DebugMode
+    mode: DebugMode = DebugMode.NONE
     """one_step: does every stage run? overfit: can the model learn one batch by heart? replay: what
     happened in step `step` of the run that `resume` names?"""
-    step: int | None
+    step: int | None = setting(None, at_least=1)
     """For replay: the step, counted from 1."""
-    profile_steps: int
+    profile_steps: int = setting(0, at_least=0)
     """Steps that PyTorch's profiler watches, after a few to warm up; its trace is in profile/ of
     the run's folder. 0: none."""
 
     def problems(self) -> Iterator[Problem]:
-        """A step to replay, and how many to profile."""
+        """A step without a replay, or a replay without a step."""
         if (self.mode is DebugMode.REPLAY) != (self.step is not None):
             yield Problem(
                 "debug.step",
@@ -55,38 +56,32 @@ class DebugConfig:
                 "the step to replay, for debug=replay alone",
                 "python -m mlmlab.train resume=RUN_DIR debug=replay debug.step=1",
             )
-        for name, least in (("step", 1), ("profile_steps", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                yield Problem(
-                    f"debug.{name}", str(value), f"{least} or more", f"debug.{name}={max(1, least)}"
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """All that decides a run."""
 
-    seed: int
+    seed: int = 0
     """Decides order, masks, dropout and fresh weights."""
     name: str
     """Names the run's folder."""
-    run_dir: str | None
+    run_dir: str | None = None
     """The run's folder. null: runs/<name>/<time>."""
-    resume: str | None
+    resume: str | None = None
     """The folder of a run to go on with, from its newest whole checkpoint. null: a new run."""
-    checkpoint: str | None
+    checkpoint: str | None = None
     """A folder, or owner/name[@revision] on the Hub. null: from scratch with `model`."""
-    checkpoint_head: CheckpointHead
+    checkpoint_head: CheckpointHead = CheckpointHead.REQUIRE
     """fresh: a checkpoint without a masked-LM head gets a new one."""
-    tokenizer: TokenizerConfig
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig
-    masking: MaskingConfig
-    model: ModelSettings
-    train: TrainConfig
-    eval: TrainEvalConfig
-    runtime: RuntimeConfig
-    debug: DebugConfig
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: TrainEvalConfig = field(default_factory=TrainEvalConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
 
     def problems(self) -> Iterator[Problem]:
         """Contradictions between the groups."""
@@ -118,8 +113,6 @@ class RunConfig:
                 f"at most model.max_positions={longest}",
                 f"data.block_size={longest}, or model.max_positions={self.data.block_size}",
             )
-        if self.checkpoint is None and self.model.layers is not None and self.model.layers > 0:
-            yield from self.train.freeze_problems(self.model.layers)
         if self.masking.rate == 0.0:
             yield Problem(
                 "masking.rate",
@@ -149,12 +142,12 @@ class RunConfig:
 class EvaluateConfig:
     """All that decides what `python -m mlmlab.evaluate` scores."""
 
-    checkpoint: str | None
+    checkpoint: str | None = None
     """A checkpoint's or a run's folder, or owner/name[@revision] on the Hub."""
-    tokenizer: TokenizerChoice
+    tokenizer: TokenizerChoice = field(default_factory=TokenizerChoice)
     data: DataConfig
-    eval: ScoringConfig
-    runtime: RuntimeConfig
+    eval: ScoringConfig = field(default_factory=ScoringConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def problems(self) -> Iterator[Problem]:
         """No checkpoint."""

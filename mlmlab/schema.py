@@ -1,12 +1,14 @@
 """Plain mappings to frozen dataclasses and back, strictly.
 
-The dataclass is the schema: an unknown key, a missing key, a wrong type or a value that its
-`problems()` rejects becomes a `Problem`, and all of them are collected before anything is raised.
+The dataclass is the schema: an unknown key, a missing key without a default, a wrong type, a value
+outside its limits (`setting`) or a contradiction (`problems()`) becomes a `Problem`, and all of
+them are collected before anything is raised.
 """
 
 import dataclasses
 import difflib
 import math
+import operator
 import types
 from collections.abc import Iterator, Mapping
 from enum import Enum
@@ -35,12 +37,61 @@ _REMOVED = {
 """Keys of earlier versions, and what replaces them."""
 
 
+_COMPARISONS = {
+    "above": operator.gt,
+    "at least": operator.ge,
+    "below": operator.lt,
+    "at most": operator.le,
+}
+
+
+def setting(
+    default: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    example: Any = None,
+) -> Any:
+    """A dataclass field for a number with limits. None passes where its type allows it.
+
+    Args:
+        example: what to suggest in place of a wrong value, if not the default.
+    """
+    limits = dict(zip(_COMPARISONS, (above, at_least, below, at_most), strict=True))
+    metadata = {
+        "limits": {name: limit for name, limit in limits.items() if limit is not None},
+        "example": default if example is None else example,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
 @runtime_checkable
 class Checked(Protocol):
-    """A dataclass that knows which of its values make no sense."""
+    """A dataclass that knows which of its values contradict each other."""
 
     def problems(self) -> Iterator[Problem]:
         """Yields one problem for every value, or combination, that cannot work."""
+
+
+def all_problems(config: Any, path: str) -> Iterator[Problem]:
+    """The values of a dataclass that are outside their limits, and its contradictions.
+
+    Args:
+        path: the dotted key of `config`, "" for the whole config.
+    """
+    for field in dataclasses.fields(config):
+        value, limits = getattr(config, field.name), field.metadata.get("limits", {})
+        if value is None or all(_COMPARISONS[name](value, limits[name]) for name in limits):
+            continue
+        key = f"{path}.{field.name}" if path else field.name
+        expected = " and ".join(f"{name} {limit}" for name, limit in limits.items())
+        if type(None) in get_args(get_type_hints(type(config))[field.name]):
+            expected += ", or null"
+        yield Problem(key, shown(value), expected, f"{key}={shown(field.metadata['example'])}")
+    if isinstance(config, Checked):
+        yield from config.problems()
 
 
 def read(kind: type[Config], mapping: Any, path: str, problems: list[Problem]) -> Config | None:
@@ -66,7 +117,7 @@ def read(kind: type[Config], mapping: Any, path: str, problems: list[Problem]) -
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         key = f"{path}.{field.name}" if path else field.name
         if field.name not in mapping:
-            if field.default is dataclasses.MISSING:
+            if field.default is field.default_factory is dataclasses.MISSING:
                 expected, example = _expected(hints[field.name]), _example(hints[field.name])
                 remedy = f"set {key}={example}, or start from conf/train.yaml"
                 problems.append(Problem(key, "nothing", expected, remedy))
@@ -80,8 +131,7 @@ def read(kind: type[Config], mapping: Any, path: str, problems: list[Problem]) -
     if not complete:
         return None
     config = kind(**values)
-    if isinstance(config, Checked):
-        problems += config.problems()
+    problems += all_problems(config, path)
     return config
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlmlab import schema
 from mlmlab.cli.arguments import Arguments
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer
 from mlmlab.errors import UserError
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         mask_fraction=options.mask_fraction,
         random_fraction=options.random_fraction,
     )
-    problems = list(config.problems())
+    problems = list(schema.all_problems(config, config.path))
     if problems:
         raise UserError(problems)
     tokenizer = load_tokenizer(fetch_tokenizer(options.tokenizer)[0])

@@ -15,13 +15,14 @@ from omegaconf import OmegaConf
 
 import mlmlab
 from mlmlab import schema
-from mlmlab.cli.compose import config_folder
-from mlmlab.config import DebugMode, RunConfig, build
+from mlmlab.cli.compose import config_folder, plain
+from mlmlab.config import DebugMode, EvaluateConfig, RunConfig, build
+from mlmlab.data.config import DataConfig
 from mlmlab.errors import Problem, UserError
 from mlmlab.masking import MaskingMode
 from mlmlab.model.config import ModelSettings
 from mlmlab.runtime.config import Device
-from mlmlab.training.config import Schedule
+from mlmlab.training.config import Schedule, TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +108,23 @@ def test_an_unknown_key_is_shown_beside_those_of_its_group() -> None:
     assert "seed, name, run_dir," in compose_problem("epoch=3").expected
 
 
-def test_a_missing_key_is_named(default: dict[str, Any]) -> None:
+def test_a_missing_key_without_a_default_is_named(default: dict[str, Any]) -> None:
     mapping = changed(default)
-    del mapping["train"]["epochs"], mapping["seed"], mapping["runtime"]
+    del mapping["name"], mapping["data"]
     problems = {problem.where: problem for problem in build_problems(mapping)}
-    assert set(problems) == {"train.epochs", "seed", "runtime"}
-    assert problems["seed"].found == "nothing"
-    assert problems["seed"].expected == "a whole number"
+    assert set(problems) == {"name", "data"}
+    assert problems["name"].found == "nothing"
+    assert problems["name"].expected == "text"
+
+
+def test_other_missing_keys_take_their_defaults(default: dict[str, Any]) -> None:
+    mapping = changed(default)
+    del mapping["train"]["epochs"], mapping["eval"]["masking"]["unit"], mapping["runtime"]
+    assert build(mapping) == mlmlab.compose()
+    config = build({"name": "mine", "checkpoint": "somewhere", "data": {"path": "my.txt"}})
+    assert config == RunConfig(
+        name="mine", checkpoint="somewhere", data=DataConfig(path="my.txt"), train=TrainConfig()
+    )
 
 
 @pytest.mark.parametrize("value", [3, None, "text", [1]])
@@ -246,7 +257,7 @@ def test_enums_go_by_their_written_value() -> None:
         ({"eval__max_examples": 0}, "eval.max_examples"),
         ({"eval__masking__rate": 0.0}, "eval.masking.rate"),
         ({"eval__masking__mask_fraction": -0.5}, "eval.masking.mask_fraction"),
-        ({"train__warmup_fraction": 1.0}, "train.warmup_fraction"),
+        ({"train__warmup_fraction": 1.0, "train__warmup_steps": 0}, "train.warmup_fraction"),
         ({"runtime__threads": 0}, "runtime.threads"),
         ({"data__block_size": 1}, "data.block_size"),
         ({"data__test_fraction": 0.0}, "data.test_fraction"),
@@ -256,6 +267,7 @@ def test_enums_go_by_their_written_value() -> None:
         ({"masking__rate": -0.1}, "masking.rate"),
         ({"masking__rate": 1.1}, "masking.rate"),
         ({"masking__rate": 0.0}, "masking.rate"),
+        ({"masking__start_rate": 0.0, "masking__schedule": "linear"}, "masking.start_rate"),
         ({"model__dropout": 1.0}, "model.dropout"),
         ({"model__layers": 0}, "model.layers"),
         ({"model__heads": 3}, "model.heads"),
@@ -270,8 +282,43 @@ def test_a_value_out_of_range_is_refused(
 ) -> None:
     problem = problem_of(changed(default, **changes))
     assert problem.where == where
-    (value,) = changes.values()
+    value = next(iter(changes.values()))
     assert str(value) in problem.found or problem.found == "an empty text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limited:
+    """A field for each way to limit a value."""
+
+    share: float = schema.setting(0.5, above=0, below=1)
+    count: int = schema.setting(8, at_least=2, at_most=9)
+    maybe: int | None = schema.setting(None, at_least=1)
+    hinted: float | None = schema.setting(0.5, above=0, example="1/2")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "remedy"),
+    [
+        ({"share": 0.0}, "above 0 and below 1", "group.share=0.5"),
+        ({"share": 1.0}, "above 0 and below 1", "group.share=0.5"),
+        ({"count": 1}, "at least 2 and at most 9", "group.count=8"),
+        ({"count": 10}, "at least 2 and at most 9", "group.count=8"),
+        ({"maybe": 0}, "at least 1, or null", "group.maybe=null"),
+        ({"hinted": 0.0}, "above 0, or null", "group.hinted=1/2"),
+        ({"count": 2, "maybe": None}, None, None),
+        ({"count": 9, "maybe": 1, "hinted": None}, None, None),
+    ],
+)
+def test_a_problem_is_made_of_the_limits_of_a_field(
+    values: dict[str, Any], expected: str | None, remedy: str | None
+) -> None:
+    problems: list[Problem] = []
+    assert schema.read(Limited, values, "group", problems) == Limited(**values)
+    for problem in problems:
+        ((name, value),) = values.items()
+        assert (problem.where, problem.found) == (f"group.{name}", str(value))
+        assert (problem.expected, problem.remedy) == (expected, remedy)
+    assert len(problems) == (expected is not None)
 
 
 def test_the_limits_of_a_range_are_allowed(default: dict[str, Any]) -> None:
@@ -462,6 +509,16 @@ FITTING = {
 @pytest.mark.parametrize("option", options())
 def test_every_option_of_every_group_builds(option: str) -> None:
     assert isinstance(mlmlab.compose(option, *FITTING.get(option, [])), RunConfig)
+
+
+def test_the_yaml_files_and_the_dataclasses_have_the_same_keys_and_defaults() -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
+        groups = ["data=text", "model=from_checkpoint", "train=default"]
+        train = plain(hydra_compose("train", groups))
+        evaluate = plain(hydra_compose("evaluate"))
+    del train["sweep_dir"]
+    assert train == schema.to_mapping(RunConfig(name="small_world", data=DataConfig()))
+    assert evaluate == schema.to_mapping(EvaluateConfig(data=DataConfig()))
 
 
 def test_the_default_run_needs_nothing() -> None:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from reference import chi_square
 from reference import masking as twin
 
+from mlmlab import schema
+from mlmlab.errors import Problem
 from mlmlab.masking import MaskedBatch, MaskingConfig, Unit, VocabularyInfo, mask_batch
 
 Arrays = MaskedBatch[NDArray[np.int64]]
@@ -603,21 +605,25 @@ def test_the_vocabulary_tables_say_the_same_thing() -> None:
     assert SMALL.replacement_ids.tolist() == list(range(5, 49))
 
 
+def problems_of(config: MaskingConfig) -> list[Problem]:
+    return list(schema.all_problems(config, "masking"))
+
+
 @pytest.mark.parametrize("name", ["rate", "mask_fraction", "random_fraction"])
 @pytest.mark.parametrize("value", [-0.01, 1.01, 15.0, math.nan, math.inf])
 def test_a_share_outside_zero_to_one_is_a_problem_that_says_so(name: str, value: float) -> None:
     valid = {"mask_fraction": 0.0, "random_fraction": 0.0}
-    problems = list(MaskingConfig(**(valid | {name: value})).problems())  # type: ignore[arg-type]
+    problems = problems_of(MaskingConfig(**(valid | {name: value})))  # type: ignore[arg-type]
     first = problems[0]
     assert first.where == f"masking.{name}"
     assert first.found == str(value)
-    assert "between 0 and 1" in first.expected
+    assert first.expected == "at least 0 and at most 1"
     assert f"masking.{name}={getattr(MaskingConfig(), name)}" in first.remedy
     assert len(problems) == 1 + (name != "rate" and value > 1)  # the sum is then wrong as well
 
 
 def test_shares_that_sum_to_more_than_one_are_a_problem() -> None:
-    (problem,) = MaskingConfig(mask_fraction=0.8, random_fraction=0.3).problems()
+    (problem,) = problems_of(MaskingConfig(mask_fraction=0.8, random_fraction=0.3))
     assert "masking.mask_fraction" in problem.where
     assert "masking.random_fraction" in problem.where
     assert problem.found == "0.8 + 0.3"
@@ -625,7 +631,7 @@ def test_shares_that_sum_to_more_than_one_are_a_problem() -> None:
 
 def test_all_problems_are_reported_together() -> None:
     config = MaskingConfig(rate=2.0, mask_fraction=-1.0, random_fraction=3.0)
-    assert len(list(config.problems())) == 4
+    assert len(problems_of(config)) == 4
 
 
 @pytest.mark.parametrize(
@@ -636,7 +642,7 @@ def test_valid_policies_have_no_problems(
     rate: float, mask_fraction: float, random_fraction: float
 ) -> None:
     config = MaskingConfig(rate=rate, mask_fraction=mask_fraction, random_fraction=random_fraction)
-    assert list(config.problems()) == []
+    assert problems_of(config) == []
 
 
 def test_word_starts_and_a_policy_out_of_range_are_refused() -> None:

@@ -113,24 +113,24 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
         "train.epoch: there is no such key", "train.epoch=3", "one of", "perhaps train.epochs=3"
     ),
     "train train.epochs=three": ("train.epochs", "three", "a whole number", "train.epochs=1"),
-    "train train.batch_size=0": ("train.batch_size", "0", "more than zero", "train.batch_size=1"),
-    "train train.learning_rate=-1": ("train.learning_rate", "-1", "more than zero", "2e-5"),
-    "train train.freeze=[embeding]": ("train.freeze", "embeding", "layers.0-5", "train.freeze=["),
-    "train train.freeze=[layers.2-1]": ("train.freeze", "layers.2-1", "layers.0-5", "[embeddings"),
+    "train train.batch_size=0": ("train.batch_size", "0", "at least 1", "train.batch_size=8"),
+    "train train.learning_rate=-1": ("train.learning_rate", "-1", "above 0", "2e-05"),
+    "train train.freeze=[embeding]": ("train.freeze", "embeding", "embeddings.norm", "=[embed"),
+    "train train.freeze=[layers.2-1]": ("train.freeze", "layers.2-1", "layers.1", "layers.0-1]"),
     "train train.freeze=head": ("train.freeze", "head", "a list of texts", "train.freeze=[]"),
     "train train.freeze=[encoder,head]": (
         "train.freeze", "encoder, head: the whole model", "a part that still trains", "=[encoder]"
     ),
     "train train.freeze=[layers.1-4] model.layers=4": (
-        "train.freeze", "layers.1-4, and the model has 4", "layers.0 to layers.3", "[layers.0-3]"
+        "train.freeze", "layers.4: no parameter matches", "layers.0 to layers.3", "layers.0-3]"
     ),
     f"train {BERT} train.freeze=[layers.2]": (
-        "train.freeze", "layers.2, and the model has 2", "layers.0 to layers.1", "=[layers.0-1]"
+        "train.freeze", "layers.2: no parameter matches", "layers.0 to layers.1", "layers.0-1]"
     ),
     "train train.layer_decay=1.5": (
-        "train.layer_decay", "1.5", "above 0 and at most 1", "train.layer_decay=0.9"
+        "train.layer_decay", "1.5", "above 0 and at most 1", "train.layer_decay=1.0"
     ),
-    "train masking.rate=1.5": ("masking.rate", "1.5", "between 0 and 1", "masking.rate=0.15"),
+    "train masking.rate=1.5": ("masking.rate", "1.5", "at least 0 and at most 1", "rate=0.15"),
     "train masking.rate=0": ("masking.rate", "0", "above 0", "masking.rate=0.15"),
     "train masking.mask_fraction=0.9 masking.random_fraction=0.2": (
         "masking.mask_fraction + masking.random_fraction", "0.9 + 0.2", "at most 1", "=0.8"
@@ -145,7 +145,7 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
     "train data.layout=rows": ("data.layout", "rows", "packed, lines, documents", "packed"),
     "train data.test_fraction=0": ("data.test_fraction", "0", "above 0 and below 1", "=0.2"),
     "train data.on_bad_row=ignore": ("data.on_bad_row", "ignore", "stop, skip", "=stop"),
-    "train eval.mask_draws=0": ("eval.mask_draws", "0", "more than zero", "eval.mask_draws=1"),
+    "train eval.mask_draws=0": ("eval.mask_draws", "0", "at least 1", "eval.mask_draws=1"),
     "train eval.split=all": ("eval.split", "all", "test documents", "remove"),
     "train eval.batch_size=64": ("eval.batch_size", "64", "8,192", "remove"),
     "train eval.masking.mode=static": (
@@ -163,18 +163,18 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
         "tokenizer.vocabulary_size", "10", "at least 300", "tokenizer.vocabulary_size=8192"
     ),
     "train name=a/b": ("name", "a/b", "letters, digits", "name=my-run"),
-    "train runtime.threads=0": ("runtime.threads", "0", "one or more", "runtime.threads=2"),
+    "train runtime.threads=0": ("runtime.threads", "0", "at least 1", "runtime.threads=null"),
     "train runtime.device=cuda": (
         "runtime.device", "PyTorch sees no CUDA", "a CUDA device", "runtime.device=auto"
     ),
     "train runtime.precision=fp8": ("runtime.precision", "fp8", "fp32, bf16, fp16", "=auto"),
     "train runtime.mask_on=gpu": ("runtime.mask_on", "gpu", "a thread", "remove"),
     "train runtime.parallel=tp": ("runtime.parallel", "tp", "ddp, fsdp", "runtime.parallel=ddp"),
-    "train runtime.processes=0": ("runtime.processes", "0", "one or more", "runtime.processes=2"),
+    "train runtime.processes=0": ("runtime.processes", "0", "at least 1", "runtime.processes=null"),
     "train train.early_stopping_patience=0": (
-        "train.early_stopping_patience", "0", "more than zero", "train.early_stopping_patience=1"
+        "train.early_stopping_patience", "0", "at least 1, or null", "_patience=null"
     ),
-    "train debug.profile_steps=-1": ("debug.profile_steps", "-1", "0 or more", "profile_steps=1"),
+    "train debug.profile_steps=-1": ("debug.profile_steps", "-1", "at least 0", "profile_steps=0"),
     "train debug=replay debug.step=3": ("resume", "null, with", "the folder", "resume=RUN_DIR"),
     "train debug=replay": ("debug.step", "null, with", "the step to replay", "debug.step=1"),
     "train debug.step=3": ("debug.step", "3, with", "for debug=replay alone", "debug=replay"),

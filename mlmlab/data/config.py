@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mlmlab.errors import Problem
+from mlmlab.schema import setting
 
 
 class Source(Enum):
@@ -51,69 +52,54 @@ class TokenizerKind(Enum):
 class DataConfig:
     """The text and how it is cut into examples."""
 
-    source: Source
+    source: Source = Source.FILE
     """builtin: the small world. file: `path`. url: `url`, checked against `sha256`. hub: `files` of
     the data set `repository`."""
-    path: str | None
+    path: str | None = None
     """A file or a glob: .txt (`document`), .jsonl, .json, .csv, .tsv, .parquet; each also gzipped.
     """
-    url: str | None
+    url: str | None = None
     """The file's address; read only when source=url."""
-    sha256: str | None
+    sha256: str | None = None
     """Its checksum in hexadecimal; null: not checked. Read only when source=url."""
-    repository: str | None
+    repository: str | None = None
     """owner/name of a data set on the Hub."""
-    revision: str | None
+    revision: str | None = None
     """Its branch, tag or commit; null: main. A run's config.yaml holds the commit."""
-    files: str | None
+    files: str | None = None
     """Which of its files: a glob."""
-    text_field: str
+    text_field: str = "text"
     """The field or column that holds a row's text; dots descend: answers.text."""
-    encoding: str
+    encoding: str = "utf-8"
     """How the bytes of a text file become characters."""
-    document: DocumentUnit
+    document: DocumentUnit = DocumentUnit.LINE
     """What a document is in a .txt file: a line, a paragraph or all of the file. In the other
     formats it is a row, whatever this says."""
-    on_bad_row: OnBadRow
+    on_bad_row: OnBadRow = OnBadRow.STOP
     """stop: a row that cannot be read ends the run. skip: it is left out and counted."""
-    limit: int | None
+    limit: int | None = setting(None, at_least=1)
     """Take the first so many documents; null: all. The small world has 24,000 by default."""
-    test_fraction: float
+    test_fraction: float = setting(0.2, above=0, below=1)
     """Chance that a document belongs to the test set."""
-    eval_path: str | None
+    eval_path: str | None = None
     """A file or glob of test documents; then all others are trained on. null: `test_fraction`."""
-    seed: int
+    seed: int = 0
     """Decides the split, independent of the run's seed."""
-    layout: Layout
+    layout: Layout = Layout.PACKED
     """packed: documents joined and cut into blocks. lines: a document, an example, cut off where
     it is longer than a block. documents: a long document becomes several examples."""
-    block_size: int
+    block_size: int = setting(128, at_least=2)
     """Tokens in an example, or of the longest one."""
-    isolate_documents: bool
+    isolate_documents: bool = False
     """Whether the documents that share a packed block are hidden from each other."""
-    fingerprint: str | None
+    fingerprint: str | None = None
     """Of the text's content. A run fills it in, so that resuming it, replaying it or evaluating it
     with other text is refused. null: not compared."""
-    eval_fingerprint: str | None
+    eval_fingerprint: str | None = None
     """The same of `eval_path`."""
 
     def problems(self) -> Iterator[Problem]:
-        """Values out of range, and sources that lack their address."""
-        if self.block_size < 2:
-            yield Problem(
-                "data.block_size", str(self.block_size), "at least 2 tokens", "data.block_size=128"
-            )
-        if not 0.0 < self.test_fraction < 1.0:
-            yield Problem(
-                "data.test_fraction",
-                str(self.test_fraction),
-                "a share above 0 and below 1: training and evaluation both need documents",
-                "data.test_fraction=0.2",
-            )
-        if self.limit is not None and self.limit < 1:
-            yield Problem(
-                "data.limit", str(self.limit), "a positive number or null", "data.limit=null"
-            )
+        """A checksum that is none, and sources that lack their address."""
         if self.sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):
             yield Problem(
                 "data.sha256",
@@ -121,10 +107,6 @@ class DataConfig:
                 "64 hexadecimal digits, or null",
                 "data.sha256=null downloads the file unchecked",
             )
-        yield from self._source_problems()
-
-    def _source_problems(self) -> Iterator[Problem]:
-        """The address that the source needs, and one that it does not read."""
         needs = {
             Source.FILE: ("path", "the file to read", "data.path=FILE"),
             Source.URL: ("url", "the address to read", "data.url=https://HOST/FILE"),
@@ -153,7 +135,7 @@ class DataConfig:
 class TokenizerChoice:
     """Which tokenizer."""
 
-    path: str | None
+    path: str | None = None
     """A folder, a tokenizer.json, or owner/name on the Hub. null: the checkpoint's own; without a
     checkpoint, one trained on the corpus (the small world brings its own)."""
 
@@ -162,17 +144,7 @@ class TokenizerChoice:
 class TokenizerConfig(TokenizerChoice):
     """Which tokenizer, and how one is trained."""
 
-    kind: TokenizerKind
+    kind: TokenizerKind = TokenizerKind.BPE
     """The algorithm, where one is trained."""
-    vocabulary_size: int
-    """Its size, special tokens included, where one is trained."""
-
-    def problems(self) -> Iterator[Problem]:
-        """A vocabulary too small to hold the special tokens and the bytes."""
-        if self.vocabulary_size < 300:
-            yield Problem(
-                "tokenizer.vocabulary_size",
-                str(self.vocabulary_size),
-                "at least 300: 256 bytes and the special tokens must fit",
-                "tokenizer.vocabulary_size=8192",
-            )
+    vocabulary_size: int = setting(8192, at_least=300)
+    """Its size where one is trained: 256 bytes and the special tokens must fit."""

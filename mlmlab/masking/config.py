@@ -1,7 +1,6 @@
 """What to mask: the policy (`MaskingPolicy`), how it changes over a training run (`MaskingConfig`),
 and the ids that it works on (`VocabularyInfo`)."""
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -12,7 +11,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from mlmlab import schema
 from mlmlab.errors import Problem
+from mlmlab.schema import setting
 
 
 class Unit(Enum):
@@ -65,15 +66,15 @@ class MaskingPolicy:
     """Which tokens are predicted, and what replaces them (Devlin et al. 2019, section 3.1,
     and its later variants)."""
 
-    rate: float = 0.15
+    rate: float = setting(0.15, at_least=0, at_most=1)
     """Share of the tokens that are selected, that is, predicted."""
     unit: Unit = Unit.TOKEN
     """token; word: all tokens of a word together; span: runs of whole words (SpanBERT)."""
     corrupt: Corrupt = Corrupt.TOKEN
     """token: each selected token is masked, replaced or kept by itself. unit: its unit at once."""
-    mask_fraction: float = 0.8
+    mask_fraction: float = setting(0.8, at_least=0, at_most=1)
     """Share of the selected tokens that become the mask token."""
-    random_fraction: float = 0.1
+    random_fraction: float = setting(0.1, at_least=0, at_most=1)
     """Share that become a random id; the rest keep their own."""
     budget: Budget = Budget.BERNOULLI
     """bernoulli: every unit is selected by itself, with chance `rate`. exact: in each example units
@@ -81,17 +82,17 @@ class MaskingPolicy:
     with the chance that makes the mean exact. Single tokens are selected alike; of words, those of
     four tokens 4 % less often than 15 % in rows of 128 tokens, 1 % less in rows of 512."""
 
+    path = "masking"
+    """The dotted key of a policy, for messages; no field."""
+
     def problems(self) -> Iterator[Problem]:
-        """What no masking kernel could do."""
-        for name, example in (("rate", 0.15), ("mask_fraction", 0.8), ("random_fraction", 0.1)):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                yield _no_share(name, getattr(self, name), example)
+        """Shares that exceed the whole."""
         if self.mask_fraction + self.random_fraction > 1.0 + 1e-9:
             yield Problem(
-                "masking.mask_fraction + masking.random_fraction",
+                f"{self.path}.mask_fraction + {self.path}.random_fraction",
                 f"{self.mask_fraction} + {self.random_fraction}",
                 "a sum of at most 1; what is left is the share of kept tokens",
-                "for instance masking.mask_fraction=0.8 masking.random_fraction=0.1",
+                f"for instance {self.path}.mask_fraction=0.8 {self.path}.random_fraction=0.1",
             )
 
     @cached_property
@@ -123,7 +124,7 @@ class MaskingPolicy:
     @cached_property
     def problem_text(self) -> str:
         """All problems, or an empty text: looked at for every batch."""
-        return "\n".join(map(str, self.problems()))
+        return "\n".join(map(str, schema.all_problems(self, self.path)))
 
     @cached_property
     def span_tables(self) -> NDArray[np.uint64]:
@@ -148,15 +149,6 @@ class MaskingPolicy:
         return np.round(np.array(tables) * _WORD).astype(np.uint64)
 
 
-def _no_share(name: str, value: float, example: float) -> Problem:
-    return Problem(
-        f"masking.{name}",
-        str(value),
-        "a share between 0 and 1",
-        f"for instance masking.{name}={example}",
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class MaskingConfig(MaskingPolicy):
     """The policy of a training run, whose masks and rate may change over the run."""
@@ -166,26 +158,21 @@ class MaskingConfig(MaskingPolicy):
     schedule: RateSchedule = RateSchedule.CONSTANT
     """constant: `rate`. linear, cosine: from `start_rate` to `rate` over the run. steps:
     `rate_steps`."""
-    start_rate: float | None = None
+    start_rate: float | None = setting(None, above=0, at_most=1)
     """The first step's rate, for linear and cosine."""
     rate_steps: tuple[str, ...] = ()
     """For steps: "STEP:RATE" each, ascending; before the first of them the rate is `rate`."""
 
     def problems(self) -> Iterator[Problem]:
-        """What no masking kernel could do, and a schedule without its rates."""
+        """Shares that exceed the whole, and a schedule without its rates."""
         yield from super().problems()
-        yield from self._schedule_problems()
-
-    def _schedule_problems(self) -> Iterator[Problem]:
-        if self.start_rate is not None and not 0.0 <= self.start_rate <= 1.0:
-            yield _no_share("start_rate", self.start_rate, 0.3)
         moves = self.schedule in (RateSchedule.LINEAR, RateSchedule.COSINE)
-        if moves != (self.start_rate is not None) or self.start_rate == 0.0:
+        if moves != (self.start_rate is not None):
             yield Problem(
                 "masking.start_rate",
                 f"{'null' if self.start_rate is None else self.start_rate}, with "
                 f"masking.schedule={self.schedule.value}",
-                "the first rate of a linear or cosine schedule, above 0; null for the others",
+                "the first rate of a linear or cosine schedule; null for the others",
                 "masking.schedule=linear masking.start_rate=0.3",
             )
         rates = self.rates_by_step()
@@ -243,21 +230,9 @@ class EvalMaskingConfig(MaskingPolicy):
     """The policy of evaluations. It never changes, so that the figures of a run, and of runs that
     train with other policies, compare."""
 
-    def problems(self) -> Iterator[Problem]:
-        """What no masking kernel could do, and nothing to score."""
-        for problem in super().problems():
-            where, remedy = (
-                re.sub(r"\bmasking\.", "eval.masking.", text)
-                for text in (problem.where, problem.remedy)
-            )
-            yield dataclasses.replace(problem, where=where, remedy=remedy)
-        if self.rate == 0.0:
-            yield Problem(
-                "eval.masking.rate",
-                "0.0",
-                "above 0: only masked tokens are scored",
-                "eval.masking.rate=0.15",
-            )
+    rate: float = setting(0.15, above=0, at_most=1)
+    """Share of the tokens that are selected, that is, scored."""
+    path = "eval.masking"
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import Enum
+from typing import Any
 
 from mlmlab.errors import Problem
+from mlmlab.schema import setting
 
 
 class Family(Enum):
@@ -19,36 +21,29 @@ class Family(Enum):
 class ModelSettings:
     """The `model` group of the config. All null but the dropout: the checkpoint decides."""
 
-    family: Family | None
+    family: Family | None = None
     """bert, roberta (DistilRoBERTa too) or distilbert."""
-    hidden_size: int | None
+    hidden_size: int | None = setting(None, at_least=1, example=128)
     """Width of the residual stream."""
-    layers: int | None
+    layers: int | None = setting(None, at_least=1, example=2)
     """Number of transformer layers."""
-    heads: int | None
+    heads: int | None = setting(None, at_least=1, example=4)
     """Attention heads a layer; divides hidden_size."""
-    intermediate_size: int | None
+    intermediate_size: int | None = setting(None, at_least=1, example=256)
     """Width inside the feed-forward."""
-    max_positions: int | None
+    max_positions: int | None = setting(None, at_least=1, example=128)
     """The longest sequence, in tokens."""
-    initializer_range: float | None
+    initializer_range: float | None = setting(None, above=0, example=0.02)
     """Standard deviation of fresh weights."""
-    dropout: float | None
+    dropout: float | None = setting(None, at_least=0, below=1, example=0.1)
     """Dropout of embeddings, sublayers and attention weights. null: the checkpoint's own."""
 
-    def architecture(self) -> dict[str, object]:
+    def architecture(self) -> dict[str, Any]:
         """The keys that a checkpoint also decides, with their values."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dropout"}
 
     def problems(self) -> Iterator[Problem]:
-        """Sizes that are not positive, heads that do not divide the width."""
-        for name, value in self.architecture().items():
-            if isinstance(value, int | float) and value <= 0:
-                yield Problem(f"model.{name}", str(value), "a positive number", f"model.{name}=1")
-        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
-            yield Problem(
-                "model.dropout", str(self.dropout), "at least 0 and below 1", "model.dropout=0.1"
-            )
+        """Heads that do not divide the width."""
         if self.hidden_size and self.heads and self.hidden_size % self.heads:
             yield Problem(
                 "model.heads",
@@ -91,29 +86,18 @@ class ModelConfig:
         Raises:
             AssertionError: a key is null (`RunConfig.problems` asks the user for it first).
         """
-        assert settings.family is not None
+        architecture = settings.architecture()
+        assert None not in architecture.values()
         assert settings.dropout is not None
-        assert settings.hidden_size
-        assert settings.layers
-        assert settings.heads
-        assert settings.intermediate_size
-        assert settings.max_positions
-        assert settings.initializer_range
         roberta = settings.family is Family.ROBERTA
         token_types = {Family.BERT: 2, Family.ROBERTA: 1, Family.DISTILBERT: 0}
         return cls(
-            family=settings.family,
+            **architecture,
             vocabulary_size=vocabulary_size,
-            hidden_size=settings.hidden_size,
-            layers=settings.layers,
-            heads=settings.heads,
-            intermediate_size=settings.intermediate_size,
-            max_positions=settings.max_positions,
             position_offset=pad_id + 1 if roberta else 0,
-            token_types=token_types[settings.family],
+            token_types=token_types[architecture["family"]],
             layer_norm_eps=1e-5 if roberta else 1e-12,
             pad_id=pad_id,
-            initializer_range=settings.initializer_range,
             dropout=settings.dropout,
             attention_dropout=settings.dropout,
         )

@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from mlmlab.checkpoints import LoadedModel, check_vocabularies, load_model
 from mlmlab.checkpoints.hub_config import read_hub_config
 from mlmlab.config import CheckpointHead, EvaluateConfig, RunConfig
@@ -109,6 +111,10 @@ def set_up(
         model = MaskedLanguageModel(read_hub_config(state))
     if model is not None:
         freeze(model, config.train)  # refuses now, not after an hour of tokenizing
+    else:  # so does a model of the same parameter names, whatever the vocabulary will be
+        sizes = ModelConfig.from_settings(config.model, vocabulary_size=1, pad_id=0)
+        with torch.device("meta"):
+            freeze(MaskedLanguageModel(sizes), config.train)
     test_source, data = _eval_source(data)
     if data.eval_path is not None:  # every other document is trained on
         data = dataclasses.replace(data, test_fraction=0.0)

@@ -226,16 +226,18 @@ def _trained(model: MaskedLanguageModel, train: TrainConfig) -> list[str]:
     rows = account(model, train.layer_decay)
     table = []
     for number, row in enumerate(rows):
-        state = f"learning rate x {row.rate_factor:.3g}" if row.trains else "frozen"
+        state = f"learning rate x {row.rate_factor:.3g}" if row.trained else "frozen"
+        if 0 < row.trained < row.parameters:
+            state += f" for {row.trained:,}"
         label = "" if number else "trained"
         table.append(_verbatim(label, f"{row.name:<14} {row.parameters:>13,}  {state}"))
-    embeddings, head = rows[0], rows[-1]
-    tied = "the decoder's weight is the token table, which trains with the embeddings"
-    if not embeddings.trains:
-        bias = "only decoder_bias trains" if head.trains else "nothing trains"
-        tied = "the decoder's weight is the token table and is frozen with the embeddings: "
-        tied += f"of the decoder, {bias}"
-    count = sum(row.parameters for row in rows if row.trains)
+    tied = "the decoder's weight is the token table, which "
+    if model.embeddings.token.weight.requires_grad:
+        tied += "trains"
+    else:
+        bias = "only decoder_bias" if model.head.decoder_bias.requires_grad else "nothing"
+        tied += f"is frozen: of the decoder, {bias} trains"
+    count = sum(row.trained for row in rows)
     return [*table, _row("", f"{count:,} of {model.parameter_count():,} parameters train; {tied}")]
 
 

@@ -1,10 +1,9 @@
 """The machine that a run uses."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from mlmlab.errors import Problem
+from mlmlab.schema import setting
 
 
 class Device(Enum):
@@ -35,27 +34,20 @@ class Parallel(Enum):
 class RuntimeConfig:
     """The machine."""
 
-    device: Device
+    device: Device = Device.AUTO
     """auto: cuda where there is one, else cpu."""
-    precision: Precision
+    precision: Precision = Precision.AUTO
     """auto: bf16 where the device computes in it natively and the model is 512 wide or more, else
     fp32. fp16 scales its losses, and leaves out steps whose gradient overflows."""
-    tf32: bool
+    tf32: bool = False
     """Whether fp32 matrix products on CUDA may round their factors to 10 bits: faster."""
-    parallel: Parallel
+    parallel: Parallel = Parallel.DDP
     """How the processes that torchrun starts share a run. ddp: each has the model, and a part of
     every batch. fsdp: each has a part of both; less memory for more traffic. The results and the
     checkpoints are the same."""
-    processes: int | None
+    processes: int | None = setting(None, at_least=1)
     """Processes that the command starts itself, on this machine; null: one, or torchrun's."""
-    deterministic: bool
+    deterministic: bool = False
     """Only algorithms with the same bits every time; on CUDA slower. CPU runs have them anyway."""
-    threads: int | None
+    threads: int | None = setting(None, at_least=1)
     """CPU threads of PyTorch; null: as many as it likes."""
-
-    def problems(self) -> Iterator[Problem]:
-        """Values out of range."""
-        for name in ("threads", "processes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield Problem(f"runtime.{name}", str(value), "one or more", f"runtime.{name}=2")

@@ -1,11 +1,11 @@
 """How to train, evaluate and run: the numbers of the loop."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
 from mlmlab.errors import Problem
+from mlmlab.schema import setting
 
 
 class Schedule(Enum):
@@ -23,113 +23,68 @@ class Export(Enum):
     BEST = "best"
 
 
-_EMBEDDINGS, _HEAD = "embeddings", "head"
-_FREEZABLE = (_EMBEDDINGS, "layers", "encoder", _HEAD)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The optimization."""
 
-    epochs: int
+    epochs: int = setting(3, at_least=1)
     """Passes over the training examples."""
-    max_steps: int | None
+    max_steps: int | None = setting(None, at_least=1)
     """Steps; where set, it decides and `epochs` does not."""
-    batch_size: int
+    batch_size: int = setting(8, at_least=1)
     """Examples per step."""
-    micro_batch_size: int | None
+    micro_batch_size: int | None = setting(None, at_least=1)
     """Examples per forward pass; accumulation follows from it. null: the whole batch."""
-    learning_rate: float
+    learning_rate: float = setting(2e-5, above=0)
     """The highest rate of the schedule."""
-    weight_decay: float
+    weight_decay: float = setting(0.01, at_least=0)
     """AdamW's decay of weight matrices and embeddings; biases and norms have none."""
-    adam_beta1: float
-    adam_beta2: float
-    adam_eps: float
-    max_grad_norm: float
+    adam_beta1: float = setting(0.9, at_least=0, below=1)
+    adam_beta2: float = setting(0.999, at_least=0, below=1)
+    adam_eps: float = setting(1e-8, above=0)
+    max_grad_norm: float = setting(1.0, at_least=0)
     """Gradients are scaled down to this norm; 0: never."""
-    schedule: Schedule
+    schedule: Schedule = Schedule.LINEAR
     """linear and cosine fall to zero at the last step."""
-    warmup_steps: int
+    warmup_steps: int = setting(0, at_least=0)
     """Steps over which the rate rises from zero."""
-    warmup_fraction: float | None
+    warmup_fraction: float | None = setting(None, at_least=0, below=1)
     """The same as a share of the run's steps, in place of `warmup_steps`."""
-    freeze: tuple[str, ...]
-    """Parts that keep their weights: embeddings (with them the decoder, the same table), layers
-    (all of them), layers.3, layers.0-5 (from 0, both ends included), encoder (embeddings and
-    layers), head."""
-    layer_decay: float
+    freeze: tuple[str, ...] = ()
+    """What keeps its weights: embeddings (with them the decoder, the same table), layers (all of
+    them), layers.3, layers.0-5 (from 0, both ends included), encoder (embeddings and layers), head,
+    or a pattern of parameter names: layers.*.attention, "*.bias"."""
+    layer_decay: float = setting(1.0, above=0, at_most=1)
     """Each layer learns at this share of the rate of the one above it, from the head down; 1: all
     at the same rate."""
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool = False
     """Layers are computed again in backward (Chen et al. 2016): less memory, about a third more
     arithmetic, the same gradients."""
-    save_every_steps: int | None
+    save_every_steps: int | None = setting(None, at_least=1)
     """Steps between checkpoints, besides one at each evaluation that is the best so far. null:
     one at each evaluation."""
-    save_every_minutes: float | None
+    save_every_minutes: float | None = setting(30.0, above=0)
     """Minutes between checkpoints, besides the others. null: only the others."""
-    keep_checkpoints: int
+    keep_checkpoints: int = setting(2, at_least=0)
     """Older checkpoints are removed, all but the best one; 0: none are written."""
-    log_every_steps: int
+    log_every_steps: int = setting(10, at_least=1)
     """Steps between log lines."""
-    early_stopping_patience: int | None
+    early_stopping_patience: int | None = setting(None, at_least=1)
     """The run ends after so many evaluations in a row that are no better than the best before
     them; null: never before its horizon."""
-    export: Export | None
+    export: Export | None = None
     """The weights in export/ and summary.json: those of the last step, or of the best evaluation.
     null: best where `early_stopping_patience` is set, else last."""
 
     def problems(self) -> Iterator[Problem]:
-        """Values out of range."""
-        positive = ("epochs", "batch_size", "log_every_steps", "learning_rate", "adam_eps")
-        optional = (
-            "max_steps",
-            "micro_batch_size",
-            "save_every_steps",
-            "save_every_minutes",
-            "early_stopping_patience",
-        )
-        not_negative = ("weight_decay", "max_grad_norm", "warmup_steps", "keep_checkpoints")
-        for name in positive + optional + not_negative:
-            value = getattr(self, name)
-            if value is None or value > 0 or (value == 0 and name in not_negative):
-                continue
-            expected = "zero or more" if name in not_negative else "more than zero"
-            example = {"learning_rate": "2e-5", "adam_eps": "1e-8"}.get(name, "1")
-            yield Problem(f"train.{name}", str(value), expected, f"train.{name}={example}")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                yield Problem(
-                    f"train.{name}",
-                    str(getattr(self, name)),
-                    "at least 0 and below 1",
-                    "train.adam_beta1=0.9 train.adam_beta2=0.999",
-                )
-        if not 0.0 < self.layer_decay <= 1.0:
-            yield Problem(
-                "train.layer_decay",
-                str(self.layer_decay),
-                "above 0 and at most 1",
-                "train.layer_decay=0.9, or train.layer_decay=1 for one rate",
-            )
-        fraction = self.warmup_fraction
-        if fraction is not None and (not 0.0 <= fraction < 1.0 or self.warmup_steps):
+        """Two lengths of the warm-up, and best weights that nothing keeps."""
+        if self.warmup_fraction is not None and self.warmup_steps:
             yield Problem(
                 "train.warmup_fraction",
-                f"{fraction}, with train.warmup_steps={self.warmup_steps}",
-                "at least 0 and below 1; train.warmup_steps is then 0",
+                f"{self.warmup_fraction}, with train.warmup_steps={self.warmup_steps}",
+                "one of the two, train.warmup_steps=0 or train.warmup_fraction=null",
                 "train.warmup_fraction=0.06 train.warmup_steps=0, or train.warmup_fraction=null",
             )
-        for name in self.freeze:
-            if name not in _FREEZABLE and not _layer_range(name):
-                yield Problem(
-                    "train.freeze",
-                    name or "an empty text",
-                    "a list of embeddings, layers, layers.3, layers.0-5, encoder, head",
-                    "train.freeze=[embeddings,layers.0-5]",
-                )
-
         if self.exports_best and self.keep_checkpoints == 0:
             why = "" if self.export is Export.BEST else ", which early_stopping_patience implies"
             yield Problem(
@@ -151,40 +106,3 @@ class TrainConfig:
         if self.warmup_fraction is None:
             return self.warmup_steps
         return round(self.warmup_fraction * total_steps)
-
-    def freeze_problems(self, layers: int) -> Iterator[Problem]:
-        """What `freeze` asks for in vain of a model of so many layers: known names are assumed."""
-        beyond = [name for name in self.freeze if (r := _layer_range(name)) and r.stop > layers]
-        last = layers - 1
-        if beyond:
-            yield Problem(
-                "train.freeze",
-                f"{', '.join(beyond)}, and the model has {layers} layers",
-                f"layers.0 to layers.{last}",
-                f"train.freeze=[layers.0-{last}], or train.freeze=[layers] for all of them",
-            )
-        elif len(self.frozen_parts(layers)) == layers + 2:
-            yield Problem(
-                "train.freeze",
-                f"{', '.join(self.freeze)}: the whole model",
-                "a part that still trains",
-                "train.freeze=[encoder] trains the head alone, train.freeze=[] everything",
-            )
-
-    def frozen_parts(self, layers: int) -> frozenset[str]:
-        """Those among embeddings, layers.0, layers.1, ..., head that keep their weights."""
-        parts: set[str] = set()
-        for name in self.freeze:
-            numbers = range(layers) if name in ("layers", "encoder") else _layer_range(name)
-            parts.update(f"layers.{number}" for number in numbers)
-            if name in (_EMBEDDINGS, "encoder"):
-                parts.add(_EMBEDDINGS)
-            if name == _HEAD:
-                parts.add(_HEAD)
-        return frozenset(parts)
-
-
-def _layer_range(name: str) -> range:
-    """The layers that layers.3 or layers.0-5 names; empty for anything else."""
-    match = re.fullmatch(r"layers\.([0-9]{1,9})(?:-([0-9]{1,9}))?", name)
-    return range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)

@@ -1,7 +1,10 @@
 """AdamW with decay on matrices only, and a rate for each layer."""
 
+import itertools
+import re
 from dataclasses import dataclass
-from itertools import groupby
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -22,22 +25,53 @@ def parts(model: MaskedLanguageModel) -> dict[str, nn.Module]:
 
 
 def freeze(model: MaskedLanguageModel, config: TrainConfig) -> None:
-    """Lets the parts that `train.freeze` does not name train, and no others.
+    """Lets the parameters that `train.freeze` does not name train, and no others.
 
     To be called before the optimizer is built, which leaves frozen parameters out. Autograd does
     the rest: no gradient for a frozen weight, and no backward at all below the lowest part that
-    trains. Dropout goes on in frozen parts.
+    trains. Frozen parts keep their dropout.
 
     Raises:
-        UserError: a layer that the model lacks, or nothing that is left to train.
+        UserError: an entry that matches no parameter, or nothing left to train.
     """
-    layers = len(model.layers)
-    problems = list(config.freeze_problems(layers))
-    if problems:
-        raise UserError(problems)
-    frozen = config.frozen_parts(layers)
-    for name, part in parts(model).items():
-        part.requires_grad_(name not in frozen)
+    names = [name for name, _ in model.named_parameters()]
+    frozen: set[str] = set()
+    unmatched = []
+    for pattern in itertools.chain.from_iterable(map(_patterns, config.freeze)):
+        # A module's name stands for all that is in it.
+        found = {n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")}
+        frozen |= found
+        if not found:
+            unmatched.append(pattern)
+    if unmatched:
+        last = len(model.layers) - 1
+        raise UserError.of(
+            "train.freeze",
+            found=f"{', '.join(unmatched[:3])}: no parameter matches",
+            expected=f"embeddings, layers, layers.0 to layers.{last}, encoder, head, or a pattern "
+            "of parameter names, such as "
+            + ", ".join(get_close_matches(unmatched[0], names, 3, cutoff=0.0)),
+            remedy=f"train.freeze=[embeddings,layers.0-{last}]",
+        )
+    if len(frozen) == len(names):
+        raise UserError.of(
+            "train.freeze",
+            found=f"{', '.join(config.freeze)}: the whole model",
+            expected="a part that still trains",
+            remedy="train.freeze=[encoder] trains the head alone, train.freeze=[] everything",
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
+def _patterns(entry: str) -> list[str]:
+    """The patterns that an entry of `train.freeze` is short for."""
+    if entry == "encoder":
+        return ["embeddings", "layers"]
+    if ends := re.fullmatch(r"layers\.(\d{1,3})-(\d{1,3})", entry):
+        numbers = range(int(ends[1]), int(ends[2]) + 1)
+        return [f"layers.{number}" for number in numbers] or [entry]
+    return [entry]
 
 
 def rate_factors(model: MaskedLanguageModel, layer_decay: float) -> dict[str, float]:
@@ -59,39 +93,34 @@ class PartAccount:
     """embeddings, layers.3, layers.0-5 or head."""
     parameters: int
     """Numbers in it; in all layers of a range together."""
-    trains: bool
+    trained: int
+    """Those of them that are not frozen."""
     rate_factor: float
-    """Of the learning rate, where it trains."""
+    """Of the learning rate; 0 where nothing trains."""
 
 
 def account(model: MaskedLanguageModel, layer_decay: float) -> list[PartAccount]:
     """Every parameter of the model in one row."""
     factors = rate_factors(model, layer_decay)
-    rows = [
-        PartAccount(
-            name=name,
-            parameters=sum(p.numel() for p in part.parameters()),
-            trains=any(p.requires_grad for p in part.parameters()),
-            rate_factor=factors[name],
+    counts, trained = {}, {}
+    for name, part in parts(model).items():
+        counts[name] = sum(p.numel() for p in part.parameters())
+        trained[name] = sum(p.numel() for p in part.parameters() if p.requires_grad)
+
+    def treatment(name: str) -> tuple[str, int, float]:
+        return name.partition(".")[0], trained[name], factors[name] if trained[name] else 0.0
+
+    accounts = []
+    for (_, _, factor), neighbours in itertools.groupby(parts(model), key=treatment):
+        first, *others = neighbours
+        row = PartAccount(
+            name=f"{first}-{others[-1].removeprefix('layers.')}" if others else first,
+            parameters=sum(counts[name] for name in (first, *others)),
+            trained=sum(trained[name] for name in (first, *others)),
+            rate_factor=factor,
         )
-        for name, part in parts(model).items()
-    ]
-    return [_together(list(group)) for _, group in groupby(rows, key=_kind)]
-
-
-def _kind(row: PartAccount) -> tuple[str, float | None]:
-    """Equal for layers that are treated alike."""
-    return row.name.partition(".")[0], row.rate_factor if row.trains else None
-
-
-def _together(rows: list[PartAccount]) -> PartAccount:
-    first, last = rows[0], rows[-1]
-    return PartAccount(
-        name=first.name + f"-{last.name.partition('.')[2]}" * (len(rows) > 1),
-        parameters=sum(row.parameters for row in rows),
-        trains=first.trains,
-        rate_factor=first.rate_factor,
-    )
+        accounts.append(row)
+    return accounts
 
 
 def build_optimizer(model: MaskedLanguageModel, config: TrainConfig) -> torch.optim.AdamW:
