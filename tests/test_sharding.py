@@ -564,13 +564,10 @@ def test_several_processes_export_the_best_weights(tmp_path: Path, parallel: str
     assert summary["eval_loss"] == losses[best] == min(losses.values())
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_several_processes_save_together_when_the_clock_of_the_first_says_so(
-    tmp_path: Path, parallel: str
+    two: Ended, tmp_path: Path
 ) -> None:
-    keys = (*TINY, "train.max_steps=12", "train.save_every_steps=100", "train.keep_checkpoints=20")
-    shared = (*keys, f"runtime.parallel={parallel}")
-    forked_to_the_end(tmp_path, *shared, "run_dir=rare")
-    forked_to_the_end(tmp_path, *shared, "train.save_every_minutes=1e-9", "run_dir=often")
-    assert len(list((tmp_path / "often" / "checkpoints").iterdir())) == 12
-    assert results(tmp_path / "often") == results(tmp_path / "rare")
+    often = ("train.save_every_steps=100", "train.save_every_minutes=1e-9")
+    forked_to_the_end(tmp_path, *TINY, FSDP, *often, "train.keep_checkpoints=20")
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 12
+    assert results(tmp_path / "run") == results(two.folder / "run")
