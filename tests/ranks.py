@@ -1,7 +1,6 @@
 """Runs of several processes: under torchrun, or forked from one that has imported PyTorch."""
 
 import importlib
-import multiprocessing
 import os
 import random
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stopping import forkserver
 from torch.distributed import TCPStore
 
 import mlmlab
@@ -28,9 +28,6 @@ PATIENCE_SECONDS = 60.0
 START_SECONDS = 120.0
 """So long a start may take where other work fills the machine."""
 _ROOT = str(Path(mlmlab.__file__).parents[1])
-_PRELOADED = ["ranks", "mlmlab.train", "mlmlab.runs.train", "torch._inductor"]
-_PRELOADED += ["mlmlab.training.parallel"]
-"""What each process imports in the end, those of DDP and FSDP among them."""
 
 
 @dataclass(frozen=True)
@@ -223,8 +220,7 @@ class _Ranks:
 
     def __init__(self, size: int, function: Callable[..., object], *arguments: Any) -> None:
         self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        context = forkserver()
         self.processes: list[BaseProcess] = [
             context.Process(
                 target=_as_rank, args=(rank, size, self._store.port, function, *arguments)

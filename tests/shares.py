@@ -1,21 +1,30 @@
 """A small model, and batches whose rows and predicted tokens are dealt out unequally."""
 
 import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+import mlmlab
 from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import Order, PackedBlocks
 from mlmlab.data.corpus import Shard
-from mlmlab.data.loader import TrainLoader
+from mlmlab.data.loader import EvalLoader, TrainLoader
+from mlmlab.evaluation.masked_perplexity import evaluate
 from mlmlab.masking import MaskingConfig, VocabularyInfo
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
 from mlmlab.random import Seeds
-from mlmlab.runtime.config import Precision
+from mlmlab.runs.train import build_replica
+from mlmlab.runtime.config import Parallel, Precision
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import ALONE, Ranks
+from mlmlab.tracking.progress_bar import ProgressBar
+from mlmlab.training.config import TrainConfig
+from mlmlab.training.optimizer import build_optimizer, freeze
+from mlmlab.training.step import StepResult, train_step
 
 BLOCK = 16
 VOCABULARY = VocabularyInfo(60, 4, (0, 1, 2, 3, 4))
@@ -88,3 +97,52 @@ UNEQUAL = (
     "########"
     "##"  # fewer rows than three processes
 )
+
+
+@dataclass
+class Sharing:
+    """A small model that trains in this process, alone or with others."""
+
+    ranks: Ranks
+    parallel: Parallel = Parallel.FSDP
+    config: TrainConfig = dataclasses.field(default_factory=lambda: mlmlab.compose().train)
+    model: MaskedLanguageModel = dataclasses.field(default_factory=small_model)
+    micro_batch_size: int = 8
+    loss_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        freeze(self.model, self.config)
+        self.model.gradient_checkpointing = self.config.gradient_checkpointing
+        self.replica = build_replica(self.model, self.ranks, CPU, self.parallel)
+        self.optimizer = build_optimizer(self.model, self.config)
+        self.loader = loader_of(self.ranks, self.micro_batch_size, UNEQUAL)
+        self.suppressed = torch.zeros(())
+
+    def step(self, number: int) -> StepResult:
+        return train_step(
+            self.replica,
+            self.optimizer,
+            self.loader.batch(number),
+            learning_rate=1e-3,
+            max_grad_norm=self.config.max_grad_norm,
+            seeds=SEEDS,
+            suppressed=self.suppressed,
+            loss_scale=self.loss_scale,
+        )
+
+    def whole(self, of: Callable[[torch.nn.Parameter], torch.Tensor | None]) -> torch.Tensor | None:
+        """Something of every parameter, in a row; None in all processes but the first."""
+        parts = [part for p in self.model.parameters() if (part := of(p)) is not None]
+        wholes = [self.replica.whole(part) for part in parts]
+        if not self.ranks.is_rank_zero:
+            return None
+        return torch.cat([whole.flatten() for whole in wholes if whole is not None])
+
+
+def evaluation(model: MaskedLanguageModel, ranks: Ranks, draws: int) -> dict[str, object]:
+    """Of `draws` chunks; the loss to the bit."""
+    loader = loader_of()
+    chunks = EvalLoader(loader.blocks, loader.masker, seeds=SEEDS, draws=draws)
+    assert chunks.chunk_count == draws
+    result = evaluate(model, chunks, CPU, ProgressBar(0, quiet=True), ranks=ranks)
+    return {**dataclasses.asdict(result), "hex": result.loss.hex()}

@@ -102,18 +102,20 @@ def start(arguments: Sequence[str], folder: Path) -> Running:
     all that it does itself, and all that a kill leaves undone, is as in any other process.
     """
     output = folder / f"output-{time.monotonic_ns()}.txt"
-    process = _starter().Process(target=_train, args=(tuple(arguments), folder, output))
+    process = forkserver().Process(target=_train, args=(tuple(arguments), folder, output))
     process.start()
     return Running(process, output)
 
 
 @functools.cache
-def _starter() -> ForkServerContext:
-    root = str(Path(mlmlab.__file__).parents[1])
-    os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+def forkserver() -> ForkServerContext:
+    """Forks processes that have imported PyTorch and all that a run imports; one per worker."""
+    folders = [str(Path(mlmlab.__file__).parents[1]), str(Path(__file__).parent)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
     context = multiprocessing.get_context("forkserver")
+    modules = ["train", "runs.train", "runs.replay", "training.parallel"]
     context.set_forkserver_preload(
-        ["mlmlab.train", "mlmlab.runs.train", "mlmlab.runs.replay", "torch._inductor"]
+        ["ranks", *(f"mlmlab.{module}" for module in modules), "torch._inductor"]
     )
     return context
 

@@ -160,7 +160,7 @@ def _assert_survives_a_kill(folder: Path, whole: Path, seed: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_loses_a_random_process_goes_on_with_the_same_bits(
     tmp_path: Path, whole: Path, seed: int
 ) -> None:

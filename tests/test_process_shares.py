@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ranks import in_ranks
-from shares import BLOCK, CPU, SEEDS, UNEQUAL, loader_of, small_model
+from shares import BLOCK, CPU, SEEDS, Sharing, evaluation, loader_of, small_model
 
 import mlmlab
-from mlmlab.data.loader import EvalLoader, StepBatch
-from mlmlab.evaluation.masked_perplexity import evaluate
+from mlmlab.data.loader import StepBatch
+from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.distributed import ALONE, Ranks, process_group
-from mlmlab.tracking.progress_bar import ProgressBar
 from mlmlab.training.optimizer import build_optimizer
 from mlmlab.training.parallel import Replica
 from mlmlab.training.step import train_step
@@ -53,74 +53,166 @@ def test_the_processes_rows_together_are_the_batch_of_one(size: int, micro_batch
         assert sum(part.token_count for part in parts) == whole.token_count
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the processes
+    yield
+    torch.set_num_threads(before)
+
+
+VARIANTS: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
+    "in one": (8, {"max_grad_norm": 0.0}, {}),
+    "accumulated": (2, {"max_grad_norm": 0.0}, {}),
+    "one by one": (1, {"max_grad_norm": 0.0}, {}),
+    "clipped, computed again, a rate for each part": (
+        2,
+        {"max_grad_norm": 0.05, "gradient_checkpointing": True, "layer_decay": 0.5},
+        {"layers": 3},
+    ),
+    "frozen below": (8, {"freeze": ("embeddings", "layers.0")}, {"layers": 2}),
+    "frozen above": (8, {"freeze": ("layers.1", "head")}, {"layers": 2}),
+}
+"""Rows of a micro-batch (but all in a process alone); and what is special in training and model."""
+
+DRAWS = (1, 2, 3, 5)
+"""Chunks of an evaluation: fewer than processes, and numbers that they do not divide."""
+
+
 @dataclass(frozen=True)
 class Stepped:
     """What a step left in one of the processes."""
 
-    gradient: torch.Tensor
-    weights: torch.Tensor
+    gradient: torch.Tensor | None
+    """All of it, on rank 0."""
+    weights: torch.Tensor | None
+    """Where the process has all of them."""
     loss_sum: float
+    """Of all processes."""
     grad_norm: float
     masked_count: int
     token_count: int
     own_masked_counts: list[int]
+    """Of its micro-batches."""
 
 
-def _steps(ranks: Ranks, micro_batch_size: int) -> list[Stepped | None]:
-    model = small_model()
-    optimizer = build_optimizer(model, mlmlab.compose().train)
-    loader = loader_of(ranks, micro_batch_size, UNEQUAL)
-    replica = Replica(model, ranks, CPU)
+def _steps(ranks: Ranks, parallel: Parallel, variant: str) -> list[Stepped | None]:
+    """Of each step; None where nothing is predicted."""
+    micro_batch_size, train, architecture = VARIANTS[variant]
+    # A scale as that of fp16 is a power of two, and changes nothing.
+    rows, scale = (8, None) if ranks is ALONE else (micro_batch_size, 1024.0)
+    config = dataclasses.replace(mlmlab.compose().train, **train)  # type: ignore[arg-type]
+    sharing = Sharing(ranks, parallel, config, small_model(**architecture), rows, scale)
     found: list[Stepped | None] = []
     for number in range(7):
-        batch = loader.batch(number)
+        batch = sharing.loader.batch(number)
         if not batch.masked_count:
             found.append(None)
             continue
-        result = train_step(
-            replica, optimizer, batch, learning_rate=1e-3, max_grad_norm=0.0, seeds=SEEDS,
-            suppressed=torch.zeros(()),
-        )  # fmt: skip
-        loss_sum = math.fsum(ranks.gather(result.loss_sum.item()))
-        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+        result = sharing.step(number)
+        weights = None
+        if parallel is Parallel.DDP:
+            weights = torch.cat([p.detach().flatten() for p in sharing.model.parameters()])
         found.append(
-            Stepped(gradient, weights, loss_sum, result.grad_norm.item(), batch.masked_count,
-                    batch.token_count, [micro.masked_count for micro in batch.micro_batches])
-        )  # fmt: skip
+            Stepped(
+                gradient=sharing.whole(lambda p: p.grad),
+                weights=weights,
+                loss_sum=math.fsum(ranks.gather(result.loss_sum.item())),
+                grad_norm=result.grad_norm.item(),
+                masked_count=batch.masked_count,
+                token_count=batch.token_count,
+                own_masked_counts=[micro.masked_count for micro in batch.micro_batches],
+            )
+        )
     return found
 
 
-def _save_steps(folder: Path, micro_batch_size: int) -> None:
+def _evaluations(ranks: Ranks, parallel: Parallel) -> list[dict[str, object]]:
+    found = []
+    for draws in DRAWS:
+        sharing = Sharing(ranks, parallel, model=small_model(layers=2))
+        with sharing.replica.evaluating() as model:
+            found.append(evaluation(model, ranks, draws))
+    return found
+
+
+def _save(folder: Path, parallel: Parallel) -> None:
     torch.set_num_threads(1)
     with process_group(use_cuda=False) as ranks:
-        found = _steps(ranks, micro_batch_size)
-        torch.save(found, folder / f"{ranks.rank}.pt")
+        steps = {variant: _steps(ranks, parallel, variant) for variant in VARIANTS}
+        torch.save((steps, _evaluations(ranks, parallel)), folder / f"{ranks.rank}.pt")
 
 
-@pytest.mark.parametrize(("size", "micro_batch_size"), [(2, 8), (2, 1), (3, 2)])
+@pytest.fixture(scope="module")
+def alone() -> dict[str, list[Stepped | None]]:
+    """The steps of one process."""
+    torch.set_num_threads(1)
+    return {variant: _steps(ALONE, Parallel.DDP, variant) for variant in VARIANTS}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        (Parallel.DDP, 2),
+        (Parallel.FSDP, 2),
+        (Parallel.DDP, 3),
+        pytest.param((Parallel.FSDP, 3), marks=pytest.mark.slow),
+    ],
+    ids=lambda param: f"{param[0].value}-{param[1]}",
+)
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Of each process: its steps and its evaluations."""
+    parallel, size = request.param
+    folder = tmp_path_factory.mktemp("shared")
+    in_ranks(size, _save, folder, parallel)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_unequal_and_empty_shares_add_up_to_the_step_of_one_process(
-    tmp_path: Path, size: int, micro_batch_size: int
+    alone: dict[str, list[Stepped | None]], shared: list[Any], variant: str
 ) -> None:
-    in_ranks(size, _save_steps, tmp_path, micro_batch_size)
-    alone = _steps(ALONE, 8)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
-    assert [step is None for step in alone] == [False] * 4 + [True] + [False] * 2
-    assert any(sum(u.own_masked_counts) == 0 for steps in ranks for u in steps if u is not None)
-    for number, expected in enumerate(alone):
+    ranks: list[list[Stepped | None]] = [steps[variant] for steps, _ in shared]
+    assert [step is None for step in alone[variant]] == [False] * 4 + [True] + [False] * 2
+    for number, expected in enumerate(alone[variant]):
+        first = ranks[0][number]
         for steps in ranks:
             found = steps[number]
-            if expected is None or found is None:
-                assert found is expected
+            if expected is None or found is None or first is None:
+                assert found is first is expected
                 continue
-            assert (found.masked_count, found.token_count) == (
-                expected.masked_count, expected.token_count,
-            )  # fmt: skip
-            distance = (found.gradient - expected.gradient).norm()
-            assert distance <= 1e-5 * expected.gradient.norm()
-            assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+            assert found.masked_count == expected.masked_count
+            assert found.token_count == expected.token_count
+            assert found.grad_norm == first.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
             assert found.loss_sum == pytest.approx(expected.loss_sum, rel=1e-6)
-            assert torch.equal(found.weights, ranks[0][number].weights)
+            if found.weights is not None:
+                assert first.weights is not None
+                assert torch.equal(found.weights, first.weights)
+        if expected is not None:
+            assert first is not None
+            assert first.gradient is not None
+            assert expected.gradient is not None
+            assert first.gradient.shape == expected.gradient.shape
+            distance = (first.gradient - expected.gradient).norm()
+            assert distance <= 1e-5 * expected.gradient.norm()
+
+
+def test_some_of_the_shares_have_nothing_to_predict(shared: list[Any]) -> None:
+    own = {
+        variant: [step.own_masked_counts for steps, _ in shared for step in steps[variant] if step]
+        for variant in ("in one", "accumulated")
+    }
+    assert any(not any(counts) for counts in own["in one"])
+    ends = {(c[0] > 0, c[-1] > 0) for c in own["accumulated"] if len(c) > 1}
+    assert ends >= {(False, False), (True, False), (True, True)}
+
+
+def test_an_evaluation_has_the_bits_of_one_process_whatever_the_number_of_chunks(
+    shared: list[Any],
+) -> None:
+    expected = _evaluations(ALONE, Parallel.DDP)
+    for _, evaluations in shared:
+        assert evaluations == expected
 
 
 def test_no_two_micro_batches_of_a_step_share_their_dropout_noise(
@@ -138,36 +230,3 @@ def test_no_two_micro_batches_of_a_step_share_their_dropout_noise(
             max_grad_norm=0.0, seeds=SEEDS, suppressed=torch.zeros(()),
         )  # fmt: skip
     assert len(set(seeds)) == len(seeds) == 3 * 3
-
-
-def _evaluation(ranks: Ranks) -> dict[str, object]:
-    loader = loader_of()
-    chunks = EvalLoader(loader.blocks, loader.masker, seeds=SEEDS, draws=5)
-    result = evaluate(small_model(), chunks, CPU, ProgressBar(0, quiet=True), ranks=ranks)
-    assert chunks.chunk_count == 5
-    return {**dataclasses.asdict(result), "hex": result.loss.hex()}
-
-
-def _save_evaluation(folder: Path) -> None:
-    torch.set_num_threads(1)
-    with process_group(use_cuda=False) as ranks:
-        torch.save(_evaluation(ranks), folder / f"{ranks.rank}.pt")
-
-
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("_one_thread")
-@pytest.mark.parametrize("size", [2, 3])
-def test_an_evaluation_has_the_same_bits_in_every_process_for_any_number_of_them(
-    tmp_path: Path, size: int
-) -> None:
-    in_ranks(size, _save_evaluation, tmp_path)
-    alone = _evaluation(ALONE)
-    for rank in range(size):
-        assert torch.load(tmp_path / f"{rank}.pt", weights_only=False) == alone

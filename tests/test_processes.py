@@ -107,7 +107,7 @@ def _free_port() -> int:
 @pytest.mark.parametrize(
     ("processes", "micro_batch_size"),
     [
-        (2, 2),  # accumulation over 2
+        pytest.param(2, 2, marks=pytest.mark.slow),  # accumulation over 2
         (1, 2),  # over 4
         (3, 8),  # 3, 3 and 2 rows
         (3, 2),  # the last of two micro-batches has 1, 1 and 0 rows
@@ -171,7 +171,7 @@ def test_there_is_one_run_folder_and_it_holds_what_a_single_process_writes(
 
 
 MISTAKES = {
-    "unknown key": (torchrun, ["train.epoch=3"], "train.epoch: there is no such key"),
+    "unknown key": (forked, ["train.epoch=3"], "train.epoch: there is no such key"),
     "missing file": (torchrun, ["data=text", "data.path=missing.txt"], "missing.txt: no such file"),
     "folder in use": (forked, ["run_dir=used"], "used, which is there already and not empty"),
     "no mask": (forked, ["eval.fill_mask=[nothing]", *TINY], "nothing"),  # all of them find it

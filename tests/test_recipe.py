@@ -6,11 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from servers import COMMIT, FileServer, HubServer, running
 
 import mlmlab
+from mlmlab import evaluate
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.corpus import is_test_document
 from mlmlab.data.sources import FileSource
@@ -117,21 +120,26 @@ def test_the_recipe_downloads_trains_exports_and_runs_again_without_a_network(
 
 
 def test_evaluate_gives_a_runs_last_evaluation_to_the_bit_and_scores_all_of_a_file(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def evaluated(*overrides: str) -> tuple[list[str], dict[str, Any]]:
+        evaluate.main([*overrides])
+        output = capfd.readouterr()
+        assert output.err == ""
+        *lines, result = output.out.splitlines()
+        return lines, json.loads(result)
+
     run = (
-        "mlmlab.train", "data.limit=300", "train.max_steps=20", "model.hidden_size=32",
+        "data.limit=300", "train.max_steps=20", "model.hidden_size=32",
         "run_dir=run", "eval.seed=3", "masking@eval.masking=forty_percent", "eval.mask_draws=2",
     )  # fmt: skip
-    trained = command(tmp_path, *run)
-    assert trained.returncode == 0, trained.stderr
-    assert trained.stderr == ""
+    mlmlab.run(mlmlab.compose(*run))
+    assert capfd.readouterr().err == ""
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
 
-    scored = command(tmp_path, "mlmlab.evaluate", "checkpoint=run")
-    assert scored.returncode == 0, scored.stderr
-    assert scored.stderr == ""
-    result = json.loads(scored.stdout.splitlines()[-1])
+    _, result = evaluated("checkpoint=run")
     for theirs, ours in {
         "eval_loss": "loss",
         "eval_perplexity": "perplexity",
@@ -151,9 +159,7 @@ def test_evaluate_gives_a_runs_last_evaluation_to_the_bit_and_scores_all_of_a_fi
     file = tmp_path / "my.txt"
     sentences = ["the cow eats grass .", "the bear sleeps in the cave .", "he bakes bread ."] * 7
     file.write_text("\n".join(sentences))
-    whole = command(tmp_path, "mlmlab.evaluate", "checkpoint=exported", "data.path=my.txt")
-    assert whole.returncode == 0, whole.stderr
-    result = json.loads(whole.stdout.splitlines()[-1])
+    lines, result = evaluated("checkpoint=exported", "data.path=my.txt")
     _, tokenizer = mlmlab.load_pretrained(str(tmp_path / "exported"), quiet=True)
     assert result["split"] == "all"
     assert result["documents"] == len(sentences)
@@ -161,4 +167,4 @@ def test_evaluate_gives_a_runs_last_evaluation_to_the_bit_and_scores_all_of_a_fi
     assert result["dropped_tokens"] == 0
     assert result["examples"] == -(-result["tokens"] // 128)
     assert result["floor_perplexity"] is None
-    assert max(map(len, whole.stdout.splitlines()[:-1])) <= 80
+    assert max(map(len, lines)) <= 80

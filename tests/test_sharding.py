@@ -1,15 +1,12 @@
 """runtime.parallel=fsdp: each process keeps a part of the model, and nothing else is different."""
 
 import contextlib
-import dataclasses
 import gc
 import io
 import json
 import shutil
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,26 +19,20 @@ from ranks import (
     forked_to_the_end,
     in_ranks,
 )
-from shares import CPU, SEEDS, UNEQUAL, loader_of, small_model
+from shares import CPU, SEEDS, Sharing, evaluation, loader_of, small_model
 from stopping import GETTING_WORSE, as_killed, events, results
 from torch.distributed.tensor import DTensor
 
 import mlmlab
 from mlmlab.data.loader import EvalLoader
 from mlmlab.data.tokenizer import word_tokenizer
-from mlmlab.evaluation.masked_perplexity import evaluate
-from mlmlab.model import MaskedLanguageModel
 from mlmlab.runs.replay import not_finite
 from mlmlab.runs.train import build_replica
 from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.distributed import ALONE, Ranks, process_group
-from mlmlab.tracking.progress_bar import ProgressBar
-from mlmlab.training.config import TrainConfig
 from mlmlab.training.memory import expected_memory_bytes
-from mlmlab.training.optimizer import build_optimizer, freeze
 from mlmlab.training.parallel import Replica
 from mlmlab.training.state import ProgressRecord, load_state, save_state
-from mlmlab.training.step import StepResult, train_step
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -52,108 +43,6 @@ def _one_thread() -> None:
 
 
 # What the processes hold, and what a step does to it
-
-
-@dataclass
-class Sharing:
-    """A small model that trains in this process, alone or with others."""
-
-    ranks: Ranks
-    config: TrainConfig = dataclasses.field(default_factory=lambda: mlmlab.compose().train)
-    model: MaskedLanguageModel = dataclasses.field(default_factory=small_model)
-    micro_batch_size: int = 8
-    loss_scale: float | None = None
-
-    def __post_init__(self) -> None:
-        freeze(self.model, self.config)
-        self.model.gradient_checkpointing = self.config.gradient_checkpointing
-        self.replica = build_replica(self.model, self.ranks, CPU, Parallel.FSDP)
-        self.optimizer = build_optimizer(self.model, self.config)
-        self.loader = loader_of(self.ranks, self.micro_batch_size, UNEQUAL)
-        self.suppressed = torch.zeros(())
-
-    def step(self, number: int) -> StepResult:
-        return train_step(
-            self.replica,
-            self.optimizer,
-            self.loader.batch(number),
-            learning_rate=1e-3,
-            max_grad_norm=self.config.max_grad_norm,
-            seeds=SEEDS,
-            suppressed=self.suppressed,
-            loss_scale=self.loss_scale,
-        )
-
-    def whole(self, of: Callable[[torch.nn.Parameter], torch.Tensor | None]) -> torch.Tensor | None:
-        """Something of every parameter, in a row; None in all processes but the first."""
-        parts = [part for p in self.model.parameters() if (part := of(p)) is not None]
-        wholes = [self.replica.whole(part) for part in parts]
-        if not self.ranks.is_rank_zero:
-            return None
-        return torch.cat([whole.flatten() for whole in wholes if whole is not None])
-
-
-VARIANTS: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
-    "in one": (8, {"max_grad_norm": 0.0}, {}),
-    "accumulated": (2, {"max_grad_norm": 0.0}, {}),
-    "clipped, computed again, a rate for each part": (
-        2,
-        {"max_grad_norm": 0.05, "gradient_checkpointing": True, "layer_decay": 0.5},
-        {"layers": 3},
-    ),
-    "frozen below": (8, {"freeze": ("embeddings", "layers.0")}, {"layers": 2}),
-    "frozen above": (8, {"freeze": ("layers.1", "head")}, {"layers": 2}),
-}
-"""Rows of a micro-batch (but all in a process alone); and what is special in training and model."""
-
-
-def _steps(ranks: Ranks, variant: str) -> list[tuple[object, ...]]:
-    """Of each step: gradient, norm, loss, and how much this process predicts in micro-batches."""
-    micro_batch_size, train, architecture = VARIANTS[variant]
-    # A scale as that of fp16 is a power of two, and changes nothing.
-    rows, scale = (8, None) if ranks is ALONE else (micro_batch_size, 1024.0)
-    config = dataclasses.replace(mlmlab.compose().train, **train)
-    sharing = Sharing(ranks, config, small_model(**architecture), rows, scale)
-    found: list[tuple[object, ...]] = []
-    for number in (0, 1, 2, 3, 5, 6):  # without the one in which nothing is predicted
-        result = sharing.step(number)
-        shares = [micro.masked_count for micro in sharing.loader.batch(number).micro_batches]
-        found.append(
-            (
-                sharing.whole(lambda p: p.grad),
-                result.grad_norm.item(),
-                sum(ranks.gather(result.loss_sum.item())),
-                shares,
-            )
-        )
-    return found
-
-
-def _save_steps(folder: Path) -> None:
-    torch.set_num_threads(1)
-    with process_group(use_cuda=False) as ranks:
-        found = {variant: _steps(ranks, variant) for variant in VARIANTS}
-        torch.save(found, folder / f"{ranks.rank}.pt")
-
-
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_unequal_and_empty_shares_add_up_to_the_step_of_one_process(
-    tmp_path: Path, size: int
-) -> None:
-    in_ranks(size, _save_steps, tmp_path)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(size)]
-    assert any(not any(shares) for rank in ranks for *_, shares in rank["in one"])
-    ends = {(s[0] > 0, s[-1] > 0) for rank in ranks for *_, s in rank["accumulated"] if len(s) > 1}
-    assert ends >= {(False, False), (True, False), (True, True)}
-    for variant in VARIANTS:
-        for number, (gradient, grad_norm, loss_sum, _) in enumerate(_steps(ALONE, variant)):
-            for rank in ranks:
-                assert rank[variant][number][1] == ranks[0][variant][number][1]
-            found, found_norm, found_loss, _ = ranks[0][variant][number]
-            assert found_norm == pytest.approx(grad_norm, rel=1e-5), variant
-            assert found_loss == pytest.approx(loss_sum, rel=1e-6), variant
-            assert found.shape == gradient.shape
-            assert (found - gradient).norm() <= 1e-5 * gradient.norm(), variant
 
 
 def _live_bytes() -> int:
@@ -188,7 +77,7 @@ def _hold_a_part(state: Path) -> None:
         within: list[float] = []
         look = sharing.model.layers[4].register_forward_hook(lambda *_: within.append(held()))
         with sharing.replica.evaluating() as model:
-            _evaluation(model, ranks, draws=2)
+            evaluation(model, ranks, draws=2)
         look.remove()
         # Embeddings, head and two layers besides, and some activations; not all of the others.
         assert within
@@ -264,39 +153,6 @@ def test_a_shard_that_is_not_finite_is_suppressed_in_all_processes() -> None:
 
 
 # Evaluations and checkpoints
-
-
-def _evaluation(model: MaskedLanguageModel, ranks: Ranks, draws: int) -> dict[str, object]:
-    loader = loader_of()
-    chunks = EvalLoader(loader.blocks, loader.masker, seeds=SEEDS, draws=draws)
-    assert chunks.chunk_count == draws
-    result = evaluate(model, chunks, CPU, ProgressBar(0, quiet=True), ranks=ranks)
-    return {**dataclasses.asdict(result), "hex": result.loss.hex()}
-
-
-DRAWS = (1, 2, 3, 5)
-"""Chunks of an evaluation: fewer than processes, and numbers that they do not divide."""
-
-
-def _save_evaluations(folder: Path) -> None:
-    torch.set_num_threads(1)
-    with process_group(use_cuda=False) as ranks:
-        sharing = Sharing(ranks, model=small_model(layers=2))
-        found = []
-        for draws in DRAWS:
-            with sharing.replica.evaluating() as model:
-                found.append(_evaluation(model, ranks, draws))
-        torch.save(found, folder / f"{ranks.rank}.pt")
-
-
-@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_an_evaluation_has_the_bits_of_one_process_whatever_the_number_of_chunks(
-    tmp_path: Path, size: int
-) -> None:
-    in_ranks(size, _save_evaluations, tmp_path)
-    alone = [_evaluation(small_model(layers=2), ALONE, draws) for draws in DRAWS]
-    for rank in range(size):
-        assert torch.load(tmp_path / f"{rank}.pt", weights_only=False) == alone
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
@@ -564,13 +420,10 @@ def test_several_processes_export_the_best_weights(tmp_path: Path, parallel: str
     assert summary["eval_loss"] == losses[best] == min(losses.values())
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_several_processes_save_together_when_the_clock_of_the_first_says_so(
-    tmp_path: Path, parallel: str
+    two: Ended, tmp_path: Path
 ) -> None:
-    keys = (*TINY, "train.max_steps=12", "train.save_every_steps=100", "train.keep_checkpoints=20")
-    shared = (*keys, f"runtime.parallel={parallel}")
-    forked_to_the_end(tmp_path, *shared, "run_dir=rare")
-    forked_to_the_end(tmp_path, *shared, "train.save_every_minutes=1e-9", "run_dir=often")
-    assert len(list((tmp_path / "often" / "checkpoints").iterdir())) == 12
-    assert results(tmp_path / "often") == results(tmp_path / "rare")
+    often = ("train.save_every_steps=100", "train.save_every_minutes=1e-9")
+    forked_to_the_end(tmp_path, *TINY, FSDP, *often, "train.keep_checkpoints=20")
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 12
+    assert results(tmp_path / "run") == results(two.folder / "run")
