@@ -11,7 +11,8 @@ from mlmlab.tracking.style import Style, styled
 
 @contextmanager
 def exit_status() -> Iterator[None]:
-    """Turns what went wrong inside into a message on stderr and the process's exit status.
+    """Turns what went wrong inside into a message on stderr, with the rank where there are several,
+    and the process's exit status.
 
     An error that is neither the user's nor the run's is a defect of ours and keeps its traceback.
     """
@@ -21,8 +22,8 @@ def exit_status() -> Iterator[None]:
         sys.exit(error.status)
     except (UserError, RunFailed, KeyboardInterrupt) as error:
         sys.stdout.flush()
-        is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
-        rank = "" if is_alone else f"[rank {os.environ.get('RANK')}] "
+        is_alone = "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1"
+        rank = "" if is_alone else f"[rank {os.environ['RANK']}] "
         head = styled("mlmlab:", Style.ERROR, sys.stderr)
         # One write for all of it: the processes of a run share stderr.
         sys.stderr.write(f"{head} {rank}{str(error) or 'interrupted'}\n")
