@@ -239,7 +239,7 @@ def check_characters(text: str, encoding: str) -> None:
             "data.text_field",
             found=f"half a character ({character!a}, a lone surrogate)",
             expected="text",
-            remedy="mend the row: whatever wrote it cut a character in two",
+            remedy="fix the row: whatever wrote it cut a character in two",
         ) from error
 
 
