@@ -19,7 +19,7 @@ from servers import FileServer, running
 from stopping import SMALLEST, results, start
 from test_corpus import WORDS, Documents, opened
 
-from mlmlab.data.bad_rows import BadRows
+from mlmlab.data.formats import BadRows
 from mlmlab.data.sources import FileSource
 from mlmlab.data.word_starts import with_word_starts
 from mlmlab.errors import UserError

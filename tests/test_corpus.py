@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mlmlab.data import corpus as corpus_module
-from mlmlab.data.bad_rows import BadRows
 from mlmlab.data.blocks import Order, PackedBlocks
 from mlmlab.data.config import OnBadRow, TokenizerKind
 from mlmlab.data.corpus import Corpus, Shard, TrainingDocuments, is_test_document, open_corpus
+from mlmlab.data.formats import BadRows
 from mlmlab.data.sources import FileSource, TextSource
 from mlmlab.data.tokenizer import Tokenizer, train_tokenizer, word_tokenizer
 from mlmlab.errors import UserError

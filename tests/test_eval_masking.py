@@ -54,8 +54,8 @@ def test_the_positions_of_an_evaluation_do_not_depend_on_the_training_policy() -
     plain = _chunks()
     for policy in ("masking=whole_word", "masking=forty_percent", "masking.mode=static"):
         for ours, theirs in zip(_chunks(policy), plain, strict=True):
-            assert torch.equal(ours.batch.input_ids, theirs.batch.input_ids)
-            assert torch.equal(ours.batch.positions, theirs.batch.positions)
+            assert torch.equal(ours.batch.masked.input_ids, theirs.batch.masked.input_ids)
+            assert torch.equal(ours.batch.masked.positions, theirs.batch.masked.positions)
 
 
 def test_the_evaluations_policy_is_a_group_and_keys() -> None:

@@ -100,12 +100,12 @@ def test_a_capped_evaluation_scores_a_prefix_of_the_canonical_chunks(
     loader = _loader()
     capped = dataclasses.replace(loader, max_examples=most, draws=2)
     assert (capped.examples_per_draw, capped.example_count) == (scored, 2 * scored)
-    chunks = [chunk.batch for chunk in capped.chunks()]
+    chunks = [chunk.batch.masked for chunk in capped.chunks()]
     assert sum(len(chunk.input_ids) for chunk in chunks) == 2 * scored
     first_draw = chunks[: capped.chunk_count // 2]
     for ours, theirs in zip(first_draw, loader.chunks(), strict=False):
-        assert torch.equal(ours.input_ids, theirs.batch.input_ids)
-        assert torch.equal(ours.positions, theirs.batch.positions)
+        assert torch.equal(ours.input_ids, theirs.batch.masked.input_ids)
+        assert torch.equal(ours.positions, theirs.batch.masked.positions)
 
 
 def test_the_loss_is_the_sum_over_the_count_of_all_masked_tokens() -> None:
@@ -113,7 +113,7 @@ def test_the_loss_is_the_sum_over_the_count_of_all_masked_tokens() -> None:
     result = _evaluate(model, loader)
     losses: list[float] = []
     with torch.no_grad():
-        for chunk in (chunk.batch for chunk in loader.chunks()):
+        for chunk in (chunk.batch.masked for chunk in loader.chunks()):
             logits = model.eval()(chunk.input_ids).flatten(0, 1)[chunk.positions]
             nll = -logits.double().log_softmax(-1).gather(1, chunk.labels[:, None])
             losses += nll.flatten().tolist()
@@ -124,7 +124,7 @@ def test_the_loss_is_the_sum_over_the_count_of_all_masked_tokens() -> None:
 
 def test_every_example_is_scored_once() -> None:
     loader = _loader()
-    chunks = [chunk.batch for chunk in loader.chunks()]
+    chunks = [chunk.batch.masked for chunk in loader.chunks()]
     assert sum(len(chunk.input_ids) for chunk in chunks) == len(loader.blocks)
     assert chunks[-1].input_ids.shape == (1, 11)  # the rest, alone
     for chunk in chunks:
@@ -152,9 +152,9 @@ def test_evaluation_masks_are_not_the_training_masks() -> None:
         SEEDS,
     )
     _, examples = train.order.batch(0)
-    masked = train.batch(0).micro_batches[0].input_ids == 4
+    masked = train.batch(0).micro_batches[0].masked.input_ids == 4
     chunks = list(evaluation.chunks())[:-1]
-    rows = torch.cat([chunk.batch.input_ids for chunk in chunks])[torch.from_numpy(examples)]
+    rows = torch.cat([chunk.batch.masked.input_ids for chunk in chunks])[torch.from_numpy(examples)]
     both = (masked & (rows == 4)).float().mean().item()
     assert both == pytest.approx(0.12**2, rel=0.25)
 
@@ -163,7 +163,7 @@ def test_another_eval_seed_masks_other_tokens() -> None:
     loader = _loader()
     other = dataclasses.replace(loader, seeds=Seeds.of(0, 1, 0))
     first, second = next(loader.chunks()), next(other.chunks())
-    assert not torch.equal(first.batch.input_ids, second.batch.input_ids)
+    assert not torch.equal(first.batch.masked.input_ids, second.batch.masked.input_ids)
 
 
 @dataclasses.dataclass
@@ -179,7 +179,7 @@ class Prediction:
 def _predictions(model: MaskedLanguageModel, loader: EvalLoader) -> list[Prediction]:
     found, first = [], 0
     offsets = loader.blocks.shard.offsets
-    for chunk in (chunk.batch for chunk in loader.chunks()):
+    for chunk in (chunk.batch.masked for chunk in loader.chunks()):
         with torch.no_grad():
             logits = model(chunk.input_ids, positions=chunk.positions).double().log_softmax(-1)
         shown = chunk.input_ids.flatten()[chunk.positions].tolist()
@@ -241,10 +241,10 @@ def test_more_draws_score_the_same_examples_under_other_masks() -> None:
     one = _evaluate(model, loader)
     three = dataclasses.replace(loader, draws=3)
     several = _evaluate(model, three)
-    chunks = [chunk.batch for chunk in three.chunks()]
+    chunks = [chunk.batch.masked for chunk in three.chunks()]
     per_draw = len(chunks) // 3
     first, second = chunks[0], chunks[per_draw]
-    assert torch.equal(first.input_ids, next(loader.chunks()).batch.input_ids)
+    assert torch.equal(first.input_ids, next(loader.chunks()).batch.masked.input_ids)
     assert not torch.equal(first.positions, second.positions)
     for chunk in (first, second):
         chunk.input_ids.flatten()[chunk.positions] = chunk.labels

@@ -157,9 +157,9 @@ def test_padding_is_never_predicted_whatever_id_pads(cut_off: bool, pad_id: int)
     for chunk in loader.chunks():
         batch = chunk.batch
         assert batch.attention_mask is not None
-        assert batch.attention_mask.flatten()[batch.positions].all()
-        restored = batch.input_ids.flatten().clone()
-        restored[batch.positions] = batch.labels
+        assert batch.attention_mask.flatten()[batch.masked.positions].all()
+        restored = batch.masked.input_ids.flatten().clone()
+        restored[batch.masked.positions] = batch.masked.labels
         assert (restored[~batch.attention_mask.flatten()] == pad_id).all()
         real += batch.token_count
     kept = len(blocks.shard.tokens) - blocks.dropped_tokens
@@ -200,15 +200,17 @@ def test_padded_rows_are_scored_as_each_row_alone(family: Family) -> None:
     for chunk in loader.chunks():
         batch = chunk.batch
         assert batch.attention_mask is not None
-        width = batch.input_ids.shape[1]
+        width = batch.masked.input_ids.shape[1]
         for row, mask in enumerate(batch.attention_mask):
-            chosen = (batch.positions >= row * width) & (batch.positions < (row + 1) * width)
+            chosen = (batch.masked.positions >= row * width) & (
+                batch.masked.positions < (row + 1) * width
+            )
             if chosen.any():
                 with torch.no_grad():
-                    logits = model(batch.input_ids[row, mask][None])[0]
-                places = batch.positions[chosen] - row * width
+                    logits = model(batch.masked.input_ids[row, mask][None])[0]
+                places = batch.masked.positions[chosen] - row * width
                 losses = logits[places].double().log_softmax(-1)
-                alone -= losses.gather(1, batch.labels[chosen][:, None]).sum().item()
+                alone -= losses.gather(1, batch.masked.labels[chosen][:, None]).sum().item()
     assert result.loss == pytest.approx(alone / result.masked_count, rel=1e-5)
     assert result.documents <= blocks.shard.documents
 

@@ -26,5 +26,5 @@ def test_a_micro_batch_without_predictions_keeps_its_rows() -> None:
     empty = micro.without_predictions()
     assert micro.masked_count > 0
     assert (empty.masked_count, empty.token_count) == (0, 0)
-    assert torch.equal(empty.input_ids, micro.input_ids)
-    assert empty.row_offsets.tolist() == [0, 0, 0]
+    assert torch.equal(empty.masked.input_ids, micro.masked.input_ids)
+    assert empty.masked.row_offsets.tolist() == [0, 0, 0]

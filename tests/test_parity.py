@@ -15,7 +15,7 @@ from mlmlab.checkpoints.save import hub_tensors
 from mlmlab.data.batch import MicroBatch
 from mlmlab.data.loader import StepBatch
 from mlmlab.data.tokenizer import word_tokenizer
-from mlmlab.masking import MaskingConfig, VocabularyInfo, mask_batch
+from mlmlab.masking import MaskedBatch, MaskingConfig, VocabularyInfo, mask_batch
 from mlmlab.model import MaskedLanguageModel, token_losses
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
@@ -51,18 +51,18 @@ def _masked(seed: int = 0) -> MicroBatch:
         config=MaskingConfig(rate=0.3),
         vocabulary=VOCABULARY_INFO,
     )
-    return MicroBatch(batch.input_ids, batch.positions, batch.labels, batch.row_offsets)
+    return MicroBatch(batch)
 
 
 def _dense_labels(micro: MicroBatch) -> torch.Tensor:
     """The labels as transformers takes them: -100 wherever nothing is predicted."""
-    dense = torch.full((micro.input_ids.numel(),), -100)
-    dense[micro.positions] = micro.labels
-    return dense.view_as(micro.input_ids)
+    dense = torch.full((micro.masked.input_ids.numel(),), -100)
+    dense[micro.masked.positions] = micro.masked.labels
+    return dense.view_as(micro.masked.input_ids)
 
 
 def test_logits_are_those_of_transformers(reference: Reference, ours: MaskedLanguageModel) -> None:
-    ids = _masked().input_ids
+    ids = _masked().masked.input_ids
     with torch.no_grad():
         expected = reference.model(input_ids=ids).logits
         assert torch.allclose(ours(ids), expected, rtol=0, atol=1e-5)
@@ -115,8 +115,8 @@ def _loss_and_gradients(
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """The mean loss, and the gradients under the Hub's names."""
     model.zero_grad()
-    logits = model(micro.input_ids, positions=micro.positions)
-    loss = token_losses(logits, micro.labels).sum() / micro.masked_count
+    logits = model(micro.masked.input_ids, positions=micro.masked.positions)
+    loss = token_losses(logits, micro.masked.labels).sum() / micro.masked_count
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     named = {}
@@ -133,7 +133,7 @@ def test_loss_and_gradients_are_those_of_transformers(
     micro = _masked()
     loss, gradients = _loss_and_gradients(ours, micro)
     reference.model.zero_grad()
-    output = reference.model(input_ids=micro.input_ids, labels=_dense_labels(micro))
+    output = reference.model(input_ids=micro.masked.input_ids, labels=_dense_labels(micro))
     output.loss.backward()
     expected = _gradients(reference.model, set(gradients))
     assert loss == pytest.approx(output.loss.item(), rel=1e-6)
@@ -186,7 +186,7 @@ def _trainer_losses(model: Any, batches: list[MicroBatch]) -> Iterator[float]:
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
     scheduler = get_linear_schedule_with_warmup(optimizer, 0, len(batches))
     for micro in batches:
-        loss = model(input_ids=micro.input_ids, labels=_dense_labels(micro)).loss
+        loss = model(input_ids=micro.masked.input_ids, labels=_dense_labels(micro)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -209,7 +209,9 @@ def test_twenty_adamw_steps_follow_transformers(
     optimizer = build_optimizer(ours, TRAIN)
     compute = Compute(torch.device("cpu"), Precision.FP32)
     for number, (micro, loss) in enumerate(zip(batches, expected, strict=True)):
-        step = StepBatch(number, 0, (micro,), micro.masked_count, micro.input_ids.numel(), 0.15)
+        step = StepBatch(
+            number, 0, (micro,), micro.masked_count, micro.masked.input_ids.numel(), 0.15
+        )
         result = train_step(
             Replica(ours, ALONE, compute),
             optimizer,
@@ -237,7 +239,7 @@ def test_the_export_opens_in_transformers_with_nothing_missing(
         tmp_path, output_loading_info=True
     )
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    ids = _masked().input_ids
+    ids = _masked().masked.input_ids
     with torch.no_grad():
         expected = reference.model(input_ids=ids).logits
         assert torch.equal(opened.eval()(input_ids=ids).logits, expected)
@@ -271,7 +273,9 @@ def test_a_full_size_roberta_matches_transformers(tmp_path: Path) -> None:
     positions = torch.arange(3, 40, 7)
     labels = torch.full((2 * 64,), -100)
     labels[positions] = ids.flatten()[positions]
-    micro = MicroBatch(ids[:1], positions, ids.flatten()[positions], torch.tensor([0, 6]))
+    micro = MicroBatch(
+        MaskedBatch(ids[:1], positions, ids.flatten()[positions], torch.tensor([0, 6]))
+    )
     loss, gradients = _loss_and_gradients(ours, micro)
     output = theirs(input_ids=ids[:1], labels=labels.view(2, 64)[:1])
     output.loss.backward()

@@ -29,10 +29,16 @@ def _rows(batch: StepBatch) -> list[tuple[list[int], list[int], list[int]]]:
         if micro.token_count == 0:  # a stand-in
             assert micro.masked_count == 0
             continue
-        offsets = micro.row_offsets.tolist()
+        offsets = micro.masked.row_offsets.tolist()
         for row, (start, end) in enumerate(pairwise(offsets)):
-            places = (micro.positions[start:end] - row * BLOCK).tolist()
-            rows.append((micro.input_ids[row].tolist(), places, micro.labels[start:end].tolist()))
+            places = (micro.masked.positions[start:end] - row * BLOCK).tolist()
+            rows.append(
+                (
+                    micro.masked.input_ids[row].tolist(),
+                    places,
+                    micro.masked.labels[start:end].tolist(),
+                )
+            )
     return rows
 
 

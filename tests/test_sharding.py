@@ -162,7 +162,7 @@ def test_every_process_has_a_chunk_in_every_round_and_each_example_counts_once(s
     shares = [list(chunks.chunks(Ranks(rank, size))) for rank in range(size)]
     assert {len(share) for share in shares} == {-(-3 // size)}
     dealt = [chunk for share in shares for chunk in share]
-    assert sum(len(c.batch.input_ids) for c in dealt if c.counts) == chunks.example_count
+    assert sum(len(c) for c in dealt if c.counts) == chunks.example_count
     assert all(c.batch.masked_count == len(c.document_ids) == 0 for c in dealt if not c.counts)
 
 

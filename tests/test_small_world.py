@@ -5,10 +5,13 @@ import hashlib
 import re
 from collections import Counter
 from itertools import islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+from stopping import TINY
 
+import mlmlab
 from mlmlab.data.small_world.chain import SmallWorld, small_world
 
 SPECIALS = 5
@@ -128,3 +131,17 @@ def test_words_may_share_an_id_and_none_may_lack_one() -> None:
     del shared["cow"]
     with pytest.raises(ValueError, match="cow"):
         world.token_chain(shared, 4, cls_id=0, sep_id=2)
+
+
+def test_a_run_on_ones_own_text_never_compiles_the_grammar(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"line {number} of a text" for number in range(400)))
+    small_world.cache_clear()
+    keys = ("data=text", f"data.path={text}", "data.block_size=16", "tokenizer.vocabulary_size=300")
+    config = mlmlab.compose(*TINY, *keys, "train.max_steps=2", f"run_dir={tmp_path / 'run'}")
+    summary = mlmlab.run(config, quiet=True)
+    mlmlab.evaluate_checkpoint(
+        mlmlab.compose_evaluation(f"checkpoint={tmp_path / 'run'}"), quiet=True
+    )
+    assert summary.floor_perplexity is None
+    assert small_world.cache_info().misses == 0

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlmlab.data import json_rows as json_module
-from mlmlab.data import sources
-from mlmlab.data.bad_rows import BadRows
+from mlmlab.data import formats, json_file, sources
 from mlmlab.data.config import DocumentUnit, OnBadRow
+from mlmlab.data.formats import BadRows
 from mlmlab.data.small_world.chain import small_world
 from mlmlab.data.sources import FileSource, SmallWorldSource, matching_files
 from mlmlab.errors import Problem, UserError
@@ -214,28 +214,33 @@ def test_a_json_array_is_the_same_wherever_the_chunks_end(
 ) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(rows, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch, path.open(encoding="utf-8") as text:
-        patch.setattr(json_module, "_CHUNK_CHARACTERS", chunk)
-        decoded = list(json_module.json_rows(text, path, BadRows()))
-    assert [row for _, row in decoded] == json.loads(path.read_text(encoding="utf-8"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_file, "_CHUNK_CHARACTERS", chunk)
+        numbered = formats.rows(
+            path, formats.Format.JSON, "text", "utf-8", DocumentUnit.LINE, BadRows()
+        )
+        decoded = list(numbered)
+    # The text of numbers, too: 1 is not 1.0, nor a decimal.
+    assert repr([row for _, row in decoded]) == repr(json.loads(path.read_text(encoding="utf-8")))
     assert [number for number, _ in decoded] == list(range(1, len(rows) + 1))
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7, 64])
-def test_json_lines_are_the_same_wherever_the_chunks_end(
-    write: Write, monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
-    monkeypatch.setattr(json_module, "_CHUNK_CHARACTERS", chunk)
-    assert list(write("a.jsonl", json_lines(ROWS)).documents()) == TEXTS
+def test_memory_holds_a_few_rows_of_a_json_array_and_not_the_file(write: Write) -> None:
+    file = write("a.json", json_array([{"text": "x" * 100_000}] * 200))
+    tracemalloc.start()
+    assert sum(map(len, file.documents())) == 200 * 100_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12_000_000
 
 
-def test_memory_holds_a_row_of_a_json_array_and_not_the_file(
-    write: Write, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("content", [b'{"text": "half \\ud83d"}', b'{"text": "t\xffwo"}'])
+def test_a_character_that_is_none_makes_a_bad_row_of_a_json_array(
+    write: Write, content: bytes
 ) -> None:
-    monkeypatch.setattr(json_module, "_CHUNK_CHARACTERS", 64)
-    monkeypatch.setattr(json_module, "_LONGEST_ROW_CHARACTERS", 200)
-    rows: list[Any] = [{"text": "x" * 100}] * 50
-    assert len(list(write("a.json", json_array(rows)).documents())) == 50
+    file = write("a.json", b'[{"text": "one"}, ' + content + b', {"text": "three"}]')
+    assert "row 2: " in refusal(file).found
+    assert list(source(file.paths[0], on_bad_row=OnBadRow.SKIP).documents()) == ["one", "three"]
 
 
 # What is refused
@@ -248,14 +253,11 @@ def test_a_bad_json_line_is_named(write: Write) -> None:
     assert '"two}' in problem.found
 
 
-def test_a_bad_row_of_a_json_array_is_named_without_reading_on(
-    write: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(json_module, "_CHUNK_CHARACTERS", 64)
+def test_a_damaged_row_of_a_json_array_is_named_without_reading_on(write: Write) -> None:
     start = b'[{"text": "one"}, {"text": two}, ' + b'{"text": "x"}, ' * 5000
     problem = refusal(write("a.json", start + b"\xff is no text at all"))
     assert "row 2" in problem.where
-    assert problem.found.startswith('Expecting value: {"text": two}')
+    assert problem.found.startswith('Expecting value: , {"text": two}')
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,9 @@ def test_a_truncated_json_array_is_named(write: Write, content: bytes, row: str)
 
 def test_text_behind_or_within_a_json_array_is_named(write: Write) -> None:
     assert "after row 1" in refusal(write("a.json", b'[{"text": "one"}] {"text": "two"}')).where
-    assert "after row 1" in refusal(write("a.json", b'[{"text": "one"} {"text": "two"}]')).where
+    assert "row 2" in refusal(write("a.json", b'[{"text": "one"} {"text": "two"}]')).where
+    assert "after row 1" in refusal(write("a.json", b'[{"text": "one"}] [{"text": "two"}]')).where
+    assert "control character" in refusal(write("a.json", b'[{"text": "a\ttab"}]')).found
 
 
 def test_a_truncated_or_damaged_gzip_file_is_named(write: Write) -> None:

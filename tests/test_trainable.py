@@ -15,6 +15,7 @@ from mlmlab.checkpoints import load_model
 from mlmlab.data.batch import MicroBatch
 from mlmlab.data.loader import StepBatch
 from mlmlab.errors import UserError
+from mlmlab.masking import MaskedBatch
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
 from mlmlab.runs import terminal
 from mlmlab.runs.setup import Inputs, set_up
@@ -70,7 +71,7 @@ def _batch(number: int = 0) -> StepBatch:
     ids = torch.randint(5, 60, (8, 16), generator=generator)
     positions = torch.arange(3, 128, 9)
     labels = torch.randint(5, 60, positions.shape, generator=generator)
-    micro = MicroBatch(ids, positions, labels, torch.zeros(9, dtype=torch.long))
+    micro = MicroBatch(MaskedBatch(ids, positions, labels, torch.zeros(9, dtype=torch.long)))
     return StepBatch(number, 0, (micro,), len(labels), ids.numel(), 0.1)
 
 
@@ -90,7 +91,7 @@ def _train(model: MaskedLanguageModel, config: TrainConfig, steps: int = 3) -> N
 
 def _loss(model: MaskedLanguageModel, batch: StepBatch) -> torch.Tensor:
     (micro,) = batch.micro_batches
-    return token_losses(model(**micro.model_inputs(CPU.device)), micro.labels).sum()
+    return token_losses(model(**micro.model_inputs(CPU.device)), micro.masked.labels).sum()
 
 
 # Freezing
@@ -434,7 +435,7 @@ def _kept_bytes(model: MaskedLanguageModel, batch: StepBatch) -> int:
 
 def _expected_bytes(model: MaskedLanguageModel, batch: StepBatch) -> int:
     (micro,) = batch.micro_batches
-    rows, length = micro.input_ids.shape
+    rows, length = micro.masked.input_ids.shape
     return expected_memory_bytes(
         model, CPU, examples=rows, length=length, masked_tokens=micro.masked_count
     )

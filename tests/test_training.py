@@ -138,14 +138,16 @@ def test_masks_do_not_depend_on_the_micro_batch_size() -> None:
     for number in (0, 2, 3, 7):
         whole = _loader(16).batch(number).micro_batches[0]
         parts = _loader(3).batch(number).micro_batches
-        assert torch.equal(torch.cat([part.input_ids for part in parts]), whole.input_ids)
-        assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+        assert torch.equal(
+            torch.cat([part.masked.input_ids for part in parts]), whole.masked.input_ids
+        )
+        assert torch.equal(torch.cat([part.masked.labels for part in parts]), whole.masked.labels)
 
 
 def test_the_last_batch_of_an_epoch_is_short_and_counts_its_own_tokens() -> None:
     loader = _loader(16)  # 50 examples: 16, 16, 16, 2
     last = loader.batch(3)
-    assert (last.epoch, len(last.micro_batches[0].input_ids)) == (0, 2)
+    assert (last.epoch, len(last.micro_batches[0].masked.input_ids)) == (0, 2)
     assert last.token_count == 2 * BLOCK
     assert last.masked_count == last.micro_batches[0].masked_count
     assert loader.batch(4).epoch == 1
@@ -160,7 +162,7 @@ def test_batches_prepared_ahead_are_those_asked_for_one_by_one() -> None:
         for micro, expected in zip(
             batch.micro_batches, loader.batch(number).micro_batches, strict=True
         ):
-            assert torch.equal(micro.input_ids, expected.input_ids)
+            assert torch.equal(micro.masked.input_ids, expected.masked.input_ids)
     ahead.close()  # type: ignore[attr-defined]
 
 
@@ -174,7 +176,7 @@ def test_static_masking_repeats_the_masks_and_dynamic_masking_does_not() -> None
         epochs = []
         for number in (0, 1):
             _, examples = loader.order.batch(number)
-            ids = loader.batch(number).micro_batches[0].input_ids
+            ids = loader.batch(number).micro_batches[0].masked.input_ids
             epochs.append(ids[torch.from_numpy(examples).argsort()])
         assert torch.equal(epochs[0], epochs[1]) is same
 

@@ -171,9 +171,9 @@ def test_a_run_that_masks_words_masks_them_whole(
     )
     pieces = 0
     for chunk in loader.chunks():
-        hidden = chunk.batch.input_ids == inputs.tokenizer.mask_id
-        whole = chunk.batch.input_ids.clone()
-        whole.flatten()[chunk.batch.positions] = chunk.batch.labels
+        hidden = chunk.batch.masked.input_ids == inputs.tokenizer.mask_id
+        whole = chunk.batch.masked.input_ids.clone()
+        whole.flatten()[chunk.batch.masked.positions] = chunk.batch.masked.labels
         for row, masked in zip(whole.tolist(), hidden.tolist(), strict=True):
             for place in range(1, len(row)):
                 if inputs.tokenizer.token(row[place]).startswith("##"):
@@ -241,5 +241,5 @@ def test_the_rate_follows_the_steps_and_the_masks_the_batches(fresh_cache: Path)
     batches = loader.batches(first=3, step=0)
     rates = [next(batches).masking_rate for _ in range(5)]
     assert rates == pytest.approx([0.9, 0.7125, 0.525, 0.3375, 0.15])
-    few, many = (set(loader.batch(3, u).micro_batches[0].positions.tolist()) for u in (4, 0))
+    few, many = (set(loader.batch(3, u).micro_batches[0].masked.positions.tolist()) for u in (4, 0))
     assert few < many  # the same words, cut elsewhere

@@ -248,7 +248,7 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
         "data", "bad rows left out: 1, first data.text_field", "at least one block", "more text"
     ),
     f"train {OWN} data.path=$/cut.json": (
-        "cut.json, row 2", "Unterminated string", "a JSON array of objects", "mend the file"
+        "cut.json, row 2", "Unterminated string", "a JSON array of objects", "fix the file"
     ),
     f"train {OWN} data.path=$/cut.txt.gz": (
         "cut.txt.gz", "a damaged gzip file", "a complete one", "download or compress it again"

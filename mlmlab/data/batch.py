@@ -5,14 +5,14 @@ B sequences   T positions   M predicted tokens
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mlmlab.data.blocks import Blocks, Examples
-from mlmlab.masking import MaskingPolicy, Unit, VocabularyInfo, mask_batch
+from mlmlab.data.blocks import Blocks
+from mlmlab.masking import MaskedBatch, MaskingPolicy, Unit, VocabularyInfo, mask_batch
 
 Policy = TypeVar("Policy", bound=MaskingPolicy, covariant=True)
 
@@ -21,14 +21,7 @@ Policy = TypeVar("Policy", bound=MaskingPolicy, covariant=True)
 class MicroBatch:
     """What one forward pass needs, in host memory."""
 
-    input_ids: torch.Tensor
-    """int64 `[B, T]`, corrupted."""
-    positions: torch.Tensor
-    """int64 `[M]`, flat indices into B*T."""
-    labels: torch.Tensor
-    """int64 `[M]`, the original ids there."""
-    row_offsets: torch.Tensor
-    """int64 `[B + 1]`, where each row's positions begin."""
+    masked: MaskedBatch[torch.Tensor]
     attention_mask: torch.Tensor | None = None
     """bool `[B, T]`, True where a real token stands; None: no padding."""
     documents: torch.Tensor | None = None
@@ -39,14 +32,14 @@ class MicroBatch:
     @property
     def masked_count(self) -> int:
         """Predicted tokens."""
-        return len(self.labels)
+        return len(self.masked.labels)
 
     def model_inputs(self, device: torch.device) -> dict[str, torch.Tensor | None]:
         """The arguments of the model's forward pass, on their way to the device."""
         tensors = {
-            "input_ids": self.input_ids,
+            "input_ids": self.masked.input_ids,
             "attention_mask": self.attention_mask,
-            "positions": self.positions,
+            "positions": self.masked.positions,
             "documents": self.documents,
         }
         return {
@@ -57,11 +50,9 @@ class MicroBatch:
     def without_predictions(self) -> "MicroBatch":
         """The same with nothing to predict, for a process that has no examples: its loss is
         a zero that still reaches every parameter, as DDP and FSDP expect of each process."""
-        nothing = self.labels[:0]
-        offsets = torch.zeros_like(self.row_offsets)
-        return dataclasses.replace(
-            self, positions=nothing, labels=nothing, row_offsets=offsets, token_count=0
-        )
+        ids, positions, labels, row_offsets = self.masked
+        masked = MaskedBatch(ids, positions[:0], labels[:0], torch.zeros_like(row_offsets))
+        return dataclasses.replace(self, masked=masked, token_count=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,22 +87,19 @@ class Masker(Generic[Policy]):
             vocabulary=self.vocabulary,
             word_starts=None if config.unit is Unit.TOKEN else examples.word_starts,
         )
-        tensors = {name: torch.from_numpy(array) for name, array in masked._asdict().items()}
-        if (attention_mask := _attention_mask(examples)) is not None:
-            tensors["attention_mask"] = torch.from_numpy(attention_mask)
-        if examples.documents is not None:
-            tensors["documents"] = torch.from_numpy(examples.documents)
-        if self.pin_memory:
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        tokens = (
-            examples.input_ids.size if examples.lengths is None else int(examples.lengths.sum())
+        lengths, width = examples.lengths, masked.input_ids.shape[1]
+        attention_mask, token_count = None, masked.input_ids.size
+        if lengths is not None:
+            token_count = int(lengths.sum())
+            if lengths.min() < width:
+                attention_mask = self._tensor(np.arange(width) < lengths[:, None])
+        return MicroBatch(
+            MaskedBatch(*map(self._tensor, masked)),
+            attention_mask,
+            None if examples.documents is None else self._tensor(examples.documents),
+            token_count,
         )
-        return MicroBatch(**tensors, token_count=tokens)
 
-
-def _attention_mask(examples: Examples) -> NDArray[np.bool_] | None:
-    width = examples.input_ids.shape[1]
-    if examples.lengths is None or examples.lengths.min() == width:
-        return None
-    mask: NDArray[np.bool_] = np.arange(width) < examples.lengths[:, None]
-    return mask
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self.pin_memory else tensor

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmlab.data.bad_rows import BadRows
+from mlmlab.data.formats import BadRows
 from mlmlab.data.sources import TextSource
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.fetch.cache import built_once, cache_folder

@@ -8,23 +8,24 @@ import codecs
 import csv
 import gzip
 import io
+import json
 import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlmlab.data.bad_rows import BadRows
-from mlmlab.data.config import DocumentUnit
-from mlmlab.data.json_rows import json_rows
-from mlmlab.errors import UserError
+from mlmlab.data.config import DocumentUnit, OnBadRow
+from mlmlab.data.json_file import json_array
+from mlmlab.errors import Problem, UserError
 
 
 class Format(Enum):
@@ -61,6 +62,28 @@ _LONGEST_CSV_FIELD_CHARACTERS = 1 << 28
 _ROWS_A_BATCH = 1024
 
 READABLE = "a .txt, .jsonl, .json, .csv, .tsv or .parquet file, gzipped or not"
+
+
+class BadRows:
+    """The rows of one reading that cannot be read: the first stops the run, or all are counted."""
+
+    def __init__(self, policy: OnBadRow = OnBadRow.STOP) -> None:
+        self.policy = policy
+        self.count = 0
+        self.first: str | None = None
+        """The first one: where it is and what is wrong with it."""
+
+    def add(self, problem: Problem) -> None:
+        """Counts a bad row.
+
+        Raises:
+            UserError: the policy is to stop.
+        """
+        if self.policy is OnBadRow.STOP:
+            remedy = f"{problem.remedy}; data.on_bad_row=skip leaves such rows out and counts them"
+            raise UserError([replace(problem, remedy=remedy)])
+        self.count += 1
+        self.first = self.first or f"{problem.where}: {problem.found}"
 
 
 def recognize(path: Path) -> Format:
@@ -126,11 +149,11 @@ def rows(
             yield number, row
 
 
-def _binary(path: Path) -> IO[bytes]:
+def _binary(path: Path) -> gzip.GzipFile | io.BufferedReader:
     """The file's bytes, unpacked."""
     with path.open("rb") as file:
         gzipped = file.read(2) == _GZIP
-    return gzip.open(path, "rb") if gzipped else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path, "rb") if gzipped else path.open("rb")
 
 
 def _text(path: Path, encoding: str, newline: str | None = None) -> io.TextIOWrapper:
@@ -178,7 +201,28 @@ def _full_text(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
 
 def _json_rows(path: Path, encoding: str, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
     with _text(path, encoding) as text:
-        yield from json_rows(text, path, bad_rows)
+        is_array = text.read(1 << 16).lstrip().startswith("[")
+        text.seek(0)
+        yield from json_array(text, path) if is_array else _json_lines(text, path, bad_rows)
+
+
+def _json_lines(text: io.TextIOWrapper, path: Path, bad_rows: BadRows) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(map(str.strip, text), 1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            bad_rows.add(
+                Problem(
+                    f"{path}, row {number}",
+                    f"{error.msg} (column {error.colno}): {line[:60]}",
+                    "one JSON object per line",
+                    "fix the line; name a plain text file .txt",
+                )
+            )
+        else:
+            yield number, row
 
 
 def _csv_rows(
@@ -202,58 +246,48 @@ def _csv_rows(
         place, number = header.index(text_field), 0
         table = csv.reader(text, delimiter=delimiter, strict=True)
         while True:
-            number += 1
+            number, found = number + 1, ""
+            row: list[str] = []
             try:
                 row = next(table)
             except StopIteration:
                 return
             except csv.Error as error:
-                _bad_csv_row(bad_rows, path, number, str(error), len(header))
-                continue
+                found = str(error)
             if len(row) == len(header):
                 yield number, row[place]
-            elif row:
-                _bad_csv_row(bad_rows, path, number, f"{len(row)} fields", len(header))
-
-
-def _bad_csv_row(bad_rows: BadRows, path: Path, number: int, found: str, columns: int) -> None:
-    bad_rows.add(
-        f"{path}, row {number}",
-        found=found,
-        expected=f"{columns} fields, as in the first line; text with a delimiter, a quote or a "
-        "line end stands in quotes",
-        remedy="mend the row",
-    )
+            elif row or found:  # an empty line is no row
+                bad_rows.add(
+                    Problem(
+                        f"{path}, row {number}",
+                        found or f"{len(row)} fields",
+                        f"{len(header)} fields, as in the first line; text with a delimiter, a "
+                        "quote or a line end stands in quotes",
+                        "fix the row",
+                    )
+                )
 
 
 def _parquet_rows(path: Path, text_field: str) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as file:
-        gzipped = file.read(2) == _GZIP
-    if gzipped:  # parquet is read from its end, which a gzip stream cannot give
-        with tempfile.TemporaryFile() as unpacked, gzip.open(path, "rb") as packed:
-            shutil.copyfileobj(packed, unpacked)
-            unpacked.seek(0)
-            yield from _parquet_table(pq.ParquetFile(unpacked), path, text_field)
-    else:
-        with pq.ParquetFile(path) as table:
-            yield from _parquet_table(table, path, text_field)
-
-
-def _parquet_table(table: pq.ParquetFile, path: Path, text_field: str) -> Iterator[tuple[int, Any]]:
-    columns = table.schema_arrow.names
-    column = text_field if text_field in columns else text_field.split(".")[0]
-    if column not in columns:
-        raise UserError.of(
-            "data.text_field",
-            found=f"{text_field}, but {path} has the columns: {', '.join(columns)}",
-            expected="the column that holds the text; dots descend: answers.text",
-            remedy="data.text_field=COLUMN",
-        )
-    number = 0
-    for batch in table.iter_batches(_ROWS_A_BATCH, columns=[column]):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    with _binary(path) as file, tempfile.TemporaryFile() as unpacked:
+        is_gzipped = isinstance(file, gzip.GzipFile)
+        if is_gzipped:  # parquet is read from its end, which a gzip stream cannot give
+            shutil.copyfileobj(file, unpacked)
+        table = pq.ParquetFile(unpacked if is_gzipped else file)
+        columns = table.schema_arrow.names
+        column = text_field if text_field in columns else text_field.split(".")[0]
+        if column not in columns:
+            raise UserError.of(
+                "data.text_field",
+                found=f"{text_field}, but {path} has the columns: {', '.join(columns)}",
+                expected="the column that holds the text; dots descend: answers.text",
+                remedy="data.text_field=COLUMN",
+            )
+        number = 0
+        for batch in table.iter_batches(_ROWS_A_BATCH, columns=[column]):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
 
 
 class _Place:
@@ -271,36 +305,20 @@ def reading(path: Path) -> Iterator[_Place]:
         yield place
     except (UnicodeError, EOFError, zlib.error, OSError, pa.ArrowException) as error:
         where = f"{path}, after row {place.row}" if place.row else str(path)
-        raise _refusal(where, error) from error
-
-
-def _refusal(where: str, error: Exception) -> UserError:
-    if isinstance(error, UnicodeError):
-        codec = getattr(error, "encoding", "text")
-        return UserError.of(
-            "data.encoding",
-            found=f"{where}: not {codec} ({error})",
-            expected="the encoding that the file was written in",
-            remedy="data.encoding=utf-8 (or latin-1, cp1252, utf-16, ...)",
-        )
-    if isinstance(error, EOFError | gzip.BadGzipFile | zlib.error):
-        return UserError.of(
-            where,
-            found=f"a damaged gzip file: {error}",
-            expected="a complete one",
-            remedy="download or compress it again",
-        )
-    reason = getattr(error, "strerror", None)
-    if reason is None:  # none of the operating system's errors, but pyarrow's
-        return UserError.of(
-            where,
-            found=f"a damaged parquet file: {str(error).splitlines()[0]}",
-            expected="a complete one",
-            remedy="download or write it again",
-        )
-    return UserError.of(
-        where,
-        found=reason,
-        expected="a file that can be read",
-        remedy="check its permissions",
-    )
+        if isinstance(error, UnicodeError):
+            problem = Problem(
+                "data.encoding",
+                f"{where}: not {getattr(error, 'encoding', 'text')} ({error})",
+                "the encoding that the file was written in",
+                "data.encoding=utf-8 (or latin-1, cp1252, utf-16, ...)",
+            )
+        elif isinstance(error, EOFError | gzip.BadGzipFile | zlib.error):
+            found = f"a damaged gzip file: {error}"
+            problem = Problem(where, found, "a complete one", "download or compress it again")
+        elif not isinstance(error, OSError) or error.strerror is None:  # pyarrow's
+            found = f"a damaged parquet file: {str(error).splitlines()[0]}"
+            problem = Problem(where, found, "a complete one", "download or write it again")
+        else:
+            found = str(error.strerror)
+            problem = Problem(where, found, "a file that can be read", "check its permissions")
+        raise UserError([problem]) from error

@@ -1,6 +1,8 @@
-"""Files that hold one JSON object, and tables of what their keys may hold."""
+"""Files that hold one JSON object, tables of what its keys may hold, and arrays of rows."""
 
+import io
 import json
+import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -64,3 +66,58 @@ def wrong_values(
         if key in content and not kind.allows(content[key]):
             found = f"{key}={reprlib.repr(content[key])}"
             yield Problem(where, found, kind.expected, remedy)
+
+
+_CHUNK_CHARACTERS = 1 << 20
+_FIRST = re.compile(r"\s*\[\s*(\])?")
+_NEXT = re.compile(r"(?:,|(\]))\s*")
+
+
+def json_array(text: io.TextIOBase, path: Path) -> Iterator[tuple[int, Any]]:
+    """The rows of an array with their numbers from 1, decoded one by one: memory holds a chunk of
+    the text, or the longest row.
+
+    By hand, because ijson's parser does not read what `json.loads` reads: half a surrogate pair
+    silently becomes a question mark or another character, and an integer of 65 bits an error.
+
+    Raises:
+        UserError: the array is damaged.
+    """
+    decode = json.JSONDecoder().raw_decode
+    buffer, place, number = text.read(_CHUNK_CHARACTERS), 0, 0
+    while True:
+        try:
+            mark = (_NEXT if number else _FIRST).match(buffer, place)
+            if mark is None:
+                raise json.JSONDecodeError("neither a comma nor the array's end", buffer, place)
+            if mark[1]:
+                break
+            row, end = decode(buffer, mark.end())
+            while buffer[end : end + 1].isspace():
+                end += 1
+            if end == len(buffer):  # a number may continue in the next chunk
+                raise json.JSONDecodeError("the array is not closed", buffer, end)
+        except json.JSONDecodeError as error:
+            # No literal, escape or delimiter has 16 characters: this one may have been cut.
+            may_be_cut = error.pos > len(buffer) - 16 or error.msg.startswith("Unterminated string")
+            # As much again as there is: a long row is not decoded once per chunk.
+            size = max(_CHUNK_CHARACTERS, len(buffer) - place)
+            if not may_be_cut or not (more := text.read(size)):
+                raise UserError.of(
+                    f"{path}, row {number + 1}",
+                    found=f"{error.msg}: {buffer[place:][:60]}",
+                    expected="a JSON array of objects",
+                    remedy="fix the file; one object per line (.jsonl) is read too",
+                ) from error
+            buffer, place = buffer[place:] + more, 0
+        else:
+            number, place = number + 1, end
+            yield number, row
+    rest = (buffer[mark.end() :] + text.read(_CHUNK_CHARACTERS)).strip()
+    if rest:
+        raise UserError.of(
+            f"{path}, after row {number}",
+            found=f"text after the array's end: {rest[:40]}",
+            expected="one JSON array and nothing else",
+            remedy="fix the file; one object per line (.jsonl) is read too",
+        )

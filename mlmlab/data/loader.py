@@ -38,7 +38,7 @@ class EvalChunk:
 
     def __len__(self) -> int:
         """How many examples it has."""
-        return len(self.batch.input_ids)
+        return len(self.batch.masked.input_ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +211,7 @@ class EvalLoader:
             seed=self.seeds.eval_masks,
             rate=self.masker.config.rate,
         )
-        rows, places = np.divmod(batch.positions.numpy(), batch.input_ids.shape[1])
+        rows, places = np.divmod(batch.masked.positions.numpy(), batch.masked.input_ids.shape[1])
         document_ids = self.blocks.document_ids(example_ids[rows], places)
         return EvalChunk(batch, torch.from_numpy(document_ids))
 

@@ -1,5 +1,6 @@
 """Files and the small world, as streams of documents (str)."""
 
+import dataclasses
 import glob
 import hashlib
 from collections.abc import Iterator
@@ -7,12 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from mlmlab.data.bad_rows import BadRows
 from mlmlab.data.config import DataConfig, DocumentUnit, OnBadRow
-from mlmlab.data.fields import NoTextError, check_characters, text_at
-from mlmlab.data.formats import READABLE, Format, reading, recognize, rows
+from mlmlab.data.formats import READABLE, BadRows, Format, reading, recognize, rows
 from mlmlab.data.small_world.chain import small_world
 from mlmlab.errors import UserError
 from mlmlab.fetch.cache import file_digest
@@ -157,15 +156,10 @@ class FileSource:
                     is_text = kind in (Format.TEXT, Format.CSV)
                     text = row if is_text else text_at(row, self.text_field)
                     check_characters(text, self.encoding)
-                except NoTextError as error:
-                    problem = error.problem
+                except UserError as error:
+                    (problem,) = error.problems
                     found = f"{path}, row {number}: {problem.found}"
-                    bad_rows.add(
-                        problem.where,
-                        found=found,
-                        expected=problem.expected,
-                        remedy=problem.remedy,
-                    )
+                    bad_rows.add(dataclasses.replace(problem, found=found))
                 else:
                     yield text
 
@@ -180,6 +174,78 @@ class FileSource:
                 else "check the path; it is relative to the folder the command runs in",
             )
         return recognize(path)
+
+
+def text_at(row: Any, field: str) -> str:
+    """The text at a dotted path of a row; a list of texts is joined by spaces.
+
+    A field whose own name has dots is found too, and a list of objects is descended into object
+    by object.
+
+    Raises:
+        UserError: there is no such field, or it holds something else.
+    """
+    value = _descend(row, field, field)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        value = " ".join(value)
+    if not isinstance(value, str):
+        fields = f" with {', '.join(map(str, value))}" if isinstance(value, dict) else ""
+        raise UserError.of(
+            "data.text_field",
+            found=f"{field} is {_kind(value)}{fields}",
+            expected="text, or a list of texts",
+            remedy="data.text_field=FIELD (dots descend into an object)",
+        )
+    return value
+
+
+def _descend(value: Any, path: str, field: str) -> Any:
+    if isinstance(value, dict) and path in value:
+        return value[path]
+    first, _, rest = path.partition(".")
+    if not isinstance(value, dict) or first not in value or not rest:
+        fields = ", ".join(map(str, value)) if isinstance(value, dict) else _kind(value)
+        raise UserError.of(
+            "data.text_field",
+            found=f"no {field}, but: {fields}",
+            expected="the field that holds the text; dots descend: answers.text",
+            remedy="data.text_field=FIELD",
+        )
+    inner = value[first]
+    if isinstance(inner, list):
+        return [_descend(item, rest, field) for item in inner]
+    return _descend(inner, rest, field)
+
+
+def check_characters(text: str, encoding: str) -> None:
+    """Refuses a text with a byte that the encoding does not know, or with half a character.
+
+    Raises:
+        UserError: what stands there.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        character = text[error.start]
+        byte = ord(character) - 0xDC00
+        if 0x80 <= byte <= 0xFF:  # how `surrogateescape` marks what it could not decode
+            raise UserError.of(
+                "data.encoding",
+                found=f"byte 0x{byte:02x} is not {encoding}",
+                expected="the encoding that the file was written in",
+                remedy="data.encoding=latin-1 (or cp1252, utf-16, ...)",
+            ) from error
+        raise UserError.of(
+            "data.text_field",
+            found=f"half a character ({character!a}, a lone surrogate)",
+            expected="text",
+            remedy="fix the row: whatever wrote it cut a character in two",
+        ) from error
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", bytes: "bytes"}
+    return "null" if value is None else names.get(type(value), "a number")
 
 
 def matching_files(pattern: str, key: str) -> tuple[Path, ...]:

@@ -283,7 +283,7 @@ def _refuse_odd_ids(tokenizer: Tokenizer) -> None:
 def _settings(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    remedy = "mend or remove the file"
+    remedy = "fix or remove the file"
     content = read_json_object(file, remedy=remedy)
     problems = list(wrong_values(content, _SETTINGS, str(file), remedy=remedy))
     if problems:

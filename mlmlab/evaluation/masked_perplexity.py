@@ -141,13 +141,13 @@ def _score_chunk(
     model: MaskedLanguageModel, chunk: EvalChunk, loader: EvalLoader, compute: Compute
 ) -> _ChunkScore:
     batch = chunk.batch
-    labels = batch.labels.to(compute.device)
+    labels = batch.masked.labels.to(compute.device)
     with compute.autocast():
         logits = model(**batch.model_inputs(compute.device))
     return _ChunkScore(
         losses=token_losses(logits, labels).double().cpu(),
         ranks=_ranks(logits, labels).cpu(),
-        row_counts=batch.row_offsets.diff(),
+        row_counts=batch.masked.row_offsets.diff(),
         document_ids=chunk.document_ids,
         parts=_parts(chunk, loader.masker.vocabulary.mask_id),
     )
@@ -214,7 +214,7 @@ def _ranks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def _parts(chunk: EvalChunk, mask_id: int) -> torch.Tensor:
     """Which of `PARTS` each predicted token belongs to, int64 `[M]`."""
-    batch = chunk.batch
+    batch = chunk.batch.masked
     shown = batch.input_ids.flatten()[batch.positions]
     is_kept = shown == batch.labels  # a random id that happens to be the token's own is one, too
     return torch.where(shown == mask_id, 0, torch.where(is_kept, 2, 1))

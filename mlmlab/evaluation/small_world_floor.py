@@ -29,11 +29,12 @@ def floor_perplexity(tokenizer: Tokenizer, loader: EvalLoader) -> float | None:
     chain = _chain(tokenizer)
     loss_sum, count = 0.0, 0
     for chunk in loader.chunks():
+        masked = chunk.batch.masked
         chunk_sum, chunk_count = exact_floor(
             chain,
-            chunk.batch.input_ids.numpy(),
-            chunk.batch.positions.numpy(),
-            chunk.batch.labels.numpy(),
+            masked.input_ids.numpy(),
+            masked.positions.numpy(),
+            masked.labels.numpy(),
             loader.masker.config,
             loader.masker.vocabulary,
         )

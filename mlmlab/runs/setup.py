@@ -64,14 +64,13 @@ class EvaluationInputs:
     def has_known_floor(self) -> bool:
         """Whether the text and its tokens are the small world's own, in blocks of its stream, and
         each token is masked by itself."""
-        words = small_world().words
         return (
             isinstance(self.text.source, SmallWorldSource)
             and self.data.eval_path is None
             and self.data.layout is Layout.PACKED
             and not self.data.isolate_documents
             and self.masking.is_independent
-            and self.tokenizer.fingerprint() == word_tokenizer(words).fingerprint()
+            and self.tokenizer.fingerprint() == word_tokenizer(small_world().words).fingerprint()
         )
 
 

@@ -41,7 +41,7 @@ def micro_batch_loss(model: nn.Module, micro: MicroBatch, compute: Compute) -> t
     """The sum of the micro-batch's token losses, an fp32 scalar."""
     with compute.autocast():
         logits = model(**micro.model_inputs(compute.device))
-    return token_losses(logits, micro.labels.to(compute.device, non_blocking=True)).sum()
+    return token_losses(logits, micro.masked.labels.to(compute.device, non_blocking=True)).sum()
 
 
 def train_step(
