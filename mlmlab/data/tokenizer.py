@@ -148,7 +148,7 @@ class Tokenizer:
     def word_starts_batch(self, texts: Sequence[str]) -> list[NDArray[np.bool_]]:
         """Whether each token of `encode_batch` begins a word, as the pre-tokenization cuts them.
 
-        A special token is a word of its own.
+        Each special token is a separate word.
         """
         with _library_errors(self.origin):
             encodings = self.backend.encode_batch(list(texts))

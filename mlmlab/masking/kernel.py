@@ -53,7 +53,7 @@ def mask_batch(
         epoch: 0 ... 2**24 - 1; for evaluation masks, the draw.
         seed: any integer, modulo 2**64.
         word_starts: bool or integers `[B, T]`, for the units `word` and `span` only: 1 where a word
-            begins, 2 where a document does. A word also begins behind a special token, and where
+            begins, 2 where a document does. A word also begins after a special token, and where
             the row does. None for unit `token`.
 
     Returns:
