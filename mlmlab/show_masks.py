@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _states(
-    ids: NDArray[Any], batch: MaskedBatch[NDArray[np.int64]], tokenizer: Tokenizer
+    ids: NDArray[Any], batch: MaskedBatch[NDArray[Any]], tokenizer: Tokenizer
 ) -> list[str | None]:
     """What became of each token; None for one that was left alone."""
     protected = tokenizer.vocabulary().protected
@@ -138,7 +138,7 @@ def _counts(states: list[str | None]) -> str:
 
 def _marked(
     ids: NDArray[Any],
-    batch: MaskedBatch[NDArray[np.int64]],
+    batch: MaskedBatch[NDArray[Any]],
     states: list[str | None],
     starts: NDArray[np.bool_],
     tokenizer: Tokenizer,

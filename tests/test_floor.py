@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ class Sample:
     vocabulary: VocabularyInfo
     config: MaskingConfig
     blocks: NDArray[np.int64]
-    masked: MaskedBatch[NDArray[np.int64]]
+    masked: MaskedBatch[NDArray[Any]]
 
     def floor(self, chain: TokenChain | None = None) -> float:
         """Mean loss of the posteriors of a chain, by default the one that wrote the blocks."""

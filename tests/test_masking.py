@@ -17,7 +17,7 @@ from mlmlab import schema
 from mlmlab.errors import Problem
 from mlmlab.masking import MaskedBatch, MaskingConfig, Unit, VocabularyInfo, mask_batch
 
-Arrays = MaskedBatch[NDArray[np.int64]]
+Arrays = MaskedBatch[NDArray[Any]]
 Row = tuple[list[int], list[int], list[int]]
 
 SMALL = VocabularyInfo(size=50, mask_id=4, protected_ids=(0, 1, 2, 3, 4, 49))

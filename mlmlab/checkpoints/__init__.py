@@ -1,7 +1,12 @@
 """Checkpoints in the Hub's layout: read, written, and accounted for."""
 
-from mlmlab.checkpoints.load import LoadedModel, check_vocabularies, load_model, load_pretrained
-from mlmlab.checkpoints.report import LoadReport
+from mlmlab.checkpoints.load import (
+    LoadedModel,
+    LoadReport,
+    check_vocabularies,
+    load_model,
+    load_pretrained,
+)
 from mlmlab.checkpoints.save import save_pretrained
 
 __all__ = [

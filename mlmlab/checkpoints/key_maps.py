@@ -1,8 +1,8 @@
 """The Hub's parameter names, as tables: ours on the left, theirs on the right.
 
-One table a family; where ours is made of several of theirs, they are joined along the first
+One table per family; where ours is made of several of theirs, they are joined along the first
 dimension (query, key and value are one matrix here). The inverse, for saving, is derived.
-`{i}` stands for the layer's number.
+`{i}` is the layer's number.
 """
 
 from collections.abc import Mapping

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from mlmlab.checkpoints.hub_config import read_hub_config
-from mlmlab.checkpoints.key_maps import FAMILIES, FamilyNames, hub_names
-from mlmlab.checkpoints.report import LoadReport
+from mlmlab.checkpoints.key_maps import FAMILIES, hub_names
 from mlmlab.checkpoints.weights import read_tensors
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer
 from mlmlab.errors import UserError
@@ -23,6 +22,30 @@ _LAYER_NORM_DIALECT = {"gamma": "weight", "beta": "bias"}
 _BODY = re.compile(r"(embeddings|encoder|transformer)\.")
 _PADDED_VOCABULARY = 128
 """Tables are rounded up to a multiple of at most this many rows, for the hardware's sake."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """The account of one checkpoint: nothing is dropped or made up silently."""
+
+    source: str
+    """The folder, or owner/name@commit."""
+    loaded: tuple[str, ...]
+    """Our parameters that were read from the file."""
+    tied: tuple[str, ...]
+    """Names in the file that repeat a tensor already loaded."""
+    ignored: tuple[str, ...]
+    """Names in the file that a masked language model has no use for."""
+    fresh: tuple[str, ...]
+    """Our parameters that the file lacks and that were newly initialized, as was asked for."""
+
+    def __str__(self) -> str:
+        lines = [f"checkpoint {self.source}: {len(self.loaded)} parameters loaded"]
+        for label, names in (("tied", self.tied), ("ignored", self.ignored), ("fresh", self.fresh)):
+            if names:
+                more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+                lines.append(f"  {label:<8} {', '.join(names[:6])}{more}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +166,12 @@ def _fill(
         n for ours, theirs in table.items() for n in theirs if n in missing and ours not in fresh
     ]
     unknown = [n for n in tensors if n not in known]
-    foreign = [n for n in unknown if _is_foreign(n, names)]
+    # Buffers, a pooler, heads of other tasks: no part of the encoder or of our head.
+    foreign = [
+        n for n in unknown
+        if not n.startswith((names.prefix, names.head_prefix))
+        or any(re.match(pattern, n) for pattern in names.ignored)
+    ]  # fmt: skip
     surplus = [n for n in unknown if n not in foreign]
     _refuse_incomplete(source, lacking, surplus)
     for ours, parameter in model.named_parameters():
@@ -163,13 +191,6 @@ def _fill(
                 initialize_module(module, model.config.initializer_range, generator)
     loaded = tuple(ours for ours in table if ours not in fresh)
     return LoadReport(source, loaded, tuple(tied), tuple(foreign), tuple(sorted(fresh)))
-
-
-def _is_foreign(name: str, names: FamilyNames) -> bool:
-    """A buffer, a pooler, or a head of another task: no part of the encoder or of our head."""
-    if not name.startswith((names.prefix, names.head_prefix)):
-        return True
-    return any(re.match(pattern, name) for pattern in names.ignored)
 
 
 def _refuse_incomplete(source: str, lacking: list[str], surplus: list[str]) -> None:

@@ -25,30 +25,32 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: no weights there, or a damaged or unsafe file.
     """
-    if (folder / SINGLE_FILE).is_file():
-        tensors = _read_safetensors(folder / SINGLE_FILE)
-    elif (folder / SHARD_INDEX).is_file():
-        tensors = {}
+    single, index, legacy = folder / SINGLE_FILE, folder / SHARD_INDEX, folder / LEGACY_FILE
+    if single.is_file():
+        return _read_safetensors(single)
+    if index.is_file():
+        tensors: dict[str, torch.Tensor] = {}
         present = {file.name for file in folder.iterdir()}
-        for name in _shards(folder / SHARD_INDEX):
+        for name in _shards(index):
             if name not in present:
                 raise UserError.of(
-                    f"checkpoint {folder / SHARD_INDEX}",
+                    f"checkpoint {index}",
                     found=f"{name[:100]}, which is not in the folder",
                     expected="every shard beside the index",
                     remedy="fetch the missing file",
                 )
             tensors |= _read_safetensors(folder / name)
-    elif (folder / LEGACY_FILE).is_file():
-        tensors = _read_legacy(folder / LEGACY_FILE)
-    else:
-        raise UserError.of(
-            "checkpoint",
-            found=f"{folder}: no weights in it",
-            expected=f"{SINGLE_FILE}, {SHARD_INDEX} with its shards, or {LEGACY_FILE}",
-            remedy="checkpoint=DIR, the folder that holds config.json and the weights",
-        )
-    return tensors
+        return tensors
+    if legacy.is_file():
+        with _damage_named(legacy):
+            content = torch.load(legacy, map_location="cpu", weights_only=True)
+            return {n: _as_fp32(t) for n, t in content.items() if isinstance(t, torch.Tensor)}
+    raise UserError.of(
+        "checkpoint",
+        found=f"{folder}: no weights in it",
+        expected=f"{SINGLE_FILE}, {SHARD_INDEX} with its shards, or {LEGACY_FILE}",
+        remedy="checkpoint=DIR, the folder that holds config.json and the weights",
+    )
 
 
 def _shards(index: Path) -> list[str]:
@@ -68,12 +70,6 @@ def _shards(index: Path) -> list[str]:
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     with _damage_named(file), safe_open(str(file), framework="pt") as opened:
         return {name: _as_fp32(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
-
-
-def _read_legacy(file: Path) -> dict[str, torch.Tensor]:
-    with _damage_named(file):
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        return {name: _as_fp32(t) for name, t in content.items() if isinstance(t, torch.Tensor)}
 
 
 def _as_fp32(tensor: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ class MicroBatch:
 
     masked: MaskedBatch[torch.Tensor]
     attention_mask: torch.Tensor | None = None
-    """bool `[B, T]`, True where a real token stands; None: no padding."""
+    """bool `[B, T]`, True for a real token; None: no padding."""
     documents: torch.Tensor | None = None
     """int64 `[B, T]`, each token's document where documents are hidden from each other."""
     token_count: int = 0
@@ -48,8 +48,8 @@ class MicroBatch:
         }
 
     def without_predictions(self) -> "MicroBatch":
-        """The same with nothing to predict, for a process that has no examples: its loss is
-        a zero that still reaches every parameter, as DDP and FSDP expect of each process."""
+        """The same with nothing to predict, for a rank without examples: its loss is a zero that
+        still reaches every parameter, as DDP and FSDP expect of each rank."""
         ids, positions, labels, row_offsets = self.masked
         masked = MaskedBatch(ids, positions[:0], labels[:0], torch.zeros_like(row_offsets))
         return dataclasses.replace(self, masked=masked, token_count=0)
@@ -62,7 +62,7 @@ class Masker(Generic[Policy]):
     config: Policy
     vocabulary: VocabularyInfo
     pin_memory: bool = False
-    """Whether tensors lie in page-locked memory, from where they reach CUDA without a stop."""
+    """Whether tensors are in page-locked memory, which is copied to CUDA asynchronously."""
 
     def micro_batch(
         self, blocks: Blocks, example_ids: NDArray[np.int64], *, epoch: int, seed: int, rate: float
@@ -70,9 +70,9 @@ class Masker(Generic[Policy]):
         """Masks some examples.
 
         Args:
-            examples: int64 `[B]`.
-            epoch: or the draw, for an evaluation.
-            rate: in place of the config's, for one that moves.
+            example_ids: int64 `[B]`.
+            epoch: for an evaluation, the draw.
+            rate: replaces the config's, where a schedule moves it.
         """
         examples = blocks.take(example_ids)
         config: MaskingPolicy = self.config

@@ -38,7 +38,7 @@ class Blocks(Protocol):
     dropped_tokens: int
     """Tokens of the shard that are in no example."""
     full_examples: int
-    """So many examples stand before a last one that is shorter and stands alone; else all."""
+    """Examples without the last one, if that is shorter and has to be taken alone; else all."""
 
     def __len__(self) -> int:
         """How many examples there are."""
@@ -52,7 +52,7 @@ class Blocks(Protocol):
         """The documents that some tokens belong to, int64 `[N]`.
 
         Args:
-            examples: int64 `[N]`, their examples.
+            example_ids: int64 `[N]`, their examples.
             places: int64 `[N]`, their positions there.
         """
 
@@ -85,7 +85,7 @@ class PackedBlocks:
     def take(self, example_ids: NDArray[np.int64]) -> Examples:
         shape = (len(example_ids), self.block_size)
         if self.keeps_rest and self.full_examples in example_ids:
-            assert len(example_ids) == 1, "the last, shorter example stands alone"
+            assert len(example_ids) == 1, "the last, shorter example is taken alone"
             shape = (1, self.rest)
         begins, offsets = self.shard.begins, self.shard.offsets
         first = example_ids * self.block_size  # [B], numbered in the shard, as are the offsets
@@ -128,7 +128,7 @@ class DocumentBlocks:
     """No two documents share an example; shorter ones are padded.
 
     A document longer than a block is split into several examples, each with the tokenizer's own
-    special tokens around it, or with `cut_off` the first of them stands for it.
+    special tokens around it, or with `cut_off` only the first of them is kept.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class DocumentBlocks:
         """int64 `[documents + 1]`: each document's first example."""
         kept = np.minimum(self.inner_lengths, parts * self.inner_size)
         self.dropped_tokens = int((self.inner_lengths - kept).sum())
-        """Tokens behind the ends of documents that were cut off."""
+        """Tokens after the ends of documents that were cut off."""
         self.full_examples = int(self.first_example[-1])
 
     def __len__(self) -> int:
@@ -177,10 +177,10 @@ class DocumentBlocks:
         tokens = np.minimum(tokens, len(self.shard.tokens) - 1)
         ids = self.shard.tokens[tokens]
         ids[:, : len(self.prefix)] = self.prefix
-        behind = place - inner  # [B, T]
+        after = place - inner  # [B, T]
         for number, token in enumerate(self.suffix):
-            ids[behind == number] = token
-        ids[behind >= len(self.suffix)] = self.pad_id
+            ids[after == number] = token
+        ids[after >= len(self.suffix)] = self.pad_id
         return Examples(ids, lengths, None, _word_start_bits(self.shard, tokens))
 
     def document_ids(

@@ -61,7 +61,7 @@ _DELIMITERS = (",", ";", "\t")
 _LONGEST_CSV_FIELD_CHARACTERS = 1 << 28
 _ROWS_A_BATCH = 1024
 
-READABLE = "a .txt, .jsonl, .json, .csv, .tsv or .parquet file, gzipped or not"
+_READABLE = "a .txt, .jsonl, .json, .csv, .tsv or .parquet file, gzipped or not"
 
 
 class BadRows:
@@ -90,15 +90,24 @@ def recognize(path: Path) -> Format:
     """The format of a file.
 
     Raises:
-        UserError: an archive, or another kind of file that is not rows of text; a file that
-            cannot be read.
+        UserError: no file; an archive, or another kind of file that is not rows of text; a file
+            that cannot be read.
     """
+    if not path.is_file():
+        raise UserError.of(
+            "data.path",
+            found=f"{path}: {'a folder' if path.is_dir() else 'no such file'}",
+            expected=_READABLE,
+            remedy=f"data.path='{path}/*' for the files in it"
+            if path.is_dir()
+            else "check the path; it is relative to the folder the command runs in",
+        )
     with reading(path), _binary(path) as file:
         start = file.read(8)
     for magic, name in _NOT_READ.items():
         if start.startswith(magic):
             raise UserError.of(
-                "data.path", found=f"{path}: {name}", expected=READABLE, remedy="unpack it first"
+                "data.path", found=f"{path}: {name}", expected=_READABLE, remedy="unpack it first"
             )
     if start.startswith(_PARQUET):
         return Format.PARQUET
@@ -108,7 +117,7 @@ def recognize(path: Path) -> Format:
         raise UserError.of(
             "data.path",
             found=f"{path}: no parquet file (it begins with {start!r})",
-            expected=READABLE,
+            expected=_READABLE,
             remedy="download or write it again",
         )
     return named
@@ -158,7 +167,7 @@ def _binary(path: Path) -> gzip.GzipFile | io.BufferedReader:
 
 def _text(path: Path, encoding: str, newline: str | None = None) -> io.TextIOWrapper:
     """The file's characters. A byte that is none becomes a lone surrogate (`surrogateescape`), so
-    that the row it stands in can be named."""
+    that its row can be named."""
     try:
         name = codecs.lookup(encoding).name
         "".encode(name)  # some of Python's codecs are not about text

@@ -1,4 +1,4 @@
-"""Batches for the loop: examples by index arithmetic, masked, prepared beside the step.
+"""Batches for the loop: examples by index arithmetic, masked, prepared while the step runs.
 
 B sequences   T positions   M predicted tokens
 """
@@ -34,7 +34,7 @@ class EvalChunk:
     document_ids: torch.Tensor
     """int64 `[M]`, the document of each predicted token."""
     counts: bool = True
-    """False: an example to meet the model with, of which nothing is scored."""
+    """False: a dummy example that keeps the ranks in step; nothing of it is scored."""
 
     def __len__(self) -> int:
         """How many examples it has."""
@@ -43,7 +43,7 @@ class EvalChunk:
 
 @dataclass(frozen=True, eq=False)
 class StepBatch:
-    """This process's micro-batches of one step, as many as those of every other process."""
+    """This rank's micro-batches of one step; every rank has as many."""
 
     number: int
     """Batches consumed before this one."""
@@ -220,7 +220,7 @@ def _ahead(
     prepare: Callable[[int], Item], first: int, end: int | None = None
 ) -> Generator[Item, None, None]:
     """`prepare(first)`, `prepare(first + 1)`, ... below `end`; a thread works one item ahead. The
-    masking kernel releases the interpreter's lock, so that it runs beside the step."""
+    masking kernel releases the interpreter's lock, so that both run at once."""
     if end is not None and first >= end:
         return
     with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlmlab.data.config import DataConfig, DocumentUnit, OnBadRow
-from mlmlab.data.formats import READABLE, BadRows, Format, reading, recognize, rows
+from mlmlab.data.formats import BadRows, Format, reading, recognize, rows
 from mlmlab.data.small_world.chain import small_world
 from mlmlab.errors import UserError
 from mlmlab.fetch.cache import file_digest
@@ -26,7 +26,7 @@ class TextSource(Protocol):
 
     @property
     def description(self) -> str:
-        """What a person calls it."""
+        """Its name, for a person."""
 
     def fingerprint(self) -> str:
         """A text that changes whenever the documents might."""
@@ -46,14 +46,13 @@ class TextSource(Protocol):
         """All documents, in order.
 
         Args:
-            bad_rows: is told of each row that cannot be read; None: one that does as `on_bad_row`
-                says.
+            bad_rows: counts the rows that cannot be read; None: a new one, as `on_bad_row` says.
         """
 
 
 @dataclass(frozen=True)
 class SmallWorldSource:
-    """The built-in small world (`world.py`)."""
+    """The built-in small world (`small_world/chain.py`)."""
 
     limit: int | None
     on_bad_row: OnBadRow = OnBadRow.STOP
@@ -122,7 +121,7 @@ class FileSource:
         """Each file's format and checksum: read once, whoever asks."""
         found = []
         for path in self.paths:
-            kind = self._format(path)
+            kind = recognize(path)
             with reading(path):
                 found.append(f"{kind.value} {file_digest(path)}")
         return " ".join(found)
@@ -139,7 +138,7 @@ class FileSource:
 
     @property
     def has_line_documents(self) -> bool:
-        is_text = any(self._format(path) is Format.TEXT for path in self.paths)
+        is_text = any(recognize(path) is Format.TEXT for path in self.paths)
         return is_text and self.document is DocumentUnit.LINE
 
     def documents(self, bad_rows: BadRows | None = None) -> Iterator[str]:
@@ -147,7 +146,7 @@ class FileSource:
 
     def _all_documents(self, bad_rows: BadRows) -> Iterator[str]:
         for path in self.paths:
-            kind = self._format(path)
+            kind = recognize(path)
             for number, row in rows(
                 path, kind, self.text_field, self.encoding, self.document, bad_rows
             ):
@@ -162,18 +161,6 @@ class FileSource:
                     bad_rows.add(dataclasses.replace(problem, found=found))
                 else:
                     yield text
-
-    def _format(self, path: Path) -> Format:
-        if path.is_dir() or not path.is_file():
-            raise UserError.of(
-                "data.path",
-                found=f"{path}: {'a folder' if path.is_dir() else 'no such file'}",
-                expected=READABLE,
-                remedy=f"data.path='{path}/*' for the files in it"
-                if path.is_dir()
-                else "check the path; it is relative to the folder the command runs in",
-            )
-        return recognize(path)
 
 
 def text_at(row: Any, field: str) -> str:
@@ -221,7 +208,7 @@ def check_characters(text: str, encoding: str) -> None:
     """Refuses a text with a byte that the encoding does not know, or with half a character.
 
     Raises:
-        UserError: what stands there.
+        UserError: names the byte or the character.
     """
     try:
         text.encode()

@@ -148,7 +148,7 @@ class Tokenizer:
     def word_starts_batch(self, texts: Sequence[str]) -> list[NDArray[np.bool_]]:
         """Whether each token of `encode_batch` begins a word, as the pre-tokenization cuts them.
 
-        A special token is a word of its own.
+        Each special token is a separate word.
         """
         with _library_errors(self.origin):
             encodings = self.backend.encode_batch(list(texts))
@@ -224,7 +224,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
         else:
             backend = tokenizers.Tokenizer.from_file(str(file))
         roles = _roles(backend, named, file)
-    tokenizer = Tokenizer(backend, roles, _plain(hub_config), str(file))
+    # `Tokenizer` states the roles itself, and the library the tokens' decoder.
+    stated = {*_ROLES, "added_tokens_decoder"}
+    others = {key: value for key, value in hub_config.items() if key not in stated}
+    tokenizer = Tokenizer(backend, roles, others, str(file))
     _refuse_odd_ids(tokenizer)
     return tokenizer
 
@@ -289,11 +292,6 @@ def _settings(file: Path) -> dict[str, Any]:
     if problems:
         raise UserError(problems)
     return content
-
-
-def _plain(hub_config: dict[str, Any]) -> dict[str, Any]:
-    """The config without what `Tokenizer` states itself: roles, and the tokens' decoder."""
-    return {k: v for k, v in hub_config.items() if k not in {*_ROLES, "added_tokens_decoder"}}
 
 
 def _roles(backend: tokenizers.Tokenizer, named: Mapping[str, Any], file: Path) -> dict[str, str]:

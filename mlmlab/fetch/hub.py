@@ -105,9 +105,7 @@ def fetch_model(source: str) -> tuple[Path, str]:
                 remedy="wait for it, or choose another one",
             )
         return folder, source
-    request = _parsed(source, "checkpoint", _MODEL)
-    folder = _fetch(request)
-    return folder, f"{request.repository}@{folder.name}"  # the client names folders by the commit
+    return _fetch_named(source, "checkpoint", _MODEL)
 
 
 def fetch_tokenizer(source: str) -> tuple[Path, str]:
@@ -123,9 +121,7 @@ def fetch_tokenizer(source: str) -> tuple[Path, str]:
     if folder is not None:
         export = folder / "export"
         return export if (export / "tokenizer.json").is_file() else folder, source
-    request = _parsed(source, "tokenizer.path", _TOKENIZER)
-    folder = _fetch(request)
-    return folder, f"{request.repository}@{folder.name}"
+    return _fetch_named(source, "tokenizer.path", _TOKENIZER)
 
 
 def fetch_dataset(
@@ -165,7 +161,8 @@ def fetch_dataset(
     return tuple(folder / name for name in sorted(fnmatch.filter(names, pattern))), folder.name
 
 
-def _parsed(source: str, key: str, choices: tuple[_Wanted, ...]) -> _Request:
+def _fetch_named(source: str, key: str, choices: tuple[_Wanted, ...]) -> tuple[Path, str]:
+    """The folder and the pinned name of owner/name[@revision]."""
     repository, _, revision = source.partition("@")
     if not _is_hub_id(source, repository):
         raise UserError.of(
@@ -175,15 +172,17 @@ def _parsed(source: str, key: str, choices: tuple[_Wanted, ...]) -> _Request:
             remedy=f"check the path, or write {key}=owner/name",
         )
     remedy = f"{key}=DIR, a folder with the files of {repository}"
-    return _Request(key, repository, revision or None, choices, remedy)
+    folder = _fetch(_Request(key, repository, revision or None, choices, remedy))
+    return folder, f"{repository}@{folder.name}"  # the client names folders by the commit
 
 
 def _fetch(request: _Request) -> Path:
     """The repository's folder in the client's cache, its wanted files complete."""
     if request.revision is not None and _COMMIT.fullmatch(request.revision):
-        cached = _from_cache(request)  # it means the same for ever: no need to ask
+        cached = _from_cache(request)  # a commit never changes: no need to ask
         if cached is not None:
             return cached
+    here = "no such folder here, and " if request.kind == "model" else ""
     try:
         return _download(request)
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -191,7 +190,6 @@ def _fetch(request: _Request) -> Path:
             GatedRepoError: "a gated repository, and no token that may read it",
             RevisionNotFoundError: f"no revision {request.revision} in {request.repository}",
         }.get(type(error), f"no {request.kind} {request.repository} on the Hub")
-        here = "no such folder here, and " if request.kind == "model" else ""
         raise UserError.of(
             request.key,
             found=f"{request}: {here}{problem}",
@@ -203,7 +201,6 @@ def _fetch(request: _Request) -> Path:
     except (HTTPError, OSError) as error:
         cached = _from_cache(request)
         if cached is None:
-            here = "no such folder here, and " if request.kind == "model" else ""
             raise UserError.of(
                 request.key,
                 found=f"{request}: {here}the Hub cannot be reached ({str(error).splitlines()[0]})",
@@ -226,7 +223,10 @@ def _is_hub_id(source: str, repository: str) -> bool:
 
 
 def _download(request: _Request) -> Path:
-    _quiet_client()
+    if not sys.stderr.isatty():  # no bars where nobody watches
+        disable_progress_bars()
+    if "HF_HUB_VERBOSITY" not in os.environ:  # no advice to log in
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     api = huggingface_hub.HfApi()
     ask = api.dataset_info if request.kind == "dataset" else api.model_info
     info = ask(request.repository, revision=request.revision)
@@ -271,11 +271,3 @@ def _from_cache(request: _Request) -> Path | None:
         if fnmatch.filter(names, wanted.essential):
             return folder
     return None
-
-
-def _quiet_client() -> None:
-    """No bars where nobody watches, and no advice to log in that we did not give."""
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    if "HF_HUB_VERBOSITY" not in os.environ:
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]

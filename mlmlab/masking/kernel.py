@@ -5,7 +5,7 @@
 This module checks, allocates and hands over; the loops are compiled (`mlmlab/kernels.py`).
 """
 
-from typing import Generic, NamedTuple, TypeVar, overload
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from mlmlab import kernels
 from mlmlab.masking.config import Budget, Corrupt, MaskingPolicy, Unit, VocabularyInfo
 from mlmlab.random import EPOCHS, seed_word
 
-Array = TypeVar("Array", NDArray[np.int64], torch.Tensor)
+Array = TypeVar("Array", NDArray[Any], torch.Tensor)
 
 
 class MaskedBatch(NamedTuple, Generic[Array]):
@@ -31,30 +31,57 @@ class MaskedBatch(NamedTuple, Generic[Array]):
     """`[B + 1]`, where each row's positions begin; the last is M."""
 
 
-def _mask_array(
-    input_ids: NDArray[np.integer],
-    example_ids: NDArray[np.integer],
+def mask_batch(
+    input_ids: Array,
+    *,
+    example_ids: Array,
     epoch: int,
     seed: int,
     config: MaskingPolicy,
     vocabulary: VocabularyInfo,
-    word_starts: NDArray[np.integer] | None,
-) -> MaskedBatch[NDArray[np.int64]]:
-    _check(input_ids, example_ids, epoch, config, word_starts)
-    rows, length = input_ids.shape
+    word_starts: Array | None = None,
+) -> MaskedBatch[Array]:
+    """Selects tokens to predict and hides most of them.
+
+    The mask of a token is a function of (seed, epoch, its row's example id, its position), of the
+    words of its row for the units `word` and `span` and of the row's length of text for an exact
+    budget; and of nothing else: not of the other rows, their number or order, or the integer type.
+
+    Args:
+        input_ids: `[B, T]`, any integer type, every id in `range(vocabulary.size)`.
+        example_ids: `[B]`, 64-bit names of the rows.
+        epoch: 0 ... 2**24 - 1; for evaluation masks, the draw.
+        seed: any integer, modulo 2**64.
+        word_starts: bool or integers `[B, T]`, for the units `word` and `span` only: 1 where a word
+            begins, 2 where a document does. A word also begins after a special token, and where
+            the row does. None for unit `token`.
+
+    Returns:
+        Of the kind that went in: NumPy arrays, or torch tensors on the CPU.
+
+    Raises:
+        ValueError: a wrong shape or type, a policy out of range, or an id outside the vocabulary.
+    """
+    if isinstance(input_ids, torch.Tensor) and input_ids.device.type != "cpu":
+        raise ValueError(f"input_ids: a tensor on the CPU, not on {input_ids.device}")
+    original, examples = np.asarray(input_ids), np.asarray(example_ids)
+    starts = None if word_starts is None else np.asarray(word_starts)
+    _check(original, examples, epoch, config, starts)
+    rows, length = original.shape
     ids = np.empty((rows, length), np.int64)
-    # Room for every token: only the pages that are written take up memory.
+    # Space for every token: only the pages that are written take up memory.
     positions, labels = np.empty((2, rows * length), np.int64)
     row_offsets = np.empty(rows + 1, np.int64)
     arguments = (
-        _plain(input_ids), _plain(example_ids.astype(np.uint64, copy=False)), epoch,
+        _plain(original), _plain(examples.astype(np.uint64, copy=False)), epoch,
         seed_word(seed), config.threshold_array, vocabulary.mask_id, vocabulary.protected,
         vocabulary.replacement_ids, ids, positions, labels, row_offsets,
     )  # fmt: skip
     if config.is_independent:
         count = kernels.mask_tokens(*arguments)
     else:
-        starts = np.ones((rows, length), np.uint8) if word_starts is None else word_starts
+        if starts is None:
+            starts = np.ones((rows, length), np.uint8)
         count = kernels.mask_units(
             *arguments, _plain(starts.astype(np.uint8, copy=False)), config.span_tables,
             config.unit is Unit.SPAN, config.budget is Budget.EXACT, config.corrupt is Corrupt.UNIT,
@@ -62,9 +89,12 @@ def _mask_array(
     if count < 0:
         raise ValueError(
             f"input_ids: an id outside the vocabulary of {vocabulary.size} "
-            f"(found {input_ids.min()} to {input_ids.max()})"
+            f"(found {original.min()} to {original.max()})"
         )
-    return MaskedBatch(ids, positions[:count], labels[:count], row_offsets)
+    masked = (ids, positions[:count], labels[:count], row_offsets)
+    if isinstance(input_ids, torch.Tensor):
+        return MaskedBatch(*map(torch.from_numpy, masked))
+    return MaskedBatch(*masked)
 
 
 def _plain(array: NDArray[np.integer]) -> NDArray[np.integer]:
@@ -102,74 +132,3 @@ def _check(
             f"word_starts: bool or integers {list(input_ids.shape)}, not {word_starts.dtype} "
             f"{word_starts.shape}"
         )
-
-
-@overload
-def mask_batch(
-    input_ids: NDArray[np.integer],
-    *,
-    example_ids: NDArray[np.integer],
-    epoch: int,
-    seed: int,
-    config: MaskingPolicy,
-    vocabulary: VocabularyInfo,
-    word_starts: NDArray[np.integer] | NDArray[np.bool_] | None = None,
-) -> MaskedBatch[NDArray[np.int64]]: ...
-
-
-@overload
-def mask_batch(
-    input_ids: torch.Tensor,
-    *,
-    example_ids: torch.Tensor,
-    epoch: int,
-    seed: int,
-    config: MaskingPolicy,
-    vocabulary: VocabularyInfo,
-    word_starts: torch.Tensor | None = None,
-) -> MaskedBatch[torch.Tensor]: ...
-
-
-def mask_batch(
-    input_ids: NDArray[np.integer] | torch.Tensor,
-    *,
-    example_ids: NDArray[np.integer] | torch.Tensor,
-    epoch: int,
-    seed: int,
-    config: MaskingPolicy,
-    vocabulary: VocabularyInfo,
-    word_starts: NDArray[np.integer] | NDArray[np.bool_] | torch.Tensor | None = None,
-) -> MaskedBatch[NDArray[np.int64]] | MaskedBatch[torch.Tensor]:
-    """Selects tokens to predict and hides most of them.
-
-    The mask of a token is a function of (seed, epoch, its row's example id, its position), of the
-    words of its row for the units `word` and `span` and of the row's length of text for an exact
-    budget; and of nothing else: not of the other rows, their number or order, or the integer type.
-
-    Args:
-        input_ids: `[B, T]`, any integer type, every id in `range(vocabulary.size)`.
-        example_ids: `[B]`, 64-bit names of the rows.
-        epoch: 0 ... 2**24 - 1; for evaluation masks, the draw.
-        seed: any integer, modulo 2**64.
-        word_starts: bool or integers `[B, T]`, for the units `word` and `span` only: 1 where a word
-            begins, 2 where a document does. A word also begins behind a special token, and where
-            the row does. None for unit `token`.
-
-    Returns:
-        Of the kind that went in: NumPy arrays, or torch tensors on the CPU.
-
-    Raises:
-        ValueError: a wrong shape or type, a policy out of range, or an id outside the vocabulary.
-    """
-    if isinstance(input_ids, torch.Tensor):
-        if input_ids.device.type != "cpu":
-            raise ValueError(f"input_ids: a tensor on the CPU, not on {input_ids.device}")
-        batch = _mask_array(
-            input_ids.numpy(), np.asarray(example_ids), epoch, seed, config, vocabulary,
-            None if word_starts is None else np.asarray(word_starts),
-        )  # fmt: skip
-        return MaskedBatch(*map(torch.from_numpy, batch))
-    return _mask_array(
-        np.asarray(input_ids), np.asarray(example_ids), epoch, seed, config, vocabulary,
-        None if word_starts is None else np.asarray(word_starts),
-    )  # fmt: skip

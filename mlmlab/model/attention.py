@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
         else:
             weight, bias = self.qkv.weight, self.qkv.bias
             q_rows = F.linear(hidden.flatten(0, 1)[positions], weight[:width], bias[:width])
-            # Attention itself is cheap beside the projections: the other queries stay zero.
+            # Attention itself is cheap next to the projections: the other queries stay zero.
             q = q_rows.new_zeros(batch * length, width).index_copy(0, positions, q_rows)
             k, v = F.linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
         context = F.scaled_dot_product_attention(

@@ -37,7 +37,7 @@ class MaskedLanguageModel(nn.Module):
 
         Args:
             input_ids: int64 `[B, T]`.
-            attention_mask: bool `[B, T]`, True where a real token stands; None: no padding.
+            attention_mask: bool `[B, T]`, True for a real token; None: no padding.
             positions: int64 `[M]`, flat indices into B*T. Where given, the last layer's queries
                 and feed-forward and the whole head run on these rows only, with the same result.
             documents: int64 `[B, T]`, ascending in a row; where given, tokens of different

@@ -1,7 +1,7 @@
 """How much arithmetic a step is: multiplications and additions of its matrix products.
 
 A multiply-add counts as 2, backward as twice the forward pass (the gradients of a product's two
-factors). What is small beside the products (norms, GELU, softmax, the tables' look-ups) is left
+factors). What is small next to the products (norms, GELU, softmax, the tables' look-ups) is left
 out, as is what layers that are computed again cost (`train.gradient_checkpointing`); frozen parts
 count as if they trained. The families differ in nothing that matters here.
 

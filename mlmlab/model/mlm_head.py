@@ -11,7 +11,7 @@ from mlmlab.model.config import ModelConfig
 
 
 class MaskedLMHead(nn.Module):
-    """Dense, GELU, norm, then the token table once more as the decoder, with a bias of its own."""
+    """Dense, GELU, norm, then the tied token table as the decoder, with its own bias."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
