@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from reference.floor import joint_table
 
 from mlmlab.data.small_world.chain import TokenChain, small_world
-from mlmlab.evaluation import floor as floor_module
 from mlmlab.evaluation.floor import exact_floor, token_posteriors
 from mlmlab.masking import MaskedBatch, MaskingConfig, VocabularyInfo, mask_batch
 
@@ -137,7 +136,7 @@ def test_a_predictor_that_misjudges_the_corruption_stays_above_the_floor() -> No
     assert misjudged.floor() > sample.floor() + 0.01
 
 
-def test_the_chunk_of_rows_does_not_change_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chunk_of_rows_does_not_change_the_floor() -> None:
     sample = world_sample()
     few = sample.masked.row_offsets[9]
     arguments = (
@@ -146,8 +145,7 @@ def test_the_chunk_of_rows_does_not_change_the_floor(monkeypatch: pytest.MonkeyP
     )  # fmt: skip
     expected = exact_floor(*arguments)
     for rows in (1, 4, 9):
-        monkeypatch.setattr(floor_module, "_CHUNK_ROWS", rows)
-        assert exact_floor(*arguments) == pytest.approx(expected, rel=1e-12)
+        assert exact_floor(*arguments, chunk_rows=rows) == pytest.approx(expected, rel=1e-12)
 
 
 def test_no_predicted_token_is_no_loss() -> None:

@@ -15,7 +15,7 @@ import mlmlab
 from mlmlab.data.loader import StepBatch, TrainLoader
 from mlmlab.errors import RunFailed
 from mlmlab.tracking.summary import Summary
-from mlmlab.training import loop, state
+from mlmlab.training import loop
 from mlmlab.training.loop import Loop
 from mlmlab.training.parallel import Replica
 from mlmlab.training.schedule import learning_rate_factor
@@ -33,8 +33,8 @@ FP16 = (
 )
 
 
-def _begin_with_scale(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
-    record = functools.partial(ProgressRecord, loss_scale=LossScale(scale=scale))
+def _begin_with(monkeypatch: pytest.MonkeyPatch, scale: LossScale) -> None:
+    record = functools.partial(ProgressRecord, loss_scale=scale)
     monkeypatch.setattr(loop, "ProgressRecord", record)
 
 
@@ -53,11 +53,12 @@ def _steps(run_dir: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "train/loss" in line]
 
 
-def test_the_scale_halves_at_an_overflow_and_doubles_after_so_many_steps_without(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(state, "GROWTH_STEPS", 3)
-    scale = LossScale(scale=1024.0)
+GROWING = LossScale(scale=2.0**30, growth_steps=3)
+"""It grows into an overflow, again and again."""
+
+
+def test_the_scale_halves_at_an_overflow_and_doubles_after_so_many_steps_without() -> None:
+    scale = LossScale(scale=1024.0, growth_steps=3)
     seen = []
     for overflowed in (False, False, False, False, False, True, False, False, False, True, True):
         scale = scale.after(overflowed=overflowed)
@@ -78,7 +79,7 @@ def test_a_run_in_fp16_learns_what_one_in_fp32_learns(tmp_path: Path) -> None:
 def test_the_scale_cancels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms = []
     for scale in (2.0**8, 2.0**12):
-        _begin_with_scale(monkeypatch, scale)
+        _begin_with(monkeypatch, LossScale(scale=scale))
         _run(tmp_path / f"{scale:g}", "train.max_steps=1")
         (event,) = _steps(tmp_path / f"{scale:g}")
         norms.append(event["train/grad_norm"])
@@ -104,7 +105,7 @@ def test_an_overflowing_step_changes_nothing_but_the_scale_and_the_count(
         return result
 
     monkeypatch.setattr(Loop, "attempt", watched)
-    _begin_with_scale(monkeypatch, 2.0**40)
+    _begin_with(monkeypatch, LossScale(scale=2.0**40))
     summary = _run(tmp_path / "run")
     skipped = sum(overflows)
     assert skipped > 5
@@ -132,8 +133,7 @@ class _Killed(BaseException):
 def test_a_killed_run_in_fp16_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:
-    monkeypatch.setattr(state, "GROWTH_STEPS", 3)  # grows into an overflow, again and again
-    _begin_with_scale(monkeypatch, 2.0**30)
+    _begin_with(monkeypatch, GROWING)
     _run(tmp_path / "whole")
     whole = bits(tmp_path / "whole")
     assert len({event["train/skipped_steps"] for event in _steps(tmp_path / "whole")}) > 2
@@ -156,8 +156,7 @@ def test_a_killed_run_in_fp16_goes_on_to_the_same_bits(
 def test_a_request_for_a_checkpoint_outlives_the_batch_that_an_overflow_throws_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "GROWTH_STEPS", 3)
-    _begin_with_scale(monkeypatch, 2.0**30)
+    _begin_with(monkeypatch, GROWING)
     rare = ("train.save_every_steps=1000", f"eval.every_steps={STEPS}")
     _run(tmp_path / "whole", *rare)
     attempt, batch = Loop.attempt, TrainLoader.batch
@@ -199,7 +198,7 @@ def test_a_scale_that_has_fallen_to_one_is_still_a_scale(
         return found
 
     monkeypatch.setattr(Replica, "gradients", overflowing)
-    _begin_with_scale(monkeypatch, 1.0)
+    _begin_with(monkeypatch, LossScale(scale=1.0))
     assert _run(tmp_path / "run").steps == STEPS
     progress = _progress(tmp_path / "run")
     assert progress["skipped_steps"] == 1

@@ -41,10 +41,6 @@ class Chain(Protocol):
         """`[S, V]`, chance of each id."""
 
 
-_CHUNK_ROWS = 64
-"""Rows worked on at a time: `[S, 64]` stays in the cache, and `[M, V]` small."""
-
-
 def exact_floor(
     chain: Chain,
     input_ids: NDArray[np.int64],
@@ -52,6 +48,8 @@ def exact_floor(
     labels: NDArray[np.int64],
     config: MaskingPolicy,
     vocabulary: VocabularyInfo,
+    *,
+    chunk_rows: int = 64,
 ) -> tuple[float, int]:
     """The loss of the best possible model on a masked batch, in nats.
 
@@ -60,6 +58,7 @@ def exact_floor(
         input_ids: `[B, T]`, corrupted.
         positions: `[M]`, ascending flat indices into B*T of the predicted tokens.
         labels: `[M]`, the original ids at those positions.
+        chunk_rows: worked on at a time: `[S, 64]` stays in the cache, and `[M, V]` small.
 
     Returns:
         The sum of -log P(label | the corrupted block, selected) and the count M.
@@ -69,8 +68,8 @@ def exact_floor(
     """
     rows, length = input_ids.shape
     total = 0.0
-    for first in range(0, rows, _CHUNK_ROWS):
-        last = min(first + _CHUNK_ROWS, rows)
+    for first in range(0, rows, chunk_rows):
+        last = min(first + chunk_rows, rows)
         low, high = np.searchsorted(positions, [first * length, last * length])
         posteriors = token_posteriors(
             chain,

@@ -36,23 +36,21 @@ _DIGESTS = "digests.json"
 @dataclass(frozen=True, kw_only=True)
 class LossScale:
     """What fp16 losses are multiplied by, so that small gradients do not vanish: halved when a
-    gradient overflows, doubled after `GROWTH_STEPS` steps without (Micikevicius et al. 2018,
+    gradient overflows, doubled after `growth_steps` steps without (Micikevicius et al. 2018,
     "Mixed precision training", section 3.2)."""
 
     scale: float = 2.0**16
     clean_steps: int = 0
     """Steps since it last changed."""
+    growth_steps: int = 2000
 
     def after(self, *, overflowed: bool) -> "LossScale":
         """The next step's."""
         if overflowed:
-            return LossScale(scale=self.scale / 2)
-        if self.clean_steps + 1 == GROWTH_STEPS:
-            return LossScale(scale=self.scale * 2)
+            return dataclasses.replace(self, scale=self.scale / 2, clean_steps=0)
+        if self.clean_steps + 1 == self.growth_steps:
+            return dataclasses.replace(self, scale=self.scale * 2, clean_steps=0)
         return dataclasses.replace(self, clean_steps=self.clean_steps + 1)
-
-
-GROWTH_STEPS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
