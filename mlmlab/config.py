@@ -9,7 +9,7 @@ from typing import Any
 
 from mlmlab import schema
 from mlmlab.data.config import DataConfig, TokenizerChoice, TokenizerConfig
-from mlmlab.errors import Problem, UserError
+from mlmlab.errors import Code, Problem, UserError
 from mlmlab.evaluation.config import ScoringConfig, TrainEvalConfig
 from mlmlab.masking.config import MaskingConfig, MaskingMode
 from mlmlab.model.config import ModelSettings
@@ -55,6 +55,7 @@ class DebugConfig:
                 f"{'null' if self.step is None else self.step}, with debug.mode={self.mode.value}",
                 "the step to replay, for debug=replay alone",
                 "python -m mlmlab.train resume=RUN_DIR debug=replay debug.step=1",
+                code=Code.CONFLICT,
             )
 
 
@@ -94,6 +95,7 @@ class RunConfig:
                 ", ".join(given),
                 f"nothing but model.dropout: checkpoint={self.checkpoint} brings its architecture",
                 "model=from_checkpoint, or checkpoint=null to train from scratch",
+                code=Code.CONFLICT,
             )
         if self.checkpoint is None and missing:
             yield Problem(
@@ -102,9 +104,12 @@ class RunConfig:
                 "an architecture to train from scratch",
                 "checkpoint=DIR_OR_HUB_ID, or model=tiny|bert_base|roberta_base|distilroberta|"
                 "distilbert (with tokenizer.path=... to use a published tokenizer)",
+                code=Code.MISSING,
             )
         if self.checkpoint is None and self.model.dropout is None:
-            yield Problem("model.dropout", "null", "a number", "model.dropout=0.1")
+            yield Problem(
+                "model.dropout", "null", "a number", "model.dropout=0.1", code=Code.MISSING
+            )
         longest = self.model.max_positions
         if longest is not None and 0 < longest < self.data.block_size:
             yield Problem(
@@ -112,6 +117,7 @@ class RunConfig:
                 str(self.data.block_size),
                 f"at most model.max_positions={longest}",
                 f"data.block_size={longest}, or model.max_positions={self.data.block_size}",
+                code=Code.CONFLICT,
             )
         if self.masking.rate == 0.0:
             yield Problem(
@@ -119,6 +125,7 @@ class RunConfig:
                 "0.0",
                 "above 0: a model learns from masked tokens only",
                 "masking.rate=0.15",
+                code=Code.INVALID,
             )
         if not re.fullmatch(r"[\w-][\w.-]*", self.name, re.ASCII):
             yield Problem(
@@ -126,6 +133,7 @@ class RunConfig:
                 self.name or "an empty text",
                 "letters, digits, . _ and -: it becomes a folder's name",
                 "name=my-run",
+                code=Code.INVALID,
             )
         if self.debug.mode is DebugMode.REPLAY and self.resume is None:
             yield Problem(
@@ -133,9 +141,16 @@ class RunConfig:
                 "null, with debug=replay",
                 "the folder of the run whose step is replayed",
                 "resume=RUN_DIR",
+                code=Code.MISSING,
             )
         if self.run_dir is not None and not self.run_dir.strip():
-            yield Problem("run_dir", "an empty text", "a folder, or null", "run_dir=runs/my-run")
+            yield Problem(
+                "run_dir",
+                "an empty text",
+                "a folder, or null",
+                "run_dir=runs/my-run",
+                code=Code.INVALID,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +172,7 @@ class EvaluateConfig:
                 "null",
                 "the model to evaluate",
                 "checkpoint=RUN_DIR, or checkpoint=DIR_OR_HUB_ID data.source=file data.path=FILE",
+                code=Code.MISSING,
             )
 
 

@@ -7,6 +7,48 @@ message answers the same four questions and a test can check each of them.
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
+
+
+class Code(Enum):
+    """The kind of a mistake, for programs and tests. Codes are stable; the words of a message are
+    not."""
+
+    SYNTAX = "syntax"
+    """A command line that cannot be parsed."""
+    UNKNOWN_KEY = "unknown_key"
+    REMOVED_KEY = "removed_key"
+    UNKNOWN_OPTION = "unknown_option"
+    """No such option in a group."""
+    WRONG_TYPE = "wrong_type"
+    INVALID = "invalid"
+    """A value of the right type that cannot work: out of range, say."""
+    MISSING = "missing"
+    """Nothing where a value is needed."""
+    CONFLICT = "conflict"
+    """Values that exclude each other."""
+    MISMATCH = "mismatch"
+    """Model, tokenizer and text that do not fit together."""
+    NOT_FOUND = "not_found"
+    CORRUPT = "corrupt"
+    """A file that is damaged, or not what its name says."""
+    UNSUPPORTED = "unsupported"
+    """A file that is whole, and of a kind that mlmlab does not read."""
+    ENCODING = "encoding"
+    BAD_ROW = "bad_row"
+    NO_TEXT = "no_text"
+    """No text where there should be some, or too little of it."""
+    CHANGED = "changed"
+    """Something else than when the run began."""
+    OTHER_VERSION = "other_version"
+    """Written by another version of mlmlab."""
+    NOT_WRITABLE = "not_writable"
+    IN_USE = "in_use"
+    """A folder that another run works in, or that is not empty."""
+    UNREACHABLE = "unreachable"
+    """A host that does not answer, or not with the file."""
+    UNAVAILABLE = "unavailable"
+    """A device that this machine lacks."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +63,7 @@ class Problem:
     """What could stand there."""
     remedy: str
     """What to type or do."""
+    code: Code
 
     def __str__(self) -> str:
         parts = [self.where]
@@ -51,9 +94,9 @@ class UserError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
     @classmethod
-    def of(cls, where: str, *, found: str, expected: str, remedy: str) -> "UserError":
+    def of(cls, where: str, *, code: Code, found: str, expected: str, remedy: str) -> "UserError":
         """The usual case: a single problem."""
-        return cls([Problem(where, found, expected, remedy)])
+        return cls([Problem(where, found, expected, remedy, code)])
 
 
 class RunFailed(Exception):  # noqa: N818 (an outcome, as KeyboardInterrupt is one)

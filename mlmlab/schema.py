@@ -23,7 +23,7 @@ from typing import (
     runtime_checkable,
 )
 
-from mlmlab.errors import Problem
+from mlmlab.errors import Code, Problem
 
 Config = TypeVar("Config")
 _ABSENT = object()
@@ -89,7 +89,13 @@ def all_problems(config: Any, path: str) -> Iterator[Problem]:
         expected = " and ".join(f"{name} {limit}" for name, limit in limits.items())
         if type(None) in get_args(get_type_hints(type(config))[field.name]):
             expected += ", or null"
-        yield Problem(key, shown(value), expected, f"{key}={shown(field.metadata['example'])}")
+        yield Problem(
+            key,
+            shown(value),
+            expected,
+            f"{key}={shown(field.metadata['example'])}",
+            code=Code.INVALID,
+        )
     if isinstance(config, Checked):
         yield from config.problems()
 
@@ -106,7 +112,15 @@ def read(kind: type[Config], mapping: Any, path: str, problems: list[Problem]) -
     """
     if not isinstance(mapping, Mapping):
         what = f"a group of keys: {', '.join(f.name for f in dataclasses.fields(kind))}"  # type: ignore[arg-type]
-        problems.append(Problem(path, shown(mapping), what, f"set keys below it: {path}.KEY=VALUE"))
+        problems.append(
+            Problem(
+                path,
+                shown(mapping),
+                what,
+                f"set keys below it: {path}.KEY=VALUE",
+                code=Code.WRONG_TYPE,
+            )
+        )
         return None
     hints = get_type_hints(kind)
     for name, value in mapping.items():
@@ -120,7 +134,7 @@ def read(kind: type[Config], mapping: Any, path: str, problems: list[Problem]) -
             if field.default is field.default_factory is dataclasses.MISSING:
                 expected, example = _expected(hints[field.name]), _example(hints[field.name])
                 remedy = f"set {key}={example}, or start from conf/train.yaml"
-                problems.append(Problem(key, "nothing", expected, remedy))
+                problems.append(Problem(key, "nothing", expected, remedy, code=Code.MISSING))
                 complete = False
             continue
         value = _convert(hints[field.name], mapping[field.name], key, problems)
@@ -150,6 +164,7 @@ def unknown_key(kind: type, key: str, value: Any, path: str = "") -> Problem:
             f"{prefix}{key}={shown(value)}",
             _REMOVED[prefix + key],
             f"remove {prefix}{key}",
+            code=Code.REMOVED_KEY,
         )
     name = key.rpartition(".")[2]
     leaves = list(_leaf_keys(kind))
@@ -168,6 +183,7 @@ def unknown_key(kind: type, key: str, value: Any, path: str = "") -> Problem:
         f"{prefix}{key}={shown(value)}",
         f"one of {', '.join(place + sibling for sibling in get_type_hints(owner))}",
         f"perhaps {suggestions}" if meant else f"remove {prefix}{key}",
+        code=Code.UNKNOWN_KEY,
     )
 
 
@@ -194,7 +210,7 @@ def _convert(hint: Any, value: Any, key: str, problems: list[Problem]) -> Any:
         if converted is not _ABSENT:
             return converted
     remedy = f"for instance {key}={_example(hint, value)}"
-    problems.append(Problem(key, shown(value), _expected(hint), remedy))
+    problems.append(Problem(key, shown(value), _expected(hint), remedy, code=Code.INVALID))
     return _ABSENT
 
 

@@ -15,7 +15,7 @@ from mlmlab.cli.compose import plain, run_mapping
 from mlmlab.cli.hydra_errors import as_command
 from mlmlab.cli.sweeps import refuse_shared_folder
 from mlmlab.config import build
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.runs import run
 from mlmlab.runs.exit_status import exit_status
 
@@ -47,6 +47,7 @@ def _refuse_under_torchrun() -> None:
     if "RANK" in os.environ:
         raise UserError.of(
             "-m under torchrun",
+            code=Code.CONFLICT,
             found="a sweep in each of torchrun's processes",
             expected="processes for each job of the sweep, not a sweep for each process",
             remedy="python -m mlmlab.train -m runtime.processes=N ...: each job starts its own",

@@ -23,7 +23,7 @@ from ranks import (
 from stopping import SMALLEST, events, results
 
 import mlmlab
-from mlmlab.errors import FailedElsewhere, RunFailed, UserError
+from mlmlab.errors import Code, FailedElsewhere, RunFailed, UserError
 from mlmlab.runtime.distributed import process_group
 from mlmlab.training.state import checkpoint_folders, newest_state
 
@@ -208,7 +208,7 @@ def _fail(failing: int, said: Path) -> None:
 
 
 def _raise_reason() -> None:
-    raise UserError.of("here", found=REASON, expected="", remedy="")
+    raise UserError.of("here", code=Code.INVALID, found=REASON, expected="", remedy="")
 
 
 # A signal asks for something

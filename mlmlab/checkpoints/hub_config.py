@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlmlab.data.json_file import Kind, number, read_json_object, whole_number, wrong_values
-from mlmlab.errors import Problem, UserError
+from mlmlab.errors import Code, Problem, UserError
 from mlmlab.model import Family, ModelConfig
 
 _MODEL_TYPES: Mapping[str, Family] = {
@@ -102,6 +102,7 @@ def read_hub_config(folder: Path) -> ModelConfig:
     if not file.is_file():
         raise UserError.of(
             "checkpoint",
+            code=Code.NOT_FOUND,
             found=f"{folder}: {'no config.json in it' if folder.is_dir() else 'no such folder'}",
             expected="a folder with config.json, the weights and the tokenizer",
             remedy="checkpoint=DIR, or owner/name[@revision] for one on the Hub",
@@ -112,6 +113,7 @@ def read_hub_config(folder: Path) -> ModelConfig:
     if family is None:
         raise UserError.of(
             f"checkpoint {file}",
+            code=Code.UNSUPPORTED,
             found=f"model_type={reprlib.repr(model_type)}",
             expected=f"one of {', '.join(_MODEL_TYPES)}",
             remedy="choose a checkpoint of the BERT family",
@@ -128,6 +130,7 @@ def _model_config(family: Family, content: Mapping[str, Any], file: Path) -> Mod
             f"{key}={reprlib.repr(given[key])}",
             " or ".join(str(value) for value in allowed),
             "choose another checkpoint: this encoder has no such option",
+            code=Code.UNSUPPORTED,
         )
         for key, allowed in _REQUIRED_VALUES.items()
         if key in given and given[key] not in allowed
@@ -139,7 +142,9 @@ def _model_config(family: Family, content: Mapping[str, Any], file: Path) -> Mod
         if theirs in given:
             values[ours] = given[theirs]
         elif ours not in values:
-            problems.append(Problem(where, f"no {theirs}", kinds[theirs].expected, _REMEDY))
+            problems.append(
+                Problem(where, f"no {theirs}", kinds[theirs].expected, _REMEDY, code=Code.CORRUPT)
+            )
     if problems:
         raise UserError(problems)
     offset = values["pad_id"] + 1 if family is Family.ROBERTA else 0
@@ -155,7 +160,9 @@ def _model_config(family: Family, content: Mapping[str, Any], file: Path) -> Mod
         found = f"pad_token_id={values['pad_id']}"
         mismatches.append((found, f"an id below vocab_size={values['vocabulary_size']}"))
     if mismatches:
-        raise UserError(Problem(where, *pair, _REMEDY) for pair in mismatches)
+        raise UserError(
+            Problem(where, *pair, _REMEDY, code=Code.UNSUPPORTED) for pair in mismatches
+        )
     return ModelConfig(family=family, position_offset=offset, **values)
 
 

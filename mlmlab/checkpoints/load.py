@@ -13,7 +13,7 @@ from mlmlab.checkpoints.hub_config import read_hub_config
 from mlmlab.checkpoints.key_maps import FAMILIES, hub_names
 from mlmlab.checkpoints.weights import read_tensors
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.fetch.hub import fetch_model
 from mlmlab.model import MaskedLanguageModel, ModelConfig
 from mlmlab.model.encoder import initialize_module
@@ -147,6 +147,7 @@ def _fill(
             if repeated.dtype != kept.dtype or not torch.equal(repeated, kept):
                 raise UserError.of(
                     f"checkpoint {source}",
+                    code=Code.CORRUPT,
                     found=f"{alias} differs from {original}",
                     expected="one tensor under both names: this encoder ties them",
                     remedy="choose a checkpoint with a tied decoder",
@@ -158,6 +159,7 @@ def _fill(
     if headless and fresh_head_seed is None:
         raise UserError.of(
             f"checkpoint {source}",
+            code=Code.MISMATCH,
             found="a checkpoint without a masked-LM head",
             expected=f"{', '.join(name for theirs in names.head.values() for name in theirs)}",
             remedy="checkpoint_head=fresh trains a new head on this encoder",
@@ -203,6 +205,7 @@ def _refuse_incomplete(source: str, lacking: list[str], surplus: list[str]) -> N
             parts.append(f"{label}: {', '.join(names[:4])}{more}")
     raise UserError.of(
         f"checkpoint {source}",
+        code=Code.MISMATCH,
         found="; ".join(parts),
         expected="exactly the parameters that its config.json describes",
         remedy="check that config.json and the weights belong together",
@@ -218,6 +221,7 @@ def _refuse_shapes(
         if list(tensor.shape) != shape or not tensor.is_floating_point():
             raise UserError.of(
                 f"checkpoint {source}",
+                code=Code.MISMATCH,
                 found=f"{name} of shape {list(tensor.shape)}, {tensor.dtype}",
                 expected=f"{shape}, as its config.json says, of floating-point numbers",
                 remedy="check that config.json and the weights belong together",
@@ -236,6 +240,7 @@ def check_vocabularies(
     if ids > rows or (not is_its_own and rows >= ids + _PADDED_VOCABULARY):
         raise UserError.of(
             "checkpoint" if is_its_own else "tokenizer.path",
+            code=Code.MISMATCH,
             found=f"a tokenizer of {ids} ids, and {source} with {rows} rows in its token table",
             expected="the tokenizer that the checkpoint was trained with",
             remedy="check that tokenizer and weights belong together"

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from mlmlab.data.json_file import read_json_object
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 
 SINGLE_FILE = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
@@ -35,6 +35,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             if name not in present:
                 raise UserError.of(
                     f"checkpoint {index}",
+                    code=Code.NOT_FOUND,
                     found=f"{name[:100]}, which is not in the folder",
                     expected="every shard beside the index",
                     remedy="fetch the missing file",
@@ -47,6 +48,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             return {n: _as_fp32(t) for n, t in content.items() if isinstance(t, torch.Tensor)}
     raise UserError.of(
         "checkpoint",
+        code=Code.NOT_FOUND,
         found=f"{folder}: no weights in it",
         expected=f"{SINGLE_FILE}, {SHARD_INDEX} with its shards, or {LEGACY_FILE}",
         remedy="checkpoint=DIR, the folder that holds config.json and the weights",
@@ -60,6 +62,7 @@ def _shards(index: Path) -> list[str]:
     ):
         raise UserError.of(
             f"checkpoint {index}",
+            code=Code.CORRUPT,
             found=f"weight_map={reprlib.repr(weight_map)}",
             expected="an object that names the file of every tensor",
             remedy="fetch the file again",
@@ -84,6 +87,7 @@ def _damage_named(file: Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         raise UserError.of(
             f"checkpoint {file}",
+            code=Code.CORRUPT,
             found="a pickle that is damaged or holds more than tensors",
             expected="tensors only; anything else could run code and is never opened",
             remedy="use a copy saved as safetensors",
@@ -91,6 +95,7 @@ def _damage_named(file: Path) -> Iterator[None]:
     except Exception as error:  # unpickling damaged bytes may end in any exception
         raise UserError.of(
             f"checkpoint {file}",
+            code=Code.CORRUPT,
             found=f"a file that cannot be read: {(str(error) or repr(error)).splitlines()[0]}",
             expected="complete weights",
             remedy="fetch or copy the file again",

@@ -3,7 +3,7 @@
 import argparse
 from typing import NoReturn
 
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 
 
 class Arguments(argparse.ArgumentParser):
@@ -25,6 +25,7 @@ class Arguments(argparse.ArgumentParser):
         """
         raise UserError.of(
             "the command line",
+            code=Code.SYNTAX,
             found=message,
             expected=" ".join(self.format_usage().split()).removeprefix("usage: "),
             remedy=f"{self.prog} --help shows examples",

@@ -16,7 +16,7 @@ from mlmlab import schema
 from mlmlab.cli.commands import EVALUATE, TRAIN, Command, config_folder
 from mlmlab.cli.hydra_errors import OF_THE_RUN, composition_errors
 from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.runs.folder import allowed_changes, check_version, keep_pins, read_snapshot
 
 
@@ -54,6 +54,7 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         if mapping["run_dir"] is None:
             raise UserError.of(
                 "resume",
+                code=Code.MISSING,
                 found="auto, with run_dir=null",
                 expected="a folder that says which run",
                 remedy="run_dir=RUN_DIR resume=auto; or resume=RUN_DIR",
@@ -91,6 +92,7 @@ def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:
     if _is_group(key):
         raise UserError.of(
             key,
+            code=Code.CONFLICT,
             found=f"the whole group {key}, with resume",
             expected="single keys: a resumed run has the config that it began with",
             remedy=f"without {key}; or python -m mlmlab.train without resume, for a new run",
@@ -103,6 +105,7 @@ def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:
     if name not in source:
         raise UserError.of(
             key,
+            code=Code.CONFLICT,
             found=f"~{key}, with resume",
             expected="KEY=VALUE: a run has all its keys",
             remedy=f"without ~{key}",
@@ -177,6 +180,7 @@ def _as_in_the_run(snapshot: Path, given: Mapping[str, Any]) -> list[str]:
     except (AssertionError, KeyError, TypeError) as error:
         raise UserError.of(
             "checkpoint",
+            code=Code.CORRUPT,
             found=f"{snapshot}: no run's config, it lacks {error}",
             expected="a run's folder, with the config.yaml that the run wrote",
             remedy=f"checkpoint={snapshot.parent / 'export'}, and data.path=FILE for the text",

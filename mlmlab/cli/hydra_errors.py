@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mlmlab import schema
 from mlmlab.cli.commands import TRAIN, Command
-from mlmlab.errors import Problem, UserError
+from mlmlab.errors import Code, Problem, UserError
 from mlmlab.runs.exit_status import exit_status
 
 OF_THE_RUN = "of_the_run"
@@ -60,6 +60,7 @@ def _syntax(override: str) -> Problem:
         override,
         "KEY=VALUE; a text with commas, brackets or other punctuation in quotes for Hydra",
         f"for instance {key or 'KEY'}=\"'{text}'\"",
+        code=Code.SYNTAX,
     )
 
 
@@ -79,10 +80,12 @@ def _explained(text: str, command: Command) -> Problem:
             f"{group}={option}",
             f"one of {', '.join(options)}",
             f"for instance {plus}{group}={closest}",
+            code=Code.UNKNOWN_OPTION,
         )
     return Problem(
         "the command line",
         " ".join(text.split()),
         "KEY=VALUE, GROUP=OPTION or +experiment=NAME",
         f"python -m {command.name} --help lists groups, options and keys",
+        code=Code.SYNTAX,
     )

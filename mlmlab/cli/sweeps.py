@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from mlmlab.cli.compose import plain, run_mapping
 from mlmlab.cli.hydra_errors import composition_errors
 from mlmlab.config import build
-from mlmlab.errors import Problem, UserError
+from mlmlab.errors import Code, Problem, UserError
 from mlmlab.runs.exit_status import exit_status
 
 
@@ -78,6 +78,7 @@ def refuse_shared_folder(mapping: Mapping[str, Any]) -> None:
     if mapping["run_dir"] is not None:
         raise UserError.of(
             "run_dir",
+            code=Code.CONFLICT,
             found=f"{mapping['run_dir']}, for every job of a sweep",
             expected="run_dir=null: each job gets a folder of its own",
             remedy="sweep_dir=FOLDER chooses the folder that holds them",
@@ -85,6 +86,7 @@ def refuse_shared_folder(mapping: Mapping[str, Any]) -> None:
     if mapping["resume"] not in (None, "auto"):
         raise UserError.of(
             "resume",
+            code=Code.CONFLICT,
             found=f"{mapping['resume']}, for every job of a sweep",
             expected="resume=auto: each job resumes in its own folder",
             remedy="-m resume=auto sweep_dir=FOLDER, with the sweep's other overrides as before",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from mlmlab.errors import Problem
+from mlmlab.errors import Code, Problem
 from mlmlab.schema import setting
 
 
@@ -106,6 +106,7 @@ class DataConfig:
                 self.sha256 or "nothing",
                 "64 hexadecimal digits, or null",
                 "data.sha256=null downloads the file unchecked",
+                code=Code.INVALID,
             )
         needs = {
             Source.FILE: ("path", "the file to read", "data.path=FILE"),
@@ -120,6 +121,7 @@ class DataConfig:
                     "null",
                     f"{what}, because data.source={source.value}",
                     f"{example}, or data.source=builtin for the small world",
+                    code=Code.MISSING,
                 )
             # A recipe has a url, which a user's own file replaces; nothing else is there unasked.
             elif self.source is not source and value is not None and source is not Source.URL:
@@ -128,6 +130,7 @@ class DataConfig:
                     f"{value}, with data.source={self.source.value}",
                     f"data.{name}=null, or the source that reads it",
                     f"data.source={source.value}",
+                    code=Code.CONFLICT,
                 )
 
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from mlmlab.data.config import DocumentUnit, OnBadRow
 from mlmlab.data.json_file import json_array
-from mlmlab.errors import Problem, UserError
+from mlmlab.errors import Code, Problem, UserError
 
 
 class Format(Enum):
@@ -96,6 +96,7 @@ def recognize(path: Path) -> Format:
     if not path.is_file():
         raise UserError.of(
             "data.path",
+            code=Code.NOT_FOUND,
             found=f"{path}: {'a folder' if path.is_dir() else 'no such file'}",
             expected=_READABLE,
             remedy=f"data.path='{path}/*' for the files in it"
@@ -107,7 +108,11 @@ def recognize(path: Path) -> Format:
     for magic, name in _NOT_READ.items():
         if start.startswith(magic):
             raise UserError.of(
-                "data.path", found=f"{path}: {name}", expected=_READABLE, remedy="unpack it first"
+                "data.path",
+                code=Code.UNSUPPORTED,
+                found=f"{path}: {name}",
+                expected=_READABLE,
+                remedy="unpack it first",
             )
     if start.startswith(_PARQUET):
         return Format.PARQUET
@@ -116,6 +121,7 @@ def recognize(path: Path) -> Format:
     if named is Format.PARQUET:
         raise UserError.of(
             "data.path",
+            code=Code.UNSUPPORTED,
             found=f"{path}: no parquet file (it begins with {start!r})",
             expected=_READABLE,
             remedy="download or write it again",
@@ -174,6 +180,7 @@ def _text(path: Path, encoding: str, newline: str | None = None) -> io.TextIOWra
     except LookupError as error:
         raise UserError.of(
             "data.encoding",
+            code=Code.INVALID,
             found=encoding,
             expected="the name of a text encoding that Python knows",
             remedy="data.encoding=utf-8, or data.encoding=latin-1",
@@ -228,6 +235,7 @@ def _json_lines(text: io.TextIOWrapper, path: Path, bad_rows: BadRows) -> Iterat
                     f"{error.msg} (column {error.colno}): {line[:60]}",
                     "one JSON object per line",
                     "fix the line; name a plain text file .txt",
+                    code=Code.BAD_ROW,
                 )
             )
         else:
@@ -247,6 +255,7 @@ def _csv_rows(
             columns = max(headers.values(), key=len)
             raise UserError.of(
                 "data.text_field",
+                code=Code.NO_TEXT,
                 found=f"{text_field}, but {path} has the columns: {', '.join(columns) or 'none'}",
                 expected="the column that holds the text, named in the file's first line",
                 remedy="data.text_field=COLUMN",
@@ -273,6 +282,7 @@ def _csv_rows(
                         f"{len(header)} fields, as in the first line; text with a delimiter, a "
                         "quote or a line end stands in quotes",
                         "fix the row",
+                        code=Code.BAD_ROW,
                     )
                 )
 
@@ -288,6 +298,7 @@ def _parquet_rows(path: Path, text_field: str) -> Iterator[tuple[int, Any]]:
         if column not in columns:
             raise UserError.of(
                 "data.text_field",
+                code=Code.NO_TEXT,
                 found=f"{text_field}, but {path} has the columns: {', '.join(columns)}",
                 expected="the column that holds the text; dots descend: answers.text",
                 remedy="data.text_field=COLUMN",
@@ -320,14 +331,21 @@ def reading(path: Path) -> Iterator[_Place]:
                 f"{where}: not {getattr(error, 'encoding', 'text')} ({error})",
                 "the encoding that the file was written in",
                 "data.encoding=utf-8 (or latin-1, cp1252, utf-16, ...)",
+                code=Code.ENCODING,
             )
         elif isinstance(error, EOFError | gzip.BadGzipFile | zlib.error):
             found = f"a damaged gzip file: {error}"
-            problem = Problem(where, found, "a complete one", "download or compress it again")
+            problem = Problem(
+                where, found, "a complete one", "download or compress it again", code=Code.CORRUPT
+            )
         elif not isinstance(error, OSError) or error.strerror is None:  # pyarrow's
             found = f"a damaged parquet file: {str(error).splitlines()[0]}"
-            problem = Problem(where, found, "a complete one", "download or write it again")
+            problem = Problem(
+                where, found, "a complete one", "download or write it again", code=Code.CORRUPT
+            )
         else:
             found = str(error.strerror)
-            problem = Problem(where, found, "a file that can be read", "check its permissions")
+            problem = Problem(
+                where, found, "a file that can be read", "check its permissions", code=Code.CORRUPT
+            )
         raise UserError([problem]) from error

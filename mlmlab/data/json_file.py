@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlmlab.errors import Problem, UserError
+from mlmlab.errors import Code, Problem, UserError
 
 
 def read_json_object(file: Path, *, remedy: str) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def read_json_object(file: Path, *, remedy: str) -> dict[str, Any]:
         json.dumps(content, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:
         raise UserError.of(
-            str(file), found=str(error), expected="a JSON object", remedy=remedy
+            str(file), code=Code.CORRUPT, found=str(error), expected="a JSON object", remedy=remedy
         ) from error
     return content
 
@@ -65,7 +65,7 @@ def wrong_values(
     for key, kind in table.items():
         if key in content and not kind.allows(content[key]):
             found = f"{key}={reprlib.repr(content[key])}"
-            yield Problem(where, found, kind.expected, remedy)
+            yield Problem(where, found, kind.expected, remedy, code=Code.CORRUPT)
 
 
 _CHUNK_CHARACTERS = 1 << 20
@@ -105,6 +105,7 @@ def json_array(text: io.TextIOBase, path: Path) -> Iterator[tuple[int, Any]]:
             if not may_be_cut or not (more := text.read(size)):
                 raise UserError.of(
                     f"{path}, row {number + 1}",
+                    code=Code.CORRUPT,
                     found=f"{error.msg}: {buffer[place:][:60]}",
                     expected="a JSON array of objects",
                     remedy="fix the file; one object per line (.jsonl) is read too",
@@ -117,6 +118,7 @@ def json_array(text: io.TextIOBase, path: Path) -> Iterator[tuple[int, Any]]:
     if rest:
         raise UserError.of(
             f"{path}, after row {number}",
+            code=Code.CORRUPT,
             found=f"text after the array's end: {rest[:40]}",
             expected="one JSON array and nothing else",
             remedy="fix the file; one object per line (.jsonl) is read too",

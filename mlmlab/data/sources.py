@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from mlmlab.data.config import DataConfig, DocumentUnit, OnBadRow
 from mlmlab.data.formats import BadRows, Format, reading, recognize, rows
 from mlmlab.data.small_world.chain import small_world
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.fetch.cache import file_digest
 
 SMALL_WORLD_SEED = 0
@@ -179,6 +179,7 @@ def text_at(row: Any, field: str) -> str:
         fields = f" with {', '.join(map(str, value))}" if isinstance(value, dict) else ""
         raise UserError.of(
             "data.text_field",
+            code=Code.NO_TEXT,
             found=f"{field} is {_kind(value)}{fields}",
             expected="text, or a list of texts",
             remedy="data.text_field=FIELD (dots descend into an object)",
@@ -194,6 +195,7 @@ def _descend(value: Any, path: str, field: str) -> Any:
         fields = ", ".join(map(str, value)) if isinstance(value, dict) else _kind(value)
         raise UserError.of(
             "data.text_field",
+            code=Code.NO_TEXT,
             found=f"no {field}, but: {fields}",
             expected="the field that holds the text; dots descend: answers.text",
             remedy="data.text_field=FIELD",
@@ -218,12 +220,14 @@ def check_characters(text: str, encoding: str) -> None:
         if 0x80 <= byte <= 0xFF:  # how `surrogateescape` marks what it could not decode
             raise UserError.of(
                 "data.encoding",
+                code=Code.ENCODING,
                 found=f"byte 0x{byte:02x} is not {encoding}",
                 expected="the encoding that the file was written in",
                 remedy="data.encoding=latin-1 (or cp1252, utf-16, ...)",
             ) from error
         raise UserError.of(
             "data.text_field",
+            code=Code.ENCODING,
             found=f"half a character ({character!a}, a lone surrogate)",
             expected="text",
             remedy="fix the row: whatever wrote it cut a character in two",
@@ -252,6 +256,7 @@ def matching_files(pattern: str, key: str) -> tuple[Path, ...]:
     if not found:
         raise UserError.of(
             key,
+            code=Code.NOT_FOUND,
             found=f"{pattern}: no file matches",
             expected="a path, or a pattern with * that matches files",
             remedy="check the pattern, and quote it so that the shell leaves it alone: "

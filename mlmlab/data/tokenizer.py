@@ -24,7 +24,7 @@ from tokenizers import (
 
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.json_file import SWITCH, Kind, read_json_object, wrong_values
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.masking.config import VocabularyInfo
 
 _ROLES = (
@@ -117,6 +117,7 @@ class Tokenizer:
         if not bare or before is None:
             raise UserError.of(
                 "tokenizer.path",
+                code=Code.UNSUPPORTED,
                 found=f"{self.origin}: the text 'a' has the ids {bare}, and {framed} with special "
                 "tokens",
                 expected="the ids of the text, and special tokens before and after them",
@@ -210,6 +211,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if file is None:
         raise UserError.of(
             "tokenizer.path",
+            code=Code.NOT_FOUND,
             found=f"{path}: no tokenizer there",
             expected="a folder with tokenizer.json, vocab.txt, or vocab.json and merges.txt",
             remedy="tokenizer.path=FOLDER_OR_FILE",
@@ -249,6 +251,7 @@ def _library_errors(origin: str) -> Iterator[None]:
             raise
         raise UserError.of(
             "tokenizer.path",
+            code=Code.CORRUPT,
             found=f"{origin}: {str(error) or repr(error)}",
             expected="a tokenizer.json of the tokenizers library, or its vocabulary files",
             remedy="save the tokenizer again, or choose another one",
@@ -277,6 +280,7 @@ def _refuse_odd_ids(tokenizer: Tokenizer) -> None:
     if found is not None:
         raise UserError.of(
             "tokenizer.path",
+            code=Code.UNSUPPORTED,
             found=f"{tokenizer.origin}: {found}",
             expected="a token for every id from 0, some of them ordinary ones",
             remedy="save the tokenizer again, or choose another one",
@@ -308,6 +312,7 @@ def _roles(backend: tokenizers.Tokenizer, named: Mapping[str, Any], file: Path) 
     if "mask_token" not in roles:
         raise UserError.of(
             "tokenizer.path",
+            code=Code.UNSUPPORTED,
             found=f"{file}: a tokenizer without a mask token",
             expected="a mask token, named by tokenizer_config.json or written <mask> or [MASK]",
             remedy="choose the tokenizer of a masked language model",
@@ -359,6 +364,7 @@ def _byte_level_bpe_from(
     if not merges.is_file():
         raise UserError.of(
             "tokenizer.path",
+            code=Code.NOT_FOUND,
             found=f"{vocabulary}, but no merges.txt beside it",
             expected="both files of a byte-level BPE tokenizer",
             remedy="copy merges.txt there too",

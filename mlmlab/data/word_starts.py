@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mlmlab.data.corpus import Corpus, ShowCounts, document_batches, memory_map
 from mlmlab.data.sources import TextSource
 from mlmlab.data.tokenizer import Tokenizer
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.fetch.cache import built_once
 
 
@@ -42,6 +42,7 @@ def with_word_starts(
         if count != expected:
             raise UserError.of(
                 "data",
+                code=Code.CHANGED,
                 found=f"{count} tokens now, and {expected} when the text was tokenized",
                 expected="the same text as before",
                 remedy=f"remove {corpus.folder}, and run again",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mlmlab.data.tokenizer import Tokenizer
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.model import MaskedLanguageModel
 
 Completion = dict[str, Any]
@@ -59,6 +59,7 @@ class FillMask:
                 shown = " ".join(tokens)
                 raise UserError.of(
                     "targets",
+                    code=Code.INVALID,
                     found=f"{target!r}, {len(pieces)} tokens: {shown}",
                     expected="words that are one token of this tokenizer each",
                     remedy='a leading space often matters: for byte-level BPE " pizza" is a word '
@@ -98,6 +99,7 @@ class FillMask:
         if self.tokenizer.mask_id not in ids:
             raise UserError.of(
                 "the text",
+                code=Code.MISSING,
                 found=text,
                 expected=f"at least one {self.tokenizer.mask_token}",
                 remedy=f"write {self.tokenizer.mask_token} where a token is to be predicted",
@@ -105,6 +107,7 @@ class FillMask:
         if len(ids) > longest:
             raise UserError.of(
                 "the text",
+                code=Code.INVALID,
                 found=f"{len(ids)} tokens: {text[:40]}...",
                 expected=f"at most {longest}, the model's longest sequence",
                 remedy="shorten the text",

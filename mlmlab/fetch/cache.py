@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 
 _RACY_SECONDS = 5.0
 """A file that changed less than this ago may change again within one tick of its timestamps."""
@@ -128,6 +128,7 @@ def unwritable(folder: Path, error: OSError) -> UserError:
     """What to tell a user whose cache cannot be written."""
     return UserError.of(
         "the cache folder",
+        code=Code.NOT_WRITABLE,
         found=f"{folder}: {error.strerror or error}",
         expected="a folder that can be written, on a file system with locks and with enough room",
         remedy="set the environment variable MLMLAB_CACHE to another folder",

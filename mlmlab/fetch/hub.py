@@ -26,7 +26,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     validate_repo_id,
 )
 
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.fetch.cache import local_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -100,6 +100,7 @@ def fetch_model(source: str) -> tuple[Path, str]:
         if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
             raise UserError.of(
                 "checkpoint",
+                code=Code.NOT_FOUND,
                 found=f"{source}: a run without an export, so it has not finished",
                 expected="a finished run, or a checkpoint's folder",
                 remedy="wait for it, or choose another one",
@@ -152,6 +153,7 @@ def fetch_dataset(
     if not _is_hub_id(str(request), repository):
         raise UserError.of(
             request.key,
+            code=Code.INVALID,
             found=repository,
             expected="OWNER/NAME of a data set on the Hub",
             remedy="data.repository=stanfordnlp/imdb data.files='plain_text/train-*.parquet'",
@@ -167,6 +169,7 @@ def _fetch_named(source: str, key: str, choices: tuple[_Wanted, ...]) -> tuple[P
     if not _is_hub_id(source, repository):
         raise UserError.of(
             key,
+            code=Code.NOT_FOUND,
             found=f"{source}: no such folder",
             expected="a folder, or owner/name[@revision] on the Hub",
             remedy=f"check the path, or write {key}=owner/name",
@@ -192,6 +195,7 @@ def _fetch(request: _Request) -> Path:
         }.get(type(error), f"no {request.kind} {request.repository} on the Hub")
         raise UserError.of(
             request.key,
+            code=Code.NOT_FOUND,
             found=f"{request}: {here}{problem}",
             expected="owner/name of a repository that you may read"
             if request.kind == "dataset"
@@ -203,6 +207,7 @@ def _fetch(request: _Request) -> Path:
         if cached is None:
             raise UserError.of(
                 request.key,
+                code=Code.UNREACHABLE,
                 found=f"{request}: {here}the Hub cannot be reached ({str(error).splitlines()[0]})",
                 expected="a connection, or a copy in the Hub client's cache",
                 remedy=request.remedy,
@@ -237,6 +242,7 @@ def _download(request: _Request) -> Path:
         shown = ", ".join(files[:12]) + (f" and {len(files) - 12} more" if len(files) > 12 else "")
         raise UserError.of(
             "data.files",
+            code=Code.NOT_FOUND,
             found=f"{pattern or 'null'}, and {request.repository} holds: {shown or 'nothing'}",
             expected="a pattern that matches some of its files",
             remedy="data.files='FOLDER/*.parquet', quoted so that the shell leaves it alone",

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.fetch.cache import file_digest, locked, unwritable, write_at_once
 
 _TIMEOUT_SECONDS = 30
@@ -36,6 +36,7 @@ def fetch_url(url: str, sha256: str | None, cache: Path) -> Path:
     if name is None:
         raise UserError.of(
             "data.url",
+            code=Code.INVALID,
             found=url,
             expected="an address of a file: https://host/path/file.json.gz",
             remedy="data.source=file data.path=FILE reads a file on this machine",
@@ -76,6 +77,7 @@ def _fetch(url: str, sha256: str | None, target: Path, digest: Path) -> None:
         partial.unlink()
         raise UserError.of(
             "data.sha256",
+            code=Code.CHANGED,
             found=f"{found} for {url}",
             expected=sha256,
             remedy="the file has changed or the download is not genuine: get a copy you trust "
@@ -117,6 +119,7 @@ def _download(url: str, partial: Path) -> None:
 def _refuse(url: str, why: str, error: BaseException | None) -> None:
     raise UserError.of(
         "data.url",
+        code=Code.UNREACHABLE,
         found=f"{url}: {why}",
         expected="a file that can be downloaded",
         remedy="try again later, or get the file by other means and set data.source=file "

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlmlab import schema
-from mlmlab.errors import Problem
+from mlmlab.errors import Code, Problem
 from mlmlab.schema import setting
 
 
@@ -93,6 +93,7 @@ class MaskingPolicy:
                 f"{self.mask_fraction} + {self.random_fraction}",
                 "a sum of at most 1; what is left is the share of kept tokens",
                 f"for instance {self.path}.mask_fraction=0.8 {self.path}.random_fraction=0.1",
+                code=Code.CONFLICT,
             )
 
     @cached_property
@@ -174,6 +175,7 @@ class MaskingConfig(MaskingPolicy):
                 f"masking.schedule={self.schedule.value}",
                 "the first rate of a linear or cosine schedule; null for the others",
                 "masking.schedule=linear masking.start_rate=0.3",
+                code=Code.CONFLICT,
             )
         rates = self.rates_by_step()
         steps = [step for step, _ in rates or ()]
@@ -188,6 +190,7 @@ class MaskingConfig(MaskingPolicy):
                 f"[{','.join(self.rate_steps)}], with masking.schedule={self.schedule.value}",
                 "STEP:RATE texts, steps ascending, rates above 0; for masking.schedule=steps",
                 "masking.schedule=steps \"masking.rate_steps=['1000:0.2','5000:0.15']\"",
+                code=Code.CONFLICT,
             )
 
     def rates_by_step(self) -> list[tuple[int, float]] | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
-from mlmlab.errors import Problem
+from mlmlab.errors import Code, Problem
 from mlmlab.schema import setting
 
 
@@ -50,6 +50,7 @@ class ModelSettings:
                 f"{self.heads}, with model.hidden_size={self.hidden_size}",
                 "a divisor of model.hidden_size",
                 f"model.heads={max(1, self.hidden_size // 64)}",
+                code=Code.CONFLICT,
             )
 
 

@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from mlmlab import schema
 from mlmlab.config import DebugMode, RunConfig
-from mlmlab.errors import Problem, UserError
+from mlmlab.errors import Code, Problem, UserError
 from mlmlab.fetch.cache import absolute
 
 _CONFIG = "config.yaml"
@@ -41,6 +41,7 @@ def check_run_dir(config: RunConfig) -> None:
     if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
         raise UserError.of(
             "run_dir",
+            code=Code.NOT_WRITABLE,
             found=f"{folder}: {ancestor} is no folder that can be written",
             expected="a folder that can be created and written",
             remedy="run_dir=ANOTHER_FOLDER",
@@ -48,6 +49,7 @@ def check_run_dir(config: RunConfig) -> None:
     if is_filled:
         raise UserError.of(
             "run_dir",
+            code=Code.IN_USE,
             found=f"{folder}, which is there already and not empty",
             expected="a new or empty folder: a run never writes over another",
             remedy="run_dir=ANOTHER_FOLDER, or run_dir=null for one named by the time",
@@ -106,6 +108,7 @@ def _create_by_time(parent: Path) -> Path:
 def _unusable(key: str, folder: Path, error: OSError) -> UserError:
     return UserError.of(
         key,
+        code=Code.NOT_WRITABLE,
         found=f"{folder}: {error.strerror or error}",
         expected="a folder that can be created and written, on a file system with locks",
         remedy="resume=COPY of the folder, in a place that can be written"
@@ -117,6 +120,7 @@ def _unusable(key: str, folder: Path, error: OSError) -> UserError:
 def _held_by_another(key: str, folder: Path) -> UserError:
     return UserError.of(
         key,
+        code=Code.IN_USE,
         found=f"{folder}, where another run is at work now",
         expected="a folder of its own for each run",
         remedy=f"{key}=ANOTHER_FOLDER, or wait for that run to end",
@@ -156,6 +160,7 @@ def read_snapshot(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError.of(
             "resume",
+            code=Code.NOT_FOUND,
             found=f"{run_dir}, where there is no config.yaml",
             expected="the folder of a run",
             remedy="resume=RUN_DIR, one of those under runs/",
@@ -167,6 +172,7 @@ def read_snapshot(run_dir: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not content:
         raise UserError.of(
             "resume",
+            code=Code.CORRUPT,
             found=f"{path}, which holds no keys",
             expected="the config.yaml that a run has written",
             remedy="resume=ANOTHER_RUN_DIR",
@@ -190,6 +196,7 @@ def check_version(run_dir: str, snapshot: Mapping[str, Any], composed: Mapping[s
     differences = [f"no {key}" for key in sorted(now - before)] + sorted(before - now)
     raise UserError.of(
         "resume",
+        code=Code.OTHER_VERSION,
         found=f"{run_dir}, begun by another version of mlmlab: its config.yaml has "
         + ", ".join(differences),
         expected="a run that this version began",
@@ -218,6 +225,7 @@ def allowed_changes(snapshot: Mapping[str, Any], resumed: Mapping[str, Any]) -> 
             f"{key}={schema.shown(value)}, for a run that began with another",
             "what the run began with: this key is part of what the run is",
             f"without {key} to go on; python -m mlmlab.train without resume for a new run",
+            code=Code.CHANGED,
         )
         for key, value in changes.items()
         if is_fixed(key)

@@ -11,7 +11,7 @@ from torch import nn
 
 from mlmlab.config import RunConfig
 from mlmlab.data.loader import StepBatch
-from mlmlab.errors import RunFailed, UserError
+from mlmlab.errors import Code, RunFailed, UserError
 from mlmlab.runs import terminal
 from mlmlab.runs.resume import changes_of, fingerprint
 from mlmlab.runs.setup import set_up_run
@@ -125,6 +125,7 @@ def _advance(loop: Loop, step: int) -> StepBatch:
     if is_over:
         raise UserError.of(
             "debug.step",
+            code=Code.INVALID,
             found=f"{step}, and the run ends with step {loop.record.steps}",
             expected="one of the run's steps",
             remedy=f"debug.step={loop.record.steps}",

@@ -20,7 +20,7 @@ from mlmlab.data.small_world.chain import small_world
 from mlmlab.data.sources import FileSource, SmallWorldSource, TextSource, matching_files
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, word_tokenizer
 from mlmlab.data.word_starts import with_word_starts
-from mlmlab.errors import Problem, UserError
+from mlmlab.errors import Code, Problem, UserError
 from mlmlab.evaluation.config import Split
 from mlmlab.fetch.cache import absolute, built_once, cache_folder, local_path
 from mlmlab.fetch.hub import fetch_dataset, fetch_tokenizer
@@ -244,6 +244,7 @@ def _checked(source: TextSource, recorded: str | None, key: str) -> str:
         changed += f", of which {last} was changed last"
     raise UserError.of(
         key,
+        code=Code.CHANGED,
         found=f"{changed}: other text than when the run began",
         expected=f"the same text (its fingerprint was {recorded[:12] if recorded else None})",
         remedy="put the text back; or train a new run on the new text; or, to evaluate, name the "
@@ -375,6 +376,7 @@ def _check_fit(
         if data.block_size > longest:
             raise UserError.of(
                 "data.block_size",
+                code=Code.MISMATCH,
                 found=f"{data.block_size}, and {loaded.resolved} has {longest} positions",
                 expected=f"at most {longest}",
                 remedy=f"data.block_size={longest}",
@@ -383,6 +385,7 @@ def _check_fit(
     if data.layout is not Layout.PACKED and data.block_size <= frame_size:
         raise UserError.of(
             "data.block_size",
+            code=Code.MISMATCH,
             found=f"{data.block_size}, with {frame_size} special tokens around each example",
             expected=f"at least {frame_size + 1}, for data.layout={data.layout.value}",
             remedy="data.block_size=128",
@@ -403,6 +406,7 @@ def _check_blocks(sides: list[tuple[Blocks, str, Text]]) -> None:
                     f"at least one block of data.block_size={blocks.block_size} tokens",
                     "more text, a smaller data.block_size, or another data.test_fraction or "
                     "data.seed (the split is by document: with few of them, one side may be empty)",
+                    code=Code.NO_TEXT,
                 )
             )
     if problems:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.runtime.config import Device, Precision, RuntimeConfig
 
 _BF16_HIDDEN_SIZE = 512
@@ -103,6 +103,7 @@ def uses_cuda(config: RuntimeConfig) -> bool:
     if config.device is Device.CUDA and not there:
         raise UserError.of(
             "runtime.device",
+            code=Code.UNAVAILABLE,
             found="cuda, but PyTorch sees no CUDA device",
             expected="a CUDA device and a CUDA build of PyTorch",
             remedy="runtime.device=auto, or install PyTorch for CUDA",

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,7 @@ class Summary:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError.of(
                 str(path),
+                code=Code.CORRUPT,
                 found=str(error),
                 expected="the summary that this version of mlmlab writes",
                 remedy="remove the file: resume=RUN_DIR then writes it again",

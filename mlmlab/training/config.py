@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from mlmlab.errors import Problem
+from mlmlab.errors import Code, Problem
 from mlmlab.schema import setting
 
 
@@ -84,6 +84,7 @@ class TrainConfig:
                 f"{self.warmup_fraction}, with train.warmup_steps={self.warmup_steps}",
                 "one of the two, train.warmup_steps=0 or train.warmup_fraction=null",
                 "train.warmup_fraction=0.06 train.warmup_steps=0, or train.warmup_fraction=null",
+                code=Code.CONFLICT,
             )
         if self.exports_best and self.keep_checkpoints == 0:
             why = "" if self.export is Export.BEST else ", which early_stopping_patience implies"
@@ -92,6 +93,7 @@ class TrainConfig:
                 f"best{why}, with train.keep_checkpoints=0",
                 "checkpoints, from which the best weights are exported",
                 "train.keep_checkpoints=1, or train.export=last",
+                code=Code.CONFLICT,
             )
 
     @property

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.training.config import TrainConfig
 
@@ -47,6 +47,7 @@ def freeze(model: MaskedLanguageModel, config: TrainConfig) -> None:
         last = len(model.layers) - 1
         raise UserError.of(
             "train.freeze",
+            code=Code.INVALID,
             found=f"{', '.join(unmatched[:3])}: no parameter matches",
             expected=f"embeddings, layers, layers.0 to layers.{last}, encoder, head, or a pattern "
             "of parameter names, such as "
@@ -56,6 +57,7 @@ def freeze(model: MaskedLanguageModel, config: TrainConfig) -> None:
     if len(frozen) == len(names):
         raise UserError.of(
             "train.freeze",
+            code=Code.INVALID,
             found=f"{', '.join(config.freeze)}: the whole model",
             expected="a part that still trains",
             remedy="train.freeze=[encoder] trains the head alone, train.freeze=[] everything",

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from mlmlab.checkpoints import save_pretrained
 from mlmlab.checkpoints.key_maps import hub_names
 from mlmlab.data.tokenizer import Tokenizer
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.fetch.cache import flush
 from mlmlab.training.parallel import Replica
 
@@ -260,6 +260,7 @@ def _read_progress(folder: Path) -> tuple[ProgressRecord, str]:
     if differing := fields.keys() ^ {field.name for field in dataclasses.fields(ProgressRecord)}:
         raise UserError.of(
             "resume",
+            code=Code.OTHER_VERSION,
             found=f"{folder}, written by another version of mlmlab: {', '.join(sorted(differing))} "
             "differ in its progress record",
             expected="a checkpoint that this version wrote",
