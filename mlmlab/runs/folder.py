@@ -1,4 +1,5 @@
-"""A run's folder: chosen, created and held by one run alone."""
+"""A run's folder, held by one run at a time; its config.yaml, and what of it a resumed run may
+change."""
 
 import fcntl
 import os
@@ -147,7 +148,7 @@ _FIXED = (
     "eval.masking",
     "debug.mode",
 )
-"""Keys and groups that say what run it is."""
+"""Keys and groups that say what run it is: a resumed run may not change them."""
 
 
 def read_snapshot(run_dir: Path) -> dict[str, Any]:

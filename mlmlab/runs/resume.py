@@ -1,4 +1,4 @@
-"""Resuming a run: whether its config allows it, and from which checkpoint."""
+"""Resuming a run: from which checkpoint, and with which changes (`folder.py` has the rules)."""
 
 import hashlib
 import json
