@@ -420,10 +420,15 @@ def test_several_processes_export_the_best_weights(tmp_path: Path, parallel: str
     assert summary["eval_loss"] == losses[best] == min(losses.values())
 
 
+@pytest.mark.parametrize("parallel", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_several_processes_save_together_when_the_clock_of_the_first_says_so(
-    two: Ended, tmp_path: Path
+    two: Ended, tmp_path: Path, parallel: str
 ) -> None:
+    keys = (*TINY, f"runtime.parallel={parallel}")
+    rare = two.folder / "run"
+    if parallel == "ddp":
+        rare = forked_to_the_end(tmp_path, *keys, "run_dir=rare").folder / "rare"
     often = ("train.save_every_steps=100", "train.save_every_minutes=1e-9")
-    forked_to_the_end(tmp_path, *TINY, FSDP, *often, "train.keep_checkpoints=20")
+    forked_to_the_end(tmp_path, *keys, *often, "train.keep_checkpoints=20")
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 12
-    assert results(tmp_path / "run") == results(two.folder / "run")
+    assert results(tmp_path / "run") == results(rare)
