@@ -235,7 +235,8 @@ WRONG: dict[str, tuple[str, str, str, str]] = {
         "commas.csv, row 1", "3 fields", "2 fields, as in the first line", "data.on_bad_row=skip"
     ),
     f"train {OWN} data.path=$/bad.jsonl": (
-        "bad.jsonl, row 2", 'Expecting value (column 10): {"text": two}', "one JSON object a line",
+        "bad.jsonl, row 2", 'Expecting value (column 10): {"text": two}',
+        "one JSON object per line",
         "data.on_bad_row=skip"
     ),
     f"train {OWN} data.path=$/other.jsonl": (
