@@ -1,7 +1,7 @@
 """mlmlab: masked language models, written by hand in plain PyTorch.
 
 model, tokenizer = mlmlab.load_pretrained("distilbert/distilroberta-base")
-logits = model(input_ids, attention_mask)
+logits = model(**tokenizer(["The Milky Way is a <mask> galaxy."]))
 fill = mlmlab.FillMask(model, tokenizer)
 summary = mlmlab.run(mlmlab.compose("+experiment=eli5", "train.max_steps=10"))
 """
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from mlmlab.cli.compose import compose, compose_evaluation
     from mlmlab.errors import RunFailed, UserError
     from mlmlab.evaluation.fill_mask import FillMask
+    from mlmlab.masking import MaskingConfig, VocabularyInfo, mask_batch
     from mlmlab.runs import evaluate_checkpoint, run
+
+    __version__: str
 
 _HOMES = {
     "load_pretrained": "mlmlab.checkpoints",
@@ -24,18 +27,25 @@ _HOMES = {
     "evaluate_checkpoint": "mlmlab.runs",
     "run": "mlmlab.runs",
     "FillMask": "mlmlab.evaluation.fill_mask",
+    "mask_batch": "mlmlab.masking",
+    "MaskingConfig": "mlmlab.masking",
+    "VocabularyInfo": "mlmlab.masking",
     "UserError": "mlmlab.errors",
     "RunFailed": "mlmlab.errors",
 }
 
 __all__ = [
     "FillMask",
+    "MaskingConfig",
     "RunFailed",
     "UserError",
+    "VocabularyInfo",
+    "__version__",
     "compose",
     "compose_evaluation",
     "evaluate_checkpoint",
     "load_pretrained",
+    "mask_batch",
     "run",
     "save_pretrained",
 ]
@@ -43,6 +53,17 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used."""
+    if name == "__version__":
+        from importlib import metadata
+
+        try:
+            return metadata.version("mlmlab")
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
+            return "unknown"
     if name not in _HOMES:
         raise AttributeError(f"module 'mlmlab' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

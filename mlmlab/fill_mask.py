@@ -4,12 +4,11 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 from mlmlab.checkpoints import load_pretrained
 from mlmlab.cli.arguments import Arguments
 from mlmlab.errors import UserError
-from mlmlab.evaluation.fill_mask import FillMask
+from mlmlab.evaluation.fill_mask import Completion, FillMask
 from mlmlab.runs.exit_status import exit_status
 from mlmlab.tracking.style import Style, styled
 
@@ -81,11 +80,10 @@ def _lines(mask_token: str) -> Iterator[str]:
 def _answer(
     fill: FillMask, text: str, top_k: int, targets: list[str] | None, as_json: bool
 ) -> None:
-    answers = fill(text, top_k=top_k, targets=targets)
     if as_json:
-        print(json.dumps(answers, ensure_ascii=False))
+        print(json.dumps(fill(text, top_k, targets), ensure_ascii=False))
         return
-    masks = answers if isinstance(answers[0], list) else [answers]
+    [masks] = fill.complete([text], top_k, targets)
     print(text)
     for number, rows in enumerate(masks, 1):
         if len(masks) > 1:
@@ -94,7 +92,7 @@ def _answer(
             print(_table_row(row))
 
 
-def _table_row(answer: dict[str, Any]) -> str:
+def _table_row(answer: Completion) -> str:
     """A probability, its bar, and the token."""
     filled = round(answer["score"] * _BAR_WIDTH)
     bar = styled("#" * filled, Style.GOOD) + "." * (_BAR_WIDTH - filled)

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import tokenizers
+import torch
 from numpy.typing import NDArray
 from tokenizers import (
     AddedToken,
@@ -66,6 +68,15 @@ _LARGEST_ALPHABET = 1000
 """Characters of a trained WordPiece vocabulary; rarer ones become [UNK]."""
 
 
+class PaddedTexts(TypedDict):
+    """The arguments of the model's forward pass: `model(**tokenizer(texts))`."""
+
+    input_ids: torch.Tensor
+    """int64 `[B, T]`."""
+    attention_mask: torch.Tensor
+    """bool `[B, T]`, True for a real token."""
+
+
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
     """The library's tokenizer and the roles of its special tokens.
@@ -85,6 +96,41 @@ class Tokenizer:
     def __post_init__(self) -> None:
         self.backend.no_truncation()
         self.backend.no_padding()
+
+    def __call__(self, texts: str | Sequence[str], max_length: int | None = None) -> PaddedTexts:
+        """Texts as the model takes them, padded to the longest.
+
+        Args:
+            texts: one text or several.
+            max_length: cuts longer texts to this many tokens, special ones included; None: never
+                cuts, and the model refuses what is longer than its positions.
+
+        Raises:
+            UserError: a `max_length` with no room for a token of the text.
+        """
+        rows = self.encode_batch([texts] if isinstance(texts, str) else texts)
+        if max_length is not None:
+            before, after = self.frame
+            if max_length <= len(before) + len(after):
+                raise UserError.of(
+                    "max_length",
+                    code=Code.INVALID,
+                    found=str(max_length),
+                    expected=f"more than the {len(before) + len(after)} special tokens of a text",
+                    remedy="a larger max_length, or None to cut nothing",
+                )
+            kept = max_length - len(after)
+            rows = [row if len(row) <= max_length else row[:kept] + after for row in rows]
+        return self.pad(rows)
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> PaddedTexts:
+        """Rows of ids, padded on the right to the longest."""
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)  # [B]
+        width = max(map(len, rows), default=0)
+        attention_mask = torch.arange(width) < lengths[:, None]  # [B, T]
+        input_ids = torch.full(attention_mask.shape, self.pad_id)  # [B, T]
+        input_ids[attention_mask] = torch.tensor(list(chain(*rows)), dtype=torch.int64)
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     @cached_property
     def vocabulary_size(self) -> int:

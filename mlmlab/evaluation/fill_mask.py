@@ -1,7 +1,11 @@
-"""Fill-mask: the model's best tokens for each mask of a text, as the Hub's pipeline gives them."""
+"""Fill-mask: the model's best tokens for each mask of a text, as the Hub's pipeline gives them.
 
-from collections.abc import Sequence
-from typing import Any
+B texts   T positions   V vocabulary   M masks
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypedDict
 
 import torch
 
@@ -9,8 +13,20 @@ from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.errors import Code, UserError
 from mlmlab.model import MaskedLanguageModel
 
-Completion = dict[str, Any]
-"""score (a probability), token (its id), token_str, sequence (the completed text)."""
+_BATCH_SIZE = 32
+"""Texts per forward pass."""
+
+
+class Completion(TypedDict):
+    """A token for a mask."""
+
+    score: float
+    """Its probability."""
+    token: int
+    """Its id."""
+    token_str: str
+    sequence: str
+    """The text with this token in place of the mask."""
 
 
 class FillMask:
@@ -26,25 +42,44 @@ class FillMask:
         top_k: int = 5,
         targets: Sequence[str] | None = None,
     ) -> list[Any]:
-        """The most likely tokens for each mask.
-
-        Args:
-            texts: one text or several, each with at least one mask token.
-            top_k: completions a mask.
-            targets: rank only these tokens; their scores stay shares of the whole vocabulary.
+        """What `complete` gives, in the shapes of the Hub's pipeline.
 
         Returns:
             For a text with one mask a list of completions, best first; with several masks a list
-            of such lists, each mask filled alone; for several texts a list of those.
+            of such lists; for several texts a list of those.
+        """
+        several = [texts] if isinstance(texts, str) else texts
+        answers = [
+            masks[0] if len(masks) == 1 else masks
+            for masks in self.complete(several, top_k, targets)
+        ]
+        return answers[0] if isinstance(texts, str) else answers
+
+    @torch.no_grad()
+    def complete(
+        self, texts: Sequence[str], top_k: int = 5, targets: Sequence[str] | None = None
+    ) -> list[list[list[Completion]]]:
+        """The most likely tokens for each mask, each mask filled alone.
+
+        Args:
+            texts: each with at least one mask token.
+            top_k: completions per mask.
+            targets: rank only these tokens; their scores stay shares of the whole vocabulary.
+
+        Returns:
+            For each text, for each of its masks, the completions, best first.
 
         Raises:
             UserError: a text without a mask token, or longer than the model's positions; a target
                 that is not one token.
         """
         candidates = self._candidates(targets)
-        if isinstance(texts, str):
-            return self._fill(texts, top_k, candidates)
-        return [self._fill(text, top_k, candidates) for text in texts]
+        rows = [self.encode(text) for text in texts]
+        found = []
+        with _evaluation_mode(self.model):
+            for start in range(0, len(rows), _BATCH_SIZE):
+                found += self._complete(rows[start : start + _BATCH_SIZE], top_k, candidates)
+        return found
 
     def _candidates(self, targets: Sequence[str] | None) -> torch.Tensor:
         """The ids that may be answers, int64 `[candidates]`."""
@@ -68,25 +103,33 @@ class FillMask:
             ids[pieces[0]] = None
         return torch.tensor(list(ids))
 
-    @torch.no_grad()
-    def _fill(self, text: str, top_k: int, candidates: torch.Tensor) -> list[Any]:
-        ids = self.encode(text)
-        masks = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_id]
+    def _complete(
+        self, rows: list[list[int]], top_k: int, candidates: torch.Tensor
+    ) -> list[list[list[Completion]]]:
+        batch = self.tokenizer.pad(rows)
+        input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]  # [B, T]
+        mask_id, width = self.tokenizer.mask_id, input_ids.shape[1]
+        masks = [[place for place, token in enumerate(ids) if token == mask_id] for ids in rows]
+        positions = [row * width + place for row, places in enumerate(masks) for place in places]
         device = next(self.model.parameters()).device
-        self.model.eval()
         logits = self.model(
-            torch.tensor([ids], device=device), positions=torch.tensor(masks, device=device)
-        )  # [masks, V]
-        chances = logits.float().softmax(-1).cpu()[:, candidates]
-        scores, places = chances.topk(min(top_k, len(candidates)))  # [masks, top_k]
-        rows = [
+            input_ids.to(device),
+            None if attention_mask.all() else attention_mask.to(device),
+            positions=torch.tensor(positions, device=device),
+        )  # [M, V]
+        chances = logits.float().softmax(-1).cpu()[:, candidates]  # [M, candidates]
+        scores, best = chances.topk(min(top_k, len(candidates)))  # [M, top_k]
+        ranked = zip(scores.tolist(), candidates[best].tolist(), strict=True)
+        return [
             [
-                self._completion(ids, mask, token, score, len(masks) == 1)
-                for score, token in zip(scores_row, candidates[places_row].tolist(), strict=True)
+                [
+                    self._completion(ids, place, token, score, len(places) == 1)
+                    for score, token in zip(*next(ranked), strict=True)
+                ]
+                for place in places
             ]
-            for mask, scores_row, places_row in zip(masks, scores.tolist(), places, strict=True)
+            for ids, places in zip(rows, masks, strict=True)
         ]
-        return rows[0] if len(rows) == 1 else rows
 
     def encode(self, text: str) -> list[int]:
         """The text's ids, with at least one mask among them.
@@ -124,3 +167,15 @@ class FillMask:
             "token_str": self.tokenizer.decode([token], skip_special_tokens=False),
             "sequence": self.tokenizer.decode(completed, skip_special_tokens=only_mask),
         }
+
+
+@contextmanager
+def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

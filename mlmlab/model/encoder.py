@@ -33,18 +33,34 @@ class MaskedLanguageModel(nn.Module):
         positions: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits over the vocabulary.
+        """Logits over the vocabulary: `[B, T, V]`, or `[M, V]` with `positions`.
+
+        Arguments and errors are those of `encode`.
+        """
+        hidden = self.encode(input_ids, attention_mask, positions, documents)
+        logits: torch.Tensor = self.head(hidden, self.embeddings.token.weight)
+        return logits
+
+    def encode(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The last layer's hidden states.
 
         Args:
             input_ids: int64 `[B, T]`.
             attention_mask: bool `[B, T]`, True for a real token; None: no padding.
             positions: int64 `[M]`, flat indices into B*T. Where given, the last layer's queries
-                and feed-forward and the whole head run on these rows only, with the same result.
+                and feed-forward (and in `forward` the head) run on these rows only, with the same
+                result.
             documents: int64 `[B, T]`, ascending in a row; where given, tokens of different
                 documents do not see each other, and each document's positions begin at its start.
 
         Returns:
-            `[B, T, V]`, or `[M, V]` with `positions`.
+            `[B, T, C]`, or `[M, C]` with `positions`.
 
         Raises:
             ValueError: a mask that is not bool (a float one would be added to the scores), padding
@@ -54,7 +70,7 @@ class MaskedLanguageModel(nn.Module):
             raise ValueError(f"attention_mask: bool, not {attention_mask.dtype}; use mask.bool()")
         if attention_mask is not None and documents is not None:
             raise ValueError("documents: packed rows have no padding, and need no attention_mask")
-        hidden = self.embeddings(input_ids, attention_mask, documents)  # [B, T, C]
+        hidden: torch.Tensor = self.embeddings(input_ids, attention_mask, documents)  # [B, T, C]
         visible = _visible(attention_mask, documents)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
@@ -63,8 +79,7 @@ class MaskedLanguageModel(nn.Module):
                 hidden = checkpoint(layer, hidden, visible, rows, use_reentrant=False)
             else:
                 hidden = layer(hidden, visible, rows)
-        logits: torch.Tensor = self.head(hidden, self.embeddings.token.weight)
-        return logits
+        return hidden
 
     def initialize(self, seed: int) -> None:
         """Fresh weights: a normal distribution cut at two standard deviations, biases zero, norms
