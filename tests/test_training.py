@@ -326,7 +326,7 @@ def test_old_checkpoints_are_removed_by_number_not_by_name(tmp_path: Path) -> No
 def test_a_checkpoint_that_could_not_be_finished_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
     model = _model()
