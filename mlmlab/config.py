@@ -13,7 +13,7 @@ from mlmlab.errors import Code, Problem, UserError
 from mlmlab.evaluation.config import ScoringConfig, TrainEvalConfig
 from mlmlab.masking.config import MaskingConfig, MaskingMode
 from mlmlab.model.config import ModelSettings
-from mlmlab.runtime.config import RuntimeConfig
+from mlmlab.runtime.config import Parallel, RuntimeConfig
 from mlmlab.schema import setting
 from mlmlab.training.config import Export, TrainConfig
 
@@ -83,6 +83,9 @@ class RunConfig:
     eval: TrainEvalConfig = field(default_factory=TrainEvalConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the source file of each of one's own objects (package.module:name), noted when the
+    run begins."""
 
     def problems(self) -> Iterator[Problem]:
         """Contradictions between the groups."""
@@ -105,6 +108,14 @@ class RunConfig:
                 "checkpoint=DIR_OR_HUB_ID, or model=tiny|bert_base|roberta_base|distilroberta|"
                 "distilbert (with tokenizer.path=... to use a published tokenizer)",
                 code=Code.MISSING,
+            )
+        if self.runtime.parallel is Parallel.FSDP and self.train.optimizer != "adamw":
+            yield Problem(
+                "train.optimizer",
+                f"{self.train.optimizer}, with runtime.parallel=fsdp",
+                "adamw: whether another one works on shards of its parameters is not known",
+                "runtime.parallel=ddp, or train.optimizer=adamw",
+                code=Code.CONFLICT,
             )
         if self.checkpoint is None and self.model.dropout is None:
             yield Problem(

@@ -24,6 +24,7 @@ from typing import (
 )
 
 from mlmlab.errors import Code, Problem
+from mlmlab.seams import OWN_NAME
 
 Config = TypeVar("Config")
 _ABSENT = object()
@@ -67,6 +68,27 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def named(default: str, *built_in: str) -> Any:
+    """A dataclass field for the name of something built in, or package.module:name of one's own.
+
+    Args:
+        built_in: further names.
+    """
+    return dataclasses.field(default=default, metadata={"names": (default, *built_in)})
+
+
+def own_names(config: Any, path: str = "") -> dict[str, str]:
+    """The user's own names in a config, by dotted key."""
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(config):
+        value, key = getattr(config, field.name), f"{path}{field.name}"
+        if dataclasses.is_dataclass(value):
+            found |= own_names(value, f"{key}.")
+        elif "names" in field.metadata and value not in field.metadata["names"]:
+            found[key] = value
+    return found
+
+
 @runtime_checkable
 class Checked(Protocol):
     """A dataclass that knows which of its values contradict each other."""
@@ -83,6 +105,16 @@ def all_problems(config: Any, path: str) -> Iterator[Problem]:
     """
     for field in dataclasses.fields(config):
         value, limits = getattr(config, field.name), field.metadata.get("limits", {})
+        names = field.metadata.get("names", ())
+        if names and value not in names and not OWN_NAME.fullmatch(value):
+            key = f"{path}.{field.name}" if path else field.name
+            yield Problem(
+                key,
+                shown(value),
+                f"one of {', '.join(names)}, or package.module:name of your own",
+                f"{key}={names[0]}",
+                code=Code.UNKNOWN_OPTION,
+            )
         if value is None or all(_COMPARISONS[name](value, limits[name]) for name in limits):
             continue
         key = f"{path}.{field.name}" if path else field.name
@@ -215,7 +247,10 @@ def _convert(hint: Any, value: Any, key: str, problems: list[Problem]) -> Any:
 
 
 def _scalar_or_list(kind: Any, value: Any) -> Any:
-    if get_origin(kind) is tuple:
+    if get_origin(kind) is Mapping:
+        if isinstance(value, Mapping):
+            return dict(value)
+    elif get_origin(kind) is tuple:
         element = get_args(kind)[0]
         if isinstance(value, list | tuple) and all(type(item) is element for item in value):
             return tuple(value)
@@ -249,6 +284,8 @@ def _expected(hint: Any) -> str:
             parts.append("null")
         elif get_origin(option) is tuple:
             parts.append("a list of texts: [a,b]")
+        elif get_origin(option) is Mapping:
+            parts.append("options of one's own: {name: value}")
         elif dataclasses.is_dataclass(option):
             parts.append("a group of keys")
         elif issubclass(option, Enum):
@@ -261,8 +298,8 @@ def _expected(hint: Any) -> str:
 def _example(hint: Any, value: Any = None) -> str:
     """A value that would be right, as one types it in a shell."""
     kind = (get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,))[0]
-    if get_origin(kind) is tuple:
-        return "[]"
+    if get_origin(kind) in (tuple, Mapping):
+        return "[]" if get_origin(kind) is tuple else "{}"
     if issubclass(kind, Enum):
         return str(next(iter(kind)).value)
     if kind is str and isinstance(value, int | float):  # a number that is meant as a text
@@ -282,11 +319,15 @@ def to_mapping(config: Any) -> Any:
     return config
 
 
+FREE_MAPPINGS = ("optimizer_options", "schedule_options", "sources")
+"""Fields whose keys are not ours."""
+
+
 def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
+    """Nested keys joined by dots; a free mapping is a value."""
     result: dict[str, Any] = {}
     for key, value in mapping.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and key not in FREE_MAPPINGS:
             result |= flat(value, f"{prefix}{key}.")
         else:
             result[prefix + key] = value

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mlmlab.cli.commands import config_folder
-from mlmlab.cli.compose import plain, run_mapping
+from mlmlab.cli.compose import plain, run_mapping, with_own_options
 from mlmlab.cli.hydra_errors import as_command
 from mlmlab.cli.sweeps import refuse_shared_folder
 from mlmlab.config import build
@@ -65,6 +65,7 @@ def main() -> None:
     """The command itself."""
     if not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]):
         _refuse_under_torchrun()  # now: for its first job, Hydra creates the sweep's folder
+    sys.argv[1:] = with_own_options(sys.argv[1:])
     train()
 
 

@@ -23,7 +23,7 @@ from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import ALONE, Ranks
 from mlmlab.tracking.progress_bar import ProgressBar
 from mlmlab.training.config import TrainConfig
-from mlmlab.training.optimizer import build_optimizer, freeze
+from mlmlab.training.optimizer import build_optimizers, freeze
 from mlmlab.training.step import StepResult, train_step
 
 BLOCK = 16
@@ -114,16 +114,16 @@ class Sharing:
         freeze(self.model, self.config)
         self.model.gradient_checkpointing = self.config.gradient_checkpointing
         self.replica = build_replica(self.model, self.ranks, CPU, self.parallel)
-        self.optimizer = build_optimizer(self.model, self.config)
+        self.optimizers = build_optimizers(self.model, self.config)
         self.loader = loader_of(self.ranks, self.micro_batch_size, UNEQUAL)
         self.suppressed = torch.zeros(())
 
     def step(self, number: int) -> StepResult:
         return train_step(
             self.replica,
-            self.optimizer,
+            self.optimizers,
             self.loader.batch(number),
-            learning_rate=1e-3,
+            schedule_factor=1e-3 / self.config.learning_rate,
             max_grad_norm=self.config.max_grad_norm,
             seeds=SEEDS,
             suppressed=self.suppressed,

@@ -18,7 +18,7 @@ from mlmlab.tracking.summary import Summary
 from mlmlab.training import loop
 from mlmlab.training.loop import Loop
 from mlmlab.training.parallel import Replica
-from mlmlab.training.schedule import learning_rate_factor
+from mlmlab.training.schedule import build_schedule, learning_rate_factor
 from mlmlab.training.state import LossScale, ProgressRecord, checkpoint_folders
 from mlmlab.training.step import StepResult
 
@@ -94,9 +94,9 @@ def test_an_overflowing_step_changes_nothing_but_the_scale_and_the_count(
 
     def watched(self: Loop, batch: StepBatch) -> StepResult:
         before = [p.detach().clone() for p in self.replica.model.parameters()]
-        moments = [s["exp_avg"].clone() for s in self.optimizer.state.values()]
+        moments = [s["exp_avg"].clone() for s in self.optimizers[0].state.values()]
         result = attempt(self, batch)
-        after = [s["exp_avg"] for s in self.optimizer.state.values()]
+        after = [s["exp_avg"] for s in self.optimizers[0].state.values()]
         is_same = all(map(torch.equal, before, self.replica.model.parameters()))
         assert is_same is result.overflowed
         assert not result.overflowed or all(map(torch.equal, moments, after))
@@ -121,7 +121,7 @@ def test_an_overflowing_step_changes_nothing_but_the_scale_and_the_count(
     assert events[-1]["train/skipped_steps"] == skipped
     config = mlmlab.compose(*FP16).train
     for number, event in enumerate(events):
-        factor = learning_rate_factor(number, STEPS, config.warmup_steps, config.schedule)
+        factor = learning_rate_factor(number, STEPS, config.warmup_steps, build_schedule(config))
         assert event["train/learning_rate"] == config.learning_rate * factor
 
 

@@ -20,10 +20,10 @@ from mlmlab.model import MaskedLanguageModel, token_losses
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import ALONE
-from mlmlab.training.config import Schedule, TrainConfig
-from mlmlab.training.optimizer import build_optimizer
+from mlmlab.training.config import TrainConfig
+from mlmlab.training.optimizer import build_optimizers
 from mlmlab.training.parallel import Replica
-from mlmlab.training.schedule import learning_rate_factor
+from mlmlab.training.schedule import learning_rate_factor, linear
 from mlmlab.training.step import train_step
 
 VOCABULARY_INFO = VocabularyInfo(VOCABULARY, 4, (0, 1, 2, 3, 4))
@@ -206,7 +206,7 @@ def test_twenty_adamw_steps_follow_transformers(
 
     # No dropout in the trajectory: transformers' is off in evaluation mode.
     ours = load_model(str(reference.folder), dropout=0.0).model
-    optimizer = build_optimizer(ours, TRAIN)
+    optimizers = build_optimizers(ours, TRAIN)
     compute = Compute(torch.device("cpu"), Precision.FP32)
     for number, (micro, loss) in enumerate(zip(batches, expected, strict=True)):
         step = StepBatch(
@@ -214,9 +214,9 @@ def test_twenty_adamw_steps_follow_transformers(
         )
         result = train_step(
             Replica(ours, ALONE, compute),
-            optimizer,
+            optimizers,
             step,
-            learning_rate=1e-3 * learning_rate_factor(number, 20, 0, Schedule.LINEAR),
+            schedule_factor=learning_rate_factor(number, 20, 0, linear),
             max_grad_norm=1.0,
             seeds=SEEDS,
             suppressed=torch.zeros(()),

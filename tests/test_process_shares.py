@@ -17,7 +17,7 @@ import mlmlab
 from mlmlab.data.loader import StepBatch
 from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.distributed import ALONE, Ranks, process_group
-from mlmlab.training.optimizer import build_optimizer
+from mlmlab.training.optimizer import build_optimizers
 from mlmlab.training.parallel import Replica
 from mlmlab.training.step import train_step
 
@@ -230,9 +230,9 @@ def test_no_two_micro_batches_of_a_step_share_their_dropout_noise(
         replica = Replica(
             small_model(), Ranks(rank, 3), CPU
         )  # in a world of its own, but for the noise
-        optimizer = build_optimizer(replica.model, mlmlab.compose().train)
+        optimizers = build_optimizers(replica.model, mlmlab.compose().train)
         train_step(
-            replica, optimizer, loader_of(replica.ranks, 1).batch(0), learning_rate=1e-3,
+            replica, optimizers, loader_of(replica.ranks, 1).batch(0), schedule_factor=0.5,
             max_grad_norm=0.0, seeds=SEEDS, suppressed=torch.zeros(()),
         )  # fmt: skip
     assert len(set(seeds)) == len(seeds) == 3 * 3

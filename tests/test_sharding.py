@@ -69,7 +69,7 @@ def _hold_a_part(state: Path) -> None:
         assert held() == pytest.approx(1.0, rel=0.1)  # weights; the last process may have fewer
         sharing.step(0)
         assert held() == pytest.approx(4.0, rel=0.1)  # gradients and two moments
-        for p, moments in sharing.optimizer.state.items():
+        for p, moments in sharing.optimizers[0].state.items():
             for tensor in (p, p.grad, moments["exp_avg"], moments["exp_avg_sq"]):
                 assert isinstance(tensor, DTensor)
                 most_rows = -(-len(tensor) // ranks.size)
@@ -83,11 +83,11 @@ def _hold_a_part(state: Path) -> None:
         assert within
         assert max(within) < 4.2 + 0.7 * ranks.size
         assert held() == pytest.approx(4.0, rel=0.1)
-        sharing.optimizer.zero_grad()
+        sharing.replica.model.zero_grad()
         record = ProgressRecord()
-        save_state(state, sharing.replica, word_tokenizer(["a"]), sharing.optimizer, record, "")
+        save_state(state, sharing.replica, word_tokenizer(["a"]), sharing.optimizers, record, "")
         ranks.gather(None)  # now it is there
-        load_state(state, sharing.replica, sharing.optimizer)
+        load_state(state, sharing.replica, sharing.optimizers)
         assert held() == pytest.approx(3.0, rel=0.1)
 
 
@@ -141,7 +141,7 @@ def _weights_and_moments(sharing: Sharing) -> tuple[torch.Tensor, torch.Tensor]:
         local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
         return torch.cat([t.detach().flatten().clone() for t in local])
 
-    states = sharing.optimizer.state.values()
+    states = sharing.optimizers[0].state.values()
     return (
         flat(list(sharing.model.parameters())),
         flat([state[kind] for state in states for kind in ("step", "exp_avg", "exp_avg_sq")]),
@@ -175,9 +175,9 @@ def _save_once_more(folder: Path) -> None:
         model = small_model(layers=2)
         model.initialize(1)  # to other weights than those that are loaded
         sharing = Sharing(ranks, model=model)
-        record = load_state(folder / "alone", sharing.replica, sharing.optimizer)
+        record = load_state(folder / "alone", sharing.replica, sharing.optimizers)
         copy = folder / "sharded"
-        save_state(copy, sharing.replica, TOKENIZER, sharing.optimizer, record, "this run's")
+        save_state(copy, sharing.replica, TOKENIZER, sharing.optimizers, record, "this run's")
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -189,7 +189,7 @@ def test_a_checkpoint_that_was_loaded_into_shards_is_saved_with_the_same_bytes(
         alone.step(number)
     record = ProgressRecord(batches=4, steps=4, seconds=1.5)
     folder = tmp_path / "alone"
-    save_state(folder, alone.replica, TOKENIZER, alone.optimizer, record, "this run's")
+    save_state(folder, alone.replica, TOKENIZER, alone.optimizers, record, "this run's")
     in_ranks(size, _save_once_more, tmp_path)
     names = sorted(file.name for file in folder.iterdir())
     assert {"model.safetensors", "optimizer.safetensors", "digests.json"} <= set(names)

@@ -24,7 +24,7 @@ from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import ALONE
 from mlmlab.training.config import TrainConfig
 from mlmlab.training.memory import expected_memory_bytes
-from mlmlab.training.optimizer import account, build_optimizer, freeze, parts, rate_factors
+from mlmlab.training.optimizer import account, build_optimizers, freeze, parts, rate_factors
 from mlmlab.training.parallel import Replica
 from mlmlab.training.schedule import Horizon
 from mlmlab.training.step import train_step
@@ -76,13 +76,13 @@ def _batch(number: int = 0) -> StepBatch:
 
 
 def _train(model: MaskedLanguageModel, config: TrainConfig, steps: int = 3) -> None:
-    optimizer = build_optimizer(model, config)
+    optimizers = build_optimizers(model, config)
     for number in range(steps):
         train_step(
             Replica(model, ALONE, CPU),
-            optimizer,
+            optimizers,
             _batch(number),
-            learning_rate=1e-2,
+            schedule_factor=1e-2 / config.learning_rate,
             max_grad_norm=1.0,
             seeds=SEEDS,
             suppressed=torch.zeros(()),
@@ -139,7 +139,7 @@ def test_all_biases_can_be_frozen_by_one_pattern() -> None:
 
 def test_the_optimizer_holds_what_trains_and_nothing_else() -> None:
     model, config = _frozen("embeddings", "layers.0-1")
-    optimizer = build_optimizer(model, config)
+    (optimizer,) = build_optimizers(model, config)
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     trained = [
         id(p) for n, p in model.named_parameters() if n.startswith(("layers.2", "layers.3", "head"))
@@ -273,12 +273,13 @@ def test_one_rate_for_all_means_the_two_groups_of_adamw(weight_decay: float) -> 
     config = _config(f"train.weight_decay={weight_decay}")
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = build_optimizer(model, config).param_groups
-    assert [[id(p) for p in group["params"]] for group in groups] == [
-        [id(p) for p in matrices], [id(p) for p in vectors],
-    ]  # fmt: skip
-    assert [group["weight_decay"] for group in groups] == [weight_decay, 0.0]
-    assert [group["rate_factor"] for group in groups] == [1.0, 1.0]
+    (optimizer,) = build_optimizers(model, config)
+    held = {group["role"]: [id(p) for p in group["params"]] for group in optimizer.param_groups}
+    assert sorted(held["embedding"] + held["matrix"]) == sorted(map(id, matrices))
+    assert held["vector"] == [id(p) for p in vectors]
+    decays = {group["role"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {"matrix": weight_decay, "embedding": weight_decay, "vector": 0.0}
+    assert {group["rate_factor"] for group in optimizer.param_groups} == {1.0}
 
 
 def test_rates_fall_from_the_head_to_the_embeddings_as_in_beit() -> None:
@@ -308,10 +309,11 @@ def test_every_part_moves_at_its_own_rate() -> None:
 def test_biases_and_norms_are_not_decayed_at_any_rate() -> None:
     model = _model()
     config = dataclasses.replace(_config(), layer_decay=0.5, weight_decay=0.1)
-    for group in build_optimizer(model, config).param_groups:
+    (optimizer,) = build_optimizers(model, config)
+    for group in optimizer.param_groups:
         is_matrix = {p.ndim >= 2 for p in group["params"]}
         assert is_matrix == {group["weight_decay"] == 0.1}
-    assert len(build_optimizer(model, config).param_groups) == 2 * len(parts(model))
+    assert len(optimizer.param_groups) == 2 * len(parts(model))
 
 
 def test_the_logged_rate_is_the_one_before_layer_decay(

@@ -27,11 +27,10 @@ from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import ALONE
 from mlmlab.tracking.progress_bar import ProgressBar
-from mlmlab.training.config import Schedule
 from mlmlab.training.memory import expected_memory_bytes
-from mlmlab.training.optimizer import build_optimizer
+from mlmlab.training.optimizer import build_optimizers
 from mlmlab.training.parallel import Replica
-from mlmlab.training.schedule import learning_rate_factor
+from mlmlab.training.schedule import SCHEDULES, constant, cosine, learning_rate_factor, linear
 from mlmlab.training.state import (
     ProgressRecord,
     checkpoint_folders,
@@ -93,9 +92,9 @@ def _step(
 ) -> StepResult:
     return train_step(
         Replica(model, ALONE, compute),
-        optimizer,
+        [optimizer],
         batch,
-        learning_rate=learning_rate,
+        schedule_factor=learning_rate / optimizer.param_groups[0]["initial_lr"],
         max_grad_norm=max_grad_norm,
         seeds=SEEDS,
         suppressed=torch.zeros(()),
@@ -112,7 +111,8 @@ def _gradient(model: MaskedLanguageModel) -> torch.Tensor:
 
 
 def _optimizer(model: MaskedLanguageModel) -> torch.optim.AdamW:
-    return build_optimizer(model, mlmlab.compose().train)
+    (optimizer,) = build_optimizers(model, mlmlab.compose().train)
+    return optimizer
 
 
 def test_accumulation_changes_the_gradient_by_rounding_only() -> None:
@@ -207,7 +207,7 @@ def test_biases_and_norms_are_not_decayed() -> None:
     model = _model()
     model.embeddings.norm.weight.data.fill_(1.0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = build_optimizer(
+    (optimizer,) = build_optimizers(
         model, dataclasses.replace(mlmlab.compose().train, weight_decay=0.5)
     )
     for parameter in model.parameters():
@@ -264,8 +264,8 @@ def test_the_schedule_is_that_of_transformers_after_warmup() -> None:
     from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
     for schedule, reference in (
-        (Schedule.LINEAR, get_linear_schedule_with_warmup),
-        (Schedule.COSINE, get_cosine_schedule_with_warmup),
+        (linear, get_linear_schedule_with_warmup),
+        (cosine, get_cosine_schedule_with_warmup),
     ):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         scheduler = reference(optimizer, 5, 40)
@@ -275,11 +275,11 @@ def test_the_schedule_is_that_of_transformers_after_warmup() -> None:
                 assert ours == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
             optimizer.step()
             scheduler.step()
-    assert learning_rate_factor(39, 40, 5, Schedule.CONSTANT) == 1.0
+    assert learning_rate_factor(39, 40, 5, constant) == 1.0
 
 
 def test_no_step_is_wasted_on_a_rate_of_zero() -> None:
-    for schedule in Schedule:
+    for schedule in SCHEDULES.values():
         for total, warmup in ((1, 0), (10, 0), (10, 3), (10, 10), (3, 100)):
             factors = [learning_rate_factor(k, total, warmup, schedule) for k in range(total)]
             assert all(0 < factor <= 1 for factor in factors), (schedule, total, warmup)
@@ -297,12 +297,12 @@ def test_a_saved_state_continues_with_the_same_bits(tmp_path: Path) -> None:
     train(straight, straight_optimizer, range(3))
     record = ProgressRecord(batches=3, steps=3, tokens=99, initial_eval_loss=4.5)
     folder = tmp_path / "checkpoints" / "step_3"
-    save_state(folder, Replica(straight, ALONE, CPU), TOKENIZER, straight_optimizer, record, "")
+    save_state(folder, Replica(straight, ALONE, CPU), TOKENIZER, [straight_optimizer], record, "")
     train(straight, straight_optimizer, range(3, 6))
 
     resumed = _model(dropout=0.1, seed=1)
     resumed_optimizer = _optimizer(resumed)
-    assert load_state(folder, Replica(resumed, ALONE, CPU), resumed_optimizer) == record
+    assert load_state(folder, Replica(resumed, ALONE, CPU), [resumed_optimizer]) == record
     train(resumed, resumed_optimizer, range(3, 6))
     for (name, a), b in zip(straight.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
@@ -314,7 +314,7 @@ def test_old_checkpoints_are_removed_by_number_not_by_name(tmp_path: Path) -> No
     for step in (2, 9, 10, 100):
         folder = tmp_path / "checkpoints" / f"step_{step}"
         record = ProgressRecord(steps=step)
-        save_state(folder, Replica(model, ALONE, CPU), TOKENIZER, optimizer, record, "")
+        save_state(folder, Replica(model, ALONE, CPU), TOKENIZER, [optimizer], record, "")
     remove_old(tmp_path, 2, ProgressRecord(steps=100, best_step=2))
     assert [folder.name for folder in checkpoint_folders(tmp_path)] == [
         "step_2",
@@ -326,7 +326,7 @@ def test_old_checkpoints_are_removed_by_number_not_by_name(tmp_path: Path) -> No
 def test_a_checkpoint_that_could_not_be_finished_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
     model = _model()
@@ -336,7 +336,7 @@ def test_a_checkpoint_that_could_not_be_finished_is_not_there(
             tmp_path / "checkpoints" / "step_1",
             Replica(model, ALONE, CPU),
             TOKENIZER,
-            _optimizer(model),
+            [_optimizer(model)],
             ProgressRecord(),
             "",
         )

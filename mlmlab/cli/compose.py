@@ -1,6 +1,7 @@
 """Hydra composes the YAML under conf/; `config.build` makes a run's config of it."""
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,15 @@ def compose(*overrides: str) -> RunConfig:
     Raises:
         UserError: whatever is wrong with them.
     """
-    return build(run_mapping(composed(TRAIN, overrides), overrides))
+    given = with_own_options(overrides)
+    return build(run_mapping(composed(TRAIN, given), given))
+
+
+def with_own_options(overrides: Sequence[str]) -> list[str]:
+    """The overrides, with ++ where one adds a key to a free mapping (train.schedule_options.decay):
+    Hydra takes any other key that is not in the YAML for a mistake."""
+    own = re.compile(r"[\w.]+_options\.")
+    return [f"++{override}" if own.match(override) else override for override in overrides]
 
 
 def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

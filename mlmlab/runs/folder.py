@@ -141,6 +141,7 @@ _FIXED = (
     "masking",
     "model",
     "train.batch_size",
+    "train.optimizer",
     "train.freeze",
     "eval.seed",
     "eval.mask_draws",
@@ -236,7 +237,7 @@ def allowed_changes(snapshot: Mapping[str, Any], resumed: Mapping[str, Any]) -> 
     return changes
 
 
-_FILLED_IN = ("data.revision", "data.fingerprint", "data.eval_fingerprint")
+_FILLED_IN = ("data.revision", "data.fingerprint", "data.eval_fingerprint", "sources")
 _PINNED = ("checkpoint", "tokenizer.path", "data.path", "data.eval_path", *_FILLED_IN)
 
 
@@ -252,7 +253,7 @@ def keep_pins(snapshot: Mapping[str, Any], resumed: dict[str, Any]) -> None:
         pinned, value = before.get(key), now.get(key)
         if pinned is None or value == pinned:
             continue
-        if value is None:
+        if value in (None, {}):
             is_same = key in _FILLED_IN
         else:
             is_same = absolute(str(value)) == pinned or str(pinned).startswith(f"{value}@")

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 
+from mlmlab import schema, seams
 from mlmlab.checkpoints import LoadedModel, check_vocabularies, load_model
 from mlmlab.checkpoints.hub_config import read_hub_config
 from mlmlab.config import CheckpointHead, EvaluateConfig, RunConfig
@@ -31,7 +32,8 @@ from mlmlab.random import Seeds
 from mlmlab.runs.folder import is_fixed
 from mlmlab.runtime.distributed import Ranks
 from mlmlab.tracking.progress_bar import tokenization_bar
-from mlmlab.training.optimizer import freeze
+from mlmlab.training.optimizer import freeze, optimizer_builder
+from mlmlab.training.schedule import build_schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -416,7 +418,10 @@ def _check_blocks(sides: list[tuple[Blocks, str, Text]]) -> None:
 def set_up_run(
     config: RunConfig, ranks: Ranks, state: Path | None, *, quiet: bool
 ) -> tuple[RunConfig, Inputs]:
-    """As `set_up`, on all ranks; see `on_rank_zero_first`."""
+    """As `set_up`, on all ranks; see `on_rank_zero_first`. The user's own code is checked first."""
+    build_schedule(config.train)
+    optimizer_builder(config.train)
+    config = dataclasses.replace(config, sources=_checked_sources(config))
     try:
         return on_rank_zero_first(
             lambda config, show: set_up(config, show, state), config, ranks, quiet=quiet
@@ -430,6 +435,30 @@ def set_up_run(
             for problem in error.problems
         )
         raise UserError(problems) from error
+
+
+def _checked_sources(config: RunConfig) -> dict[str, str]:
+    """The digest of the source file of each of the user's own objects.
+
+    Raises:
+        UserError: it is not what it was when the run began.
+    """
+    own = schema.own_names(config)
+    digests = {name: seams.source_digest(name) for name in own.values()}
+    problems = [
+        Problem(
+            key,
+            f"{name}, whose source has changed since the run began",
+            "the code that the run began with",
+            "put it back; or train a new run, without resume",
+            code=Code.CHANGED,
+        )
+        for key, name in own.items()
+        if config.sources.get(name, digests[name]) != digests[name]
+    ]
+    if problems:
+        raise UserError(problems)
+    return digests
 
 
 Config = TypeVar("Config", RunConfig, EvaluateConfig)

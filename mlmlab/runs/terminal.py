@@ -78,7 +78,7 @@ def plan(
         _row("masking", _train_masking(config.masking)),
         _row("scored", _masking(config.eval.masking)),
         _row("steps", f"{horizon.total_steps:,} of {train.batch_size} examples{accumulation}, "
-             f"learning rate {train.learning_rate:g} {train.schedule.value}{warmup}"),
+             f"learning rate {train.learning_rate:g} {train.schedule}{warmup}"),
         _row("compute", _compute(compute, ranks, config.runtime.parallel)),
         _row("memory", _memory(config, inputs, compute, ranks)),
         _row("folder", str(run_dir)),
@@ -283,6 +283,15 @@ def _memory(config: RunConfig, inputs: Inputs, compute: Compute, ranks: Ranks) -
     if step > there:
         text += ": too much; train.micro_batch_size=N computes N examples at a time"
     return text
+
+
+def host_check(optimizer: str) -> str:
+    """What a run says whose optimizer has no kernel that leaves out a non-finite step."""
+    return _row(
+        "optimizer",
+        f"{optimizer}: the host checks the gradient of every step before it is applied, because "
+        "this optimizer does not (PyTorch's fused AdamW does, on the device)",
+    )
 
 
 def closing(summary: Summary, training: Training) -> str:

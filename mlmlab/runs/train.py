@@ -35,7 +35,8 @@ from mlmlab.tracking.summary import (
 )
 from mlmlab.tracking.tracker import Tracker
 from mlmlab.training.loop import Loop, Outputs, Training
-from mlmlab.training.parallel import Replica
+from mlmlab.training.optimizer import suppresses_non_finite
+from mlmlab.training.parallel import Replica, ShardedReplica
 from mlmlab.training.profiling import Profiler
 from mlmlab.training.schedule import Horizon
 
@@ -80,6 +81,8 @@ def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool
             config, inputs, compute, ranks, horizon, run_dir, start, stack, quiet=quiet
         )
         loop = build_loop(config, inputs, ranks, compute, horizon, outputs, start.state)
+        if not suppresses_non_finite(loop.optimizers):
+            outputs.bar.line(terminal.host_check(config.train.optimizer))
         training = loop.train()
         model = loop.replica.whole_model()
         return ranks.on_rank_zero(lambda: _written(config, inputs, model, loop, training, outputs))
@@ -186,8 +189,6 @@ def build_replica(
     """The form that `runtime.parallel` names. Without torchrun there is one process, which has all
     of the model in any case."""
     if parallel is Parallel.FSDP and ranks.is_distributed:
-        from mlmlab.training.parallel import ShardedReplica
-
         return ShardedReplica(model, ranks, compute)
     return Replica(model, ranks, compute)
 
@@ -289,7 +290,7 @@ def _card(config: RunConfig, inputs: Inputs, summary: Summary) -> str:
         f"{100 * masking.random_fraction:g} % random",
         "steps": f"{summary.exported_step:,} of {train.batch_size} examples of "
         f"{data.block_size} tokens",
-        "learning rate": f"{train.learning_rate:g}, {train.schedule.value}",
+        "learning rate": f"{train.learning_rate:g}, {train.schedule}",
         "weight decay": f"{train.weight_decay:g}",
         "seed": f"{config.seed}",
     }

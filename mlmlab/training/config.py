@@ -1,19 +1,12 @@
 """How to train, evaluate and run: the numbers of the loop."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from mlmlab.errors import Code, Problem
-from mlmlab.schema import setting
-
-
-class Schedule(Enum):
-    """The learning rate after warm-up."""
-
-    LINEAR = "linear"
-    COSINE = "cosine"
-    CONSTANT = "constant"
+from mlmlab.schema import named, setting
 
 
 class Export(Enum):
@@ -44,8 +37,17 @@ class TrainConfig:
     adam_eps: float = setting(1e-8, above=0)
     max_grad_norm: float = setting(1.0, at_least=0)
     """Gradients are scaled down to this norm; 0: never."""
-    schedule: Schedule = Schedule.LINEAR
-    """linear and cosine fall to zero at the last step."""
+    optimizer: str = named("adamw")
+    """adamw, or package.module:name of one's own: called with the groups of parameters and this
+    config, it returns an optimizer or a list of them."""
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of one's own optimizer."""
+    schedule: str = named("linear", "cosine", "constant")
+    """linear and cosine fall to zero at the last step. Or package.module:name of one's own: a
+    function of the step and their total, both counted from the end of the warm-up, to the factor of
+    the learning rate."""
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of one's own schedule."""
     warmup_steps: int = setting(0, at_least=0)
     """Steps over which the rate rises from zero."""
     warmup_fraction: float | None = setting(None, at_least=0, below=1)

@@ -27,10 +27,10 @@ from mlmlab.tracking.tracker import Tracker
 from mlmlab.training.config import TrainConfig
 from mlmlab.training.failure import Attempt, write_failure
 from mlmlab.training.metrics import Window
-from mlmlab.training.optimizer import build_optimizer
+from mlmlab.training.optimizer import build_optimizers
 from mlmlab.training.parallel import Replica
 from mlmlab.training.profiling import Profiler
-from mlmlab.training.schedule import Horizon, learning_rate_factor
+from mlmlab.training.schedule import Horizon, build_schedule, learning_rate_factor
 from mlmlab.training.state import (
     DamagedCheckpoint,
     ProgressRecord,
@@ -88,7 +88,8 @@ class Loop:
     ) -> None:
         self.replica = replica
         self.ranks = replica.ranks
-        self.optimizer = build_optimizer(replica.model, config)
+        self.optimizers = build_optimizers(replica.model, config)
+        self.schedule = build_schedule(config)
         self.train_loader = train_loader
         self.eval_loader = eval_loader
         self.config = config
@@ -98,7 +99,7 @@ class Loop:
         self.horizon = horizon
         self.record = ProgressRecord()
         if resumed_from is not None:
-            self.record = load_state(resumed_from, replica, self.optimizer)
+            self.record = load_state(resumed_from, replica, self.optimizers)
         self.window = Window(self.record, self.ranks, replica.compute.device)
         self.suppressed = torch.zeros((), device=replica.compute.device)
         self.saves_made = 0
@@ -217,13 +218,13 @@ class Loop:
             self.record.steps,
             self.horizon.total_steps,
             self.config.warmup(self.horizon.total_steps),
-            self.config.schedule,
+            self.schedule,
         )
         return train_step(
             self.replica,
-            self.optimizer,
+            self.optimizers,
             batch,
-            learning_rate=self.config.learning_rate * factor,
+            schedule_factor=factor,
             max_grad_norm=self.config.max_grad_norm,
             seeds=self.train_loader.seeds,
             suppressed=self.suppressed,
@@ -261,7 +262,7 @@ class Loop:
         figures = {
             "train/loss": loss,
             "train/perplexity": perplexity(loss),
-            "train/learning_rate": result.learning_rate,
+            "train/learning_rate": self.config.learning_rate * result.schedule_factor,
             "train/grad_norm": result.grad_norm.item(),
             "train/masking_rate": self.window.masking_rate,
             **speed,
@@ -380,7 +381,7 @@ class Loop:
             folder,
             self.replica,
             self.outputs.tokenizer,
-            self.optimizer,
+            self.optimizers,
             self.record,
             self.outputs.fingerprint,
             flush_logs=dict if tracker is None else tracker.flush,

@@ -1,14 +1,19 @@
-"""AdamW with decay on matrices only, and a rate for each layer."""
+"""What trains, in which groups, and by which optimizer."""
 
+import functools
 import itertools
 import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
 
+from mlmlab import seams
 from mlmlab.errors import Code, UserError
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.training.config import TrainConfig
@@ -125,36 +130,112 @@ def account(model: MaskedLanguageModel, layer_decay: float) -> list[PartAccount]
     return accounts
 
 
-def build_optimizer(model: MaskedLanguageModel, config: TrainConfig) -> torch.optim.AdamW:
-    """PyTorch's fused AdamW (Loshchilov and Hutter 2019), of what is not frozen.
+Group = dict[str, Any]
+"""params; role: matrix, embedding (a table) or vector; weight_decay; rate_factor, the group's share
+of the learning rate."""
+
+
+def parameter_groups(model: MaskedLanguageModel, config: TrainConfig) -> list[Group]:
+    """What is not frozen, by role, and by part of the model if `train.layer_decay` gives each part
+    a learning rate.
 
     Biases and layer norms, the parameters of one dimension, are not decayed (Devlin et al. 2019,
-    optimization.py): two groups, or two for each part of the model if `train.layer_decay` gives
-    each a rate of its own. A group's `rate_factor` is its share of the learning rate.
-
-    The fused kernel leaves all weights and moments as they are when its `found_inf` is set, which
-    is how a non-finite step is suppressed without asking the device.
+    optimization.py).
     """
     factors = rate_factors(model, config.layer_decay)
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for is_matrix in (True, False):
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for role in ("matrix", "embedding", "vector"):
         for name, part in parts(model).items():
-            chosen = [
-                p for p in part.parameters() if p.requires_grad and (p.ndim >= 2) == is_matrix
-            ]
-            groups.setdefault((is_matrix, factors[name]), []).extend(chosen)
+            of_matrices = "embedding" if name == "embeddings" else "matrix"
+            for p in part.parameters():
+                if p.requires_grad and role == (of_matrices if p.ndim >= 2 else "vector"):
+                    groups.setdefault((role, factors[name]), []).append(p)
+    return [
+        {
+            "params": parameters,
+            "role": role,
+            "weight_decay": 0.0 if role == "vector" else config.weight_decay,
+            "rate_factor": factor,
+        }
+        for (role, factor), parameters in groups.items()
+    ]
+
+
+def adamw(groups: list[Group], config: TrainConfig) -> torch.optim.AdamW:
+    """PyTorch's fused AdamW (Loshchilov and Hutter 2019)."""
     return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "weight_decay": config.weight_decay if is_matrix else 0.0,
-                "rate_factor": factor,
-            }
-            for (is_matrix, factor), parameters in groups.items()
-            if parameters
-        ],
+        groups,
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_eps,
         fused=True,
     )
+
+
+OPTIMIZERS = {"adamw": adamw}
+
+
+def optimizer_builder(config: TrainConfig) -> Callable[[list[Group], TrainConfig], Any]:
+    """What `train.optimizer` names, with its options.
+
+    Raises:
+        UserError: one's own that is not there, or cannot be called like this.
+    """
+    options = dict(config.optimizer_options)
+    build = seams.find(
+        "train.optimizer",
+        config.optimizer,
+        OPTIMIZERS,
+        arguments=("groups", "config"),
+        options=options,
+    )
+    return functools.partial(build, **options)
+
+
+def build_optimizers(
+    model: MaskedLanguageModel, config: TrainConfig
+) -> list[torch.optim.Optimizer]:
+    """The optimizers that `train.optimizer` names, of what is not frozen.
+
+    Each group's `initial_lr` is the learning rate it was built with; the loop scales it by the
+    schedule and the group's `rate_factor`.
+
+    Raises:
+        UserError: as `optimizer_builder`; or one's own returns something else, or does not have
+            each parameter once.
+    """
+    key = "train.optimizer"
+    built = optimizer_builder(config)(parameter_groups(model, config), config)
+    optimizers = list(built) if isinstance(built, list | tuple) else [built]
+    if not all(isinstance(optimizer, torch.optim.Optimizer) for optimizer in optimizers):
+        raise UserError.of(
+            key,
+            code=Code.INVALID,
+            found=f"{config.optimizer} returned {type(built).__name__}",
+            expected="a torch.optim.Optimizer, or a list of them",
+            remedy="return the optimizer",
+        )
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    held = Counter(id(p) for group in groups for p in group["params"])
+    names = [
+        name for name, p in model.named_parameters() if held[id(p)] != (1 if p.requires_grad else 0)
+    ]
+    if names:
+        raise UserError.of(
+            key,
+            code=Code.INVALID,
+            found=f"{config.optimizer} has {', '.join(names[:3])} not at all or more than once"
+            f" ({len(names)} parameters)",
+            expected="every parameter of the groups in one optimizer",
+            remedy="pass each of the groups to one optimizer; train.freeze freezes parameters",
+        )
+    for group in groups:
+        group["initial_lr"] = group["lr"]
+        group.setdefault("rate_factor", 1.0)
+    return optimizers
+
+
+def suppresses_non_finite(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    """Whether all of them leave weights and state as they are when their `found_inf` is set, so
+    that a non-finite step is suppressed without asking the device: PyTorch's fused kernels do."""
+    return all(getattr(o, "_step_supports_amp_scaling", False) for o in optimizers)

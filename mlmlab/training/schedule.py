@@ -1,10 +1,52 @@
 """The learning rate as a function of the steps applied: nothing to save, nothing to lose."""
 
+import functools
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from mlmlab.training.config import Schedule, TrainConfig
+from mlmlab import seams
+from mlmlab.training.config import TrainConfig
 from mlmlab.training.state import ProgressRecord
+
+Schedule = Callable[[int, int], float]
+"""(step, total_steps) to the factor of the learning rate, both counted from the end of the
+warm-up."""
+
+
+def linear(step: int, total_steps: int) -> float:
+    """Falls to zero at `total_steps`, the first step that is not run."""
+    return max(0.0, (total_steps - step) / max(1, total_steps))
+
+
+def cosine(step: int, total_steps: int) -> float:
+    """Falls to zero along half a cosine (Loshchilov and Hutter 2017, without restarts)."""
+    return 0.5 * (1.0 + math.cos(math.pi * (1.0 - linear(step, total_steps))))
+
+
+def constant(step: int, total_steps: int) -> float:
+    """Stays at 1."""
+    return 1.0
+
+
+SCHEDULES: Mapping[str, Schedule] = {"linear": linear, "cosine": cosine, "constant": constant}
+
+
+def build_schedule(config: TrainConfig) -> Schedule:
+    """The schedule that `train.schedule` names.
+
+    Raises:
+        UserError: one's own that is not there, or cannot be called as a schedule is.
+    """
+    options = dict(config.schedule_options)
+    function = seams.find(
+        "train.schedule",
+        config.schedule,
+        SCHEDULES,
+        arguments=("step", "total_steps"),
+        options=options,
+    )
+    return functools.partial(function, **options)
 
 
 def learning_rate_factor(
@@ -18,16 +60,11 @@ def learning_rate_factor(
         warmup_steps: steps over which the rate rises linearly to its highest.
 
     Returns:
-        A factor in [0, 1]. It would reach zero at `total_steps`, the first step that is not run.
+        (step + 1) / warmup_steps during the warm-up, then the schedule's factor.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    if schedule is Schedule.CONSTANT:
-        return 1.0
-    remaining = max(0.0, (total_steps - step) / max(1, total_steps - warmup_steps))
-    if schedule is Schedule.LINEAR:
-        return remaining
-    return 0.5 * (1.0 + math.cos(math.pi * (1.0 - remaining)))
+    return schedule(step - warmup_steps, total_steps - warmup_steps)
 
 
 @dataclass(frozen=True)

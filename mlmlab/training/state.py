@@ -3,7 +3,7 @@ data, masks and dropout are functions of the batch number.
 
     step_N/model.safetensors       the weights; with config.json and the tokenizer's files it is a
                                    folder in the Hub's layout, as export/ is
-    step_N/optimizer.safetensors   AdamW's moments, by the parameter's name
+    step_N/optimizer.safetensors   what the optimizers keep, by the parameter's name
     step_N/progress.json           the progress record, and the fingerprint of the run's config
     step_N/digests.json            the SHA-256 of each of the others
 """
@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,8 @@ from mlmlab.errors import Code, UserError
 from mlmlab.fetch.cache import flush
 from mlmlab.training.parallel import Replica
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_Kept = tuple[dict[str, torch.Tensor], dict[str, float | int | bool]]
+"""Tensors, and numbers of Python."""
 _MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
 _DIGESTS = "digests.json"
 
@@ -102,7 +103,7 @@ def save_state(
     folder: Path,
     replica: Replica,
     tokenizer: Tokenizer,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     record: ProgressRecord,
     fingerprint: str,
     *,
@@ -120,7 +121,7 @@ def save_state(
     Raises:
         OSError: it could not be written; what was there before is still there.
     """
-    model, moments = replica.whole_model(), _moments(replica, optimizer)
+    model, kept = replica.whole_model(), _kept(replica, optimizers)
     if model is None:
         return
     building = folder.with_name(f".{folder.name}.building")
@@ -130,7 +131,7 @@ def save_state(
         building.mkdir(parents=True)
         record = dataclasses.replace(record, log_sizes=flush_logs())
         save_pretrained(model, tokenizer, building)
-        _write(building, moments, record, fingerprint)
+        _write(building, kept, record, fingerprint)
         for file in building.iterdir():
             flush(file)
         flush(building)
@@ -147,37 +148,54 @@ def save_state(
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _moments(replica: Replica, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """All of them on rank 0; none in the others."""
-    return {
-        f"{name}.{kind}": whole
-        for name, p in replica.model.named_parameters()
-        for kind in _MOMENTS
-        if p in optimizer.state and (whole := replica.whole(optimizer.state[p][kind])) is not None
-    }
+def _kept(replica: Replica, optimizers: Sequence[torch.optim.Optimizer]) -> _Kept:
+    """Everything that the optimizers keep, put together on rank 0; the other ranks have no tensors.
+
+    A value is filed under the name of its parameter and its own: NAME.exp_avg, say.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, float | int | bool] = {}
+    for name, p in replica.model.named_parameters():
+        for optimizer in optimizers:
+            for kind, value in optimizer.state.get(p, {}).items():
+                if isinstance(value, torch.Tensor):
+                    if (whole := replica.whole(value)) is not None:
+                        tensors[f"{name}.{kind}"] = whole
+                elif value is not None:
+                    numbers[f"{name}.{kind}"] = value
+    return tensors, numbers
 
 
-def _write(
-    folder: Path, moments: dict[str, torch.Tensor], record: ProgressRecord, fingerprint: str
-) -> None:
+def _write(folder: Path, kept: _Kept, record: ProgressRecord, fingerprint: str) -> None:
     content = {"fingerprint": fingerprint, "progress": dataclasses.asdict(record)}
-    save_file(moments, str(folder / _OPTIMIZER))
+    tensors, numbers = kept
+    save_file(tensors, str(folder / _OPTIMIZER), metadata={"numbers": json.dumps(numbers)})
     (folder / _PROGRESS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
     (folder / _DIGESTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
 
 
-def load_state(folder: Path, replica: Replica, optimizer: torch.optim.Optimizer) -> ProgressRecord:
-    """Puts a checkpoint's weights and moments into a model and its optimizer, one after the other:
-    a process never holds more of it than its part and one tensor."""
+def load_state(
+    folder: Path, replica: Replica, optimizers: Sequence[torch.optim.Optimizer]
+) -> ProgressRecord:
+    """Puts a checkpoint's weights and optimizer state into a model and its optimizers, one tensor
+    after the other: a process never holds more of it than its part and one tensor."""
     load_weights(folder, replica)
-    with safe_open(str(folder / _OPTIMIZER), framework="pt") as moments:
-        there = set(moments.keys())
-        for name, p in replica.model.named_parameters():
-            if f"{name}.step" in there:
-                optimizer.state[p] = {
-                    kind: replica.part(moments.get_tensor(f"{name}.{kind}"), p) for kind in _MOMENTS
-                }
+    owners = {
+        p: optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    named = dict(replica.model.named_parameters())
+    with safe_open(str(folder / _OPTIMIZER), framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (no mapping)
+            name, _, kind = key.rpartition(".")
+            p = named[name]
+            owners[p].state[p][kind] = replica.part(file.get_tensor(key), p)
+        for key, number in json.loads((file.metadata() or {}).get("numbers", "{}")).items():
+            name, _, kind = key.rpartition(".")
+            owners[named[name]].state[named[name]][kind] = number
     record, _ = _read_progress(folder)
     return record
 

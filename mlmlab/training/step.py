@@ -1,5 +1,6 @@
 """One step, in one visible function."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from mlmlab.data.loader import StepBatch
 from mlmlab.model import token_losses
 from mlmlab.random import Seeds
 from mlmlab.runtime.devices import Compute
+from mlmlab.training.optimizer import suppresses_non_finite
 from mlmlab.training.parallel import Replica
 
 
@@ -25,8 +27,8 @@ class StepResult:
     """fp32 scalar on the host: 1 if the gradient held inf or nan, in this step or in one before
     it, and the weights were left as they were. On CUDA it is on its way until `ready`."""
     ready: torch.cuda.Event | None
-    learning_rate: float
-    """The schedule's, before `train.layer_decay` lowers it towards the input."""
+    schedule_factor: float
+    """What the learning rates were multiplied by."""
     overflowed: bool = False
     """Whether the step was left out because the scaled fp16 gradient overflowed."""
 
@@ -46,10 +48,10 @@ def micro_batch_loss(model: nn.Module, micro: MicroBatch, compute: Compute) -> t
 
 def train_step(
     replica: Replica,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     batch: StepBatch,
     *,
-    learning_rate: float,
+    schedule_factor: float,
     max_grad_norm: float,
     seeds: Seeds,
     suppressed: torch.Tensor,
@@ -62,13 +64,15 @@ def train_step(
     average gradients over the processes, hence the factor of their number.
 
     Args:
+        schedule_factor: a group's learning rate is the one it was built with, times this, times its
+            `rate_factor`.
         suppressed: fp32 scalar on the device, 1 once a gradient was not finite: then neither this
             step nor a later one reaches the weights, whenever the host looks.
         loss_scale: for fp16, a power of two; the host then waits for the gradient's norm. None: the
             loss is not scaled, and an overflow is a failure.
     """
     replica.model.train()
-    optimizer.zero_grad(set_to_none=True)
+    replica.model.zero_grad(set_to_none=True)
     compute, ranks = replica.compute, replica.ranks
     factor = ranks.size * (1.0 if loss_scale is None else loss_scale)
     loss_sum = torch.zeros((), device=compute.device)
@@ -89,15 +93,20 @@ def train_step(
     # A loss that is not finite itself cannot be helped by another scale.
     if overflowed and all(ranks.gather(bool(torch.isfinite(loss_sum)))):
         nothing = torch.zeros(())
-        return StepResult(loss_sum, grad_norm, nothing, None, learning_rate, overflowed=True)
+        return StepResult(loss_sum, grad_norm, nothing, None, schedule_factor, overflowed=True)
     if max_grad_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(replica.model.parameters(), max_grad_norm, grad_norm)
     suppressed.copy_(torch.maximum(suppressed, 1.0 - torch.isfinite(grad_norm).float()))
-    optimizer.found_inf = suppressed  # type: ignore[attr-defined]
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["rate_factor"]
-    optimizer.step()
-    return StepResult(loss_sum, grad_norm, *_on_host(suppressed), learning_rate)
+    is_left_to_device = suppresses_non_finite(optimizers)
+    is_applied = is_left_to_device or not suppressed.item()  # the host waits for the gradient
+    for optimizer in optimizers:
+        if is_left_to_device:
+            optimizer.found_inf = suppressed  # type: ignore[attr-defined]
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * schedule_factor * group["rate_factor"]
+        if is_applied:
+            optimizer.step()
+    return StepResult(loss_sum, grad_norm, *_on_host(suppressed), schedule_factor)
 
 
 def _on_host(flag: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

@@ -1,0 +1,95 @@
+"""package.module:name: a user's own object wherever a built-in name is expected.
+
+A seam has a table of built-in names. Any other name is imported: the module from the Python path,
+on which the working directory is, and `name` from it. What it needs beyond the contract comes from
+the free mapping of options beside the name, as keyword arguments.
+"""
+
+import hashlib
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mlmlab.errors import Code, UserError
+
+OWN_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""What a user's own name looks like."""
+
+
+def find(
+    key: str,
+    name: str,
+    built_in: Mapping[str, Any],
+    *,
+    arguments: Sequence[str],
+    options: Mapping[str, Any],
+) -> Any:
+    """The object that a name stands for, which can be called with arguments and options.
+
+    Args:
+        key: the config key that holds the name. Its options are in `key` + "_options".
+        arguments: the positional arguments that it will be called with, for the check and for
+            messages.
+        options: the keyword arguments.
+
+    Raises:
+        UserError: there is no such module or object, it fails when it is imported, or it cannot be
+            called like this.
+    """
+    found = built_in[name] if name in built_in else _imported(key, name)
+    call = ", ".join([*arguments, *(f"{option}={options[option]!r}" for option in options)])
+    if not callable(found):
+        raise UserError.of(
+            key,
+            code=Code.INVALID,
+            found=f"{name}, {type(found).__name__} and not callable",
+            expected=f"a function or class, called as ({call})",
+            remedy=f"{key}={next(iter(built_in))} for a built-in one",
+        )
+    signature = inspect.signature(found)
+    try:
+        signature.bind(*arguments, **options)
+    except TypeError as error:
+        raise UserError.of(
+            f"{key}_options" if options else key,
+            code=Code.INVALID,
+            found=f"{name}{signature}, called as ({call}): {error}",
+            expected=f"positional arguments ({', '.join(arguments)}); further ones come from "
+            f"{key}_options",
+            remedy=f"{key}_options={{}}, or options that {name} takes",
+        ) from error
+    return found
+
+
+def _imported(key: str, name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = import_module(module_name)
+    except Exception as error:  # whatever the user's module does when it is imported
+        is_absent = isinstance(error, ModuleNotFoundError) and error.name == module_name
+        raise UserError.of(
+            key,
+            code=Code.NOT_FOUND if is_absent else Code.INVALID,
+            found=f"{name}: {type(error).__name__}: {error}",
+            expected="a module on the Python path, or in the working directory",
+            remedy=f"{module_name.replace('.', '/')}.py in the folder that the command runs in",
+        ) from error
+    if not hasattr(module, attribute):
+        there = [item for item in vars(module) if not item.startswith("_")]
+        raise UserError.of(
+            key,
+            code=Code.NOT_FOUND,
+            found=f"{name}: {module.__file__} has no {attribute}",
+            expected=f"one of {', '.join(there) or 'the names in it, and there is none'}",
+            remedy=f"{key}={module_name}:NAME",
+        )
+    return getattr(module, attribute)
+
+
+def source_digest(name: str) -> str:
+    """The SHA-256 of the file that a user's own object is imported from, in hexadecimal."""
+    file = import_module(name.partition(":")[0]).__file__
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

@@ -1,0 +1,194 @@
+"""One's own schedule and optimizer: package.module:name, from a folder outside the checkout."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from stopping import TINY, as_killed, bits, events
+
+import mlmlab
+from mlmlab.errors import Code, RunFailed
+from mlmlab.training.step import micro_batch_loss
+
+IDEAS = '''
+import torch
+
+
+def wsd(step, total_steps, *, decay=0.2):
+    """Warmup-stable-decay (Hu et al. 2024)."""
+    left = (total_steps - step) / max(1, total_steps)
+    return min(1.0, left / decay)
+
+
+def sgd(groups, config, momentum=0.9):
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=momentum)
+
+
+def muon(groups, config, matrix_rate=0.02):
+    matrices = [group for group in groups if group["role"] == "matrix"]
+    others = [group for group in groups if group["role"] != "matrix"]
+    return [
+        torch.optim.Muon(matrices, lr=matrix_rate),
+        torch.optim.AdamW(others, lr=config.learning_rate, fused=True),
+    ]
+
+
+def forgetful(groups, config):
+    return torch.optim.SGD(groups[:1], lr=config.learning_rate)
+
+
+def one_argument(step):
+    return 1.0
+
+
+def nothing(groups, config):
+    return None
+
+
+number = 3
+'''
+
+
+@pytest.fixture
+def ideas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with my_ideas.py, which no other test has imported."""
+    (tmp_path / "my_ideas.py").write_text(IDEAS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_ideas", raising=False)
+    return tmp_path
+
+
+def _run(*overrides: str) -> None:
+    mlmlab.run(mlmlab.compose(*overrides), quiet=True)
+
+
+def test_the_learning_rate_is_that_of_ones_own_schedule_after_the_warmup(ideas: Path) -> None:
+    _run(
+        *TINY, "run_dir=run", "train.max_steps=20", "train.schedule=my_ideas:wsd",
+        "train.schedule_options.decay=0.5", "train.warmup_steps=4", "train.log_every_steps=1",
+        "train.learning_rate=1e-3",
+    )  # fmt: skip
+    found = {e["step"]: e["train/learning_rate"] for e in events(Path("run")) if "train/loss" in e}
+    expected = [(k + 1) / 4 for k in range(4)] + [min(1.0, (16 - k) / 16 / 0.5) for k in range(16)]
+    assert [found[step] for step in range(1, 21)] == pytest.approx([1e-3 * f for f in expected])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_whatever_ones_own_optimizer_keeps_is_resumed_with_the_same_bits(
+    ideas: Path, optimizer: str
+) -> None:
+    own = (f"train.optimizer=my_ideas:{optimizer}", "train.schedule=my_ideas:wsd")
+    _run(*TINY, *own, "run_dir=whole")
+    killed = as_killed(Path("whole"), Path("killed"), checkpoints=[45])
+    _run(f"resume={killed}")
+    assert bits(killed) == bits(Path("whole"))
+
+
+def test_a_resume_refuses_code_that_has_changed(
+    ideas: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(*TINY, "train.schedule=my_ideas:wsd", "run_dir=whole")
+    killed = as_killed(Path("whole"), Path("killed"), checkpoints=[45])
+    (ideas / "my_ideas.py").write_text(IDEAS.replace("decay=0.2", "decay=0.3"))
+    monkeypatch.delitem(sys.modules, "my_ideas")
+    with pytest.raises(mlmlab.UserError) as refused:
+        _run(f"resume={killed}")
+    (problem,) = refused.value.problems
+    assert (problem.where, problem.code) == ("train.schedule", Code.CHANGED)
+    assert "my_ideas:wsd" in problem.found
+
+
+def test_an_optimizer_may_not_change_and_its_options_may(ideas: Path) -> None:
+    _run(*TINY, "train.optimizer=my_ideas:sgd", "run_dir=whole")
+    killed = as_killed(Path("whole"), Path("killed"), checkpoints=[45])
+    with pytest.raises(mlmlab.UserError) as refused:
+        mlmlab.compose(f"resume={killed}", "train.optimizer=adamw")
+    assert [p.where for p in refused.value.problems] == ["train.optimizer"]
+    _run(f"resume={killed}", "train.optimizer_options.momentum=0.5")
+    (line,) = (killed / "resumes.jsonl").read_text().splitlines()
+    assert json.loads(line)["overrides"] == ["train.optimizer_options={'momentum': 0.5}"]
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_weight_whoever_steps(
+    ideas: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def poisoned(*arguments: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        loss = micro_batch_loss(*arguments)  # type: ignore[arg-type]
+        return loss * math.nan if calls == 7 else loss
+
+    monkeypatch.setattr("mlmlab.training.step.micro_batch_loss", poisoned)
+    with pytest.raises(RunFailed, match="step 7"):
+        _run(*TINY, "train.optimizer=my_ideas:muon", "run_dir=run")
+    kept, _ = mlmlab.load_pretrained("run/failures/step_7")
+    calls = 100  # no poison
+    _run(*TINY, "train.optimizer=my_ideas:muon", "run_dir=sound", "train.save_every_steps=6")
+    monkeypatch.undo()
+    os.chdir(ideas)
+    assert all(torch.isfinite(p).all() for p in kept.parameters())
+
+
+WRONG = {
+    "train.schedule=lineer": ("train.schedule", Code.UNKNOWN_OPTION, "linear, cosine, constant"),
+    "train.schedule=no_such_module:wsd": ("train.schedule", Code.NOT_FOUND, "no_such_module"),
+    "train.schedule=my_ideas:wds": ("train.schedule", Code.NOT_FOUND, "wsd"),
+    "train.schedule=my_ideas:number": ("train.schedule", Code.INVALID, "int"),
+    "train.schedule=my_ideas:one_argument": ("train.schedule", Code.INVALID, "(step)"),
+    "train.optimizer=my_ideas:nothing": ("train.optimizer", Code.INVALID, "NoneType"),
+    "train.optimizer=my_ideas:forgetful": ("train.optimizer", Code.INVALID, "parameters"),
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_what_does_not_fit_a_seam_is_refused(ideas: Path, override: str) -> None:
+    where, code, named = WRONG[override]
+    with pytest.raises(mlmlab.UserError) as refused:
+        _run(*TINY, override, "run_dir=run")
+    (problem,) = refused.value.problems
+    assert (problem.where, problem.code) == (where, code)
+    assert named in problem.found + problem.expected
+
+
+def test_an_option_that_ones_own_object_lacks_is_refused(ideas: Path) -> None:
+    with pytest.raises(mlmlab.UserError) as refused:
+        _run(*TINY, "train.schedule=my_ideas:wsd", "train.schedule_options.dekay=1", "run_dir=run")
+    (problem,) = refused.value.problems
+    assert (problem.where, problem.code) == ("train.schedule_options", Code.INVALID)
+    assert "dekay" in problem.found
+
+
+def test_a_module_that_fails_when_it_is_imported_is_named(ideas: Path) -> None:
+    (ideas / "broken_ideas.py").write_text("1 / 0\n")
+    with pytest.raises(mlmlab.UserError) as refused:
+        _run(*TINY, "train.schedule=broken_ideas:wsd", "run_dir=run")
+    (problem,) = refused.value.problems
+    assert problem.code is Code.INVALID
+    assert "ZeroDivisionError" in problem.found
+
+
+def test_fsdp_refuses_ones_own_optimizer(ideas: Path) -> None:
+    with pytest.raises(mlmlab.UserError) as refused:
+        mlmlab.compose("train.optimizer=my_ideas:sgd", "runtime.parallel=fsdp")
+    (problem,) = refused.value.problems
+    assert (problem.where, problem.code) == ("train.optimizer", Code.CONFLICT)
+
+
+def test_a_sweep_over_ones_own_option_in_two_processes_finds_the_module(ideas: Path) -> None:
+    command = [
+        sys.executable, "-m", "mlmlab.train", "-m", *TINY, "train.max_steps=3", "sweep_dir=sweep",
+        "train.schedule=my_ideas:wsd", "train.schedule_options.decay=0.1,0.9",
+        "runtime.processes=2",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ideas, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    configs = [file.read_text() for file in sorted(ideas.glob("sweep/*/config.yaml"))]
+    assert ["decay: 0.1" in configs[0], "decay: 0.9" in configs[1]] == [True, True]
