@@ -192,3 +192,19 @@ def test_a_sweep_over_ones_own_option_in_two_processes_finds_the_module(ideas: P
     assert done.returncode == 0, done.stderr[-2000:]
     configs = [file.read_text() for file in sorted(ideas.glob("sweep/*/config.yaml"))]
     assert ["decay: 0.1" in configs[0], "decay: 0.9" in configs[1]] == [True, True]
+
+
+def test_the_document_on_extending_can_be_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = (Path(mlmlab.__file__).parents[1] / "docs" / "extending.md").read_text()
+    code = document.split("```python\n")[1].split("```")[0]
+    commands = document.split("```bash\n")[1].split("```")[0].splitlines()
+    (tmp_path / "my_ideas.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_ideas", raising=False)
+    assert len(commands) == 3
+    for number, command in enumerate(commands[:2]):  # the third is a sweep, as in the test above
+        overrides = command.removeprefix("python -m mlmlab.train ").split()
+        _run(*TINY, *overrides, "train.max_steps=3", f"run_dir=run{number}")
