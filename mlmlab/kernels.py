@@ -216,6 +216,38 @@ def mask_units(
 
 
 @compiled
+def mask_selected(
+    input_ids, example_ids, epoch, seed, thresholds, mask_id, protected, replacement_ids,
+    ids, positions, labels, row_offsets, chosen,
+):  # fmt: skip
+    """Masks the tokens that someone else has selected.
+
+    Args, besides those of `mask_tokens`:
+        thresholds: uint64 `[2]`, `MaskingPolicy.corruption_thresholds`.
+        chosen: bool `[B, T]`; protected ids are left out here.
+
+    Returns:
+        M, or -1 if an id is outside the vocabulary.
+    """
+    rows, length = input_ids.shape
+    corrupt_words = np.empty((length + 3) // 4 * 4, np.uint32)
+    deciding = np.arange(length)
+    count = 0
+    row_offsets[0] = 0
+    for row in range(rows):
+        if not _copy_row(input_ids[row], ids[row], len(protected)):
+            return -1
+        fill_words(corrupt_words, seed, CORRUPT, example_ids[row], epoch)
+        count = _corrupt(
+            ids[row], row * length, np.flatnonzero(chosen[row]), deciding, corrupt_words, seed,
+            example_ids[row], epoch, thresholds, mask_id, protected, replacement_ids,
+            positions, labels, count,
+        )  # fmt: skip
+        row_offsets[row + 1] = count
+    return count
+
+
+@compiled
 def _copy_row(tokens, out, vocabulary_size):
     """Copies to int64; whether all ids are of the vocabulary."""
     largest = np.uint64(0)

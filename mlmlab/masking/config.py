@@ -116,6 +116,13 @@ class MaskingPolicy:
         return mask, replace, select
 
     @cached_property
+    def corruption_thresholds(self) -> NDArray[np.uint64]:
+        """Where the word of a token that is selected already is cut: below the first it is masked,
+        below the second replaced; uint64 `[2]`."""
+        replace = min(1.0, self.mask_fraction + self.random_fraction)
+        return np.array([round(cut * _WORD) for cut in (self.mask_fraction, replace)], np.uint64)
+
+    @cached_property
     def threshold_array(self) -> NDArray[np.uint64]:
         """`thresholds` as the kernel reads them, and six standard deviations of one draw: an exact
         budget sorts no more words than it is likely to take."""

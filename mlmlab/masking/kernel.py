@@ -40,6 +40,7 @@ def mask_batch(
     config: MaskingPolicy,
     vocabulary: VocabularyInfo,
     word_starts: Array | None = None,
+    selected: Array | None = None,
 ) -> MaskedBatch[Array]:
     """Selects tokens to predict and hides most of them.
 
@@ -55,6 +56,9 @@ def mask_batch(
         word_starts: bool or integers `[B, T]`, for the units `word` and `span` only: 1 where a word
             begins, 2 where a document does. A word also begins after a special token, and where
             the row does. None for unit `token`.
+        selected: bool `[B, T]`, the tokens to predict, in place of those that the policy selects:
+            its rate, unit and budget do not count then, and each token is corrupted by itself.
+            Protected ids are left out.
 
     Returns:
         Of the kind that went in: NumPy arrays, or torch tensors on the CPU.
@@ -66,18 +70,22 @@ def mask_batch(
         raise ValueError(f"input_ids: a tensor on the CPU, not on {input_ids.device}")
     original, examples = np.asarray(input_ids), np.asarray(example_ids)
     starts = None if word_starts is None else np.asarray(word_starts)
-    _check(original, examples, epoch, config, starts)
+    chosen = None if selected is None else np.asarray(selected)
+    _check(original, examples, epoch, config, starts, chosen)
     rows, length = original.shape
     ids = np.empty((rows, length), np.int64)
     # Space for every token: only the pages that are written take up memory.
     positions, labels = np.empty((2, rows * length), np.int64)
     row_offsets = np.empty(rows + 1, np.int64)
+    thresholds = config.threshold_array if chosen is None else config.corruption_thresholds
     arguments = (
         _plain(original), _plain(examples.astype(np.uint64, copy=False)), epoch,
-        seed_word(seed), config.threshold_array, vocabulary.mask_id, vocabulary.protected,
+        seed_word(seed), thresholds, vocabulary.mask_id, vocabulary.protected,
         vocabulary.replacement_ids, ids, positions, labels, row_offsets,
     )  # fmt: skip
-    if config.is_independent:
+    if chosen is not None:
+        count = kernels.mask_selected(*arguments, np.ascontiguousarray(chosen))
+    elif config.is_independent:
         count = kernels.mask_tokens(*arguments)
     else:
         if starts is None:
@@ -111,6 +119,7 @@ def _check(
     epoch: int,
     config: MaskingPolicy,
     word_starts: NDArray[np.integer] | None,
+    selected: NDArray[np.bool_] | None,
 ) -> None:
     if input_ids.ndim != 2 or input_ids.dtype.kind not in "iu":
         raise ValueError(f"input_ids: integers [B, T], not {input_ids.dtype} {input_ids.shape}")
@@ -122,6 +131,14 @@ def _check(
         raise ValueError(f"epoch: 0 to {EPOCHS - 1}, not {epoch}")
     if config.problem_text:
         raise ValueError(config.problem_text)
+    if selected is not None:
+        if selected.shape != input_ids.shape or selected.dtype != np.bool_:
+            raise ValueError(
+                f"selected: bool {list(input_ids.shape)}, not {selected.dtype} {selected.shape}"
+            )
+        if config.corrupt is Corrupt.UNIT:
+            raise ValueError("selected: single tokens; corrupt=unit needs units")
+        return
     if (word_starts is not None) != (config.unit is not Unit.TOKEN):
         needs = "needs them" if word_starts is None else "selects single tokens and uses none"
         raise ValueError(f"word_starts: unit `{config.unit.value}` {needs}")
