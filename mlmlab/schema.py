@@ -210,7 +210,7 @@ def _convert(hint: Any, value: Any, key: str, problems: list[Problem]) -> Any:
         if converted is not _ABSENT:
             return converted
     remedy = f"for instance {key}={_example(hint, value)}"
-    problems.append(Problem(key, shown(value), _expected(hint), remedy, code=Code.INVALID))
+    problems.append(Problem(key, shown(value), _expected(hint), remedy, code=Code.WRONG_TYPE))
     return _ABSENT
 
 

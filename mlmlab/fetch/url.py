@@ -77,7 +77,7 @@ def _fetch(url: str, sha256: str | None, target: Path, digest: Path) -> None:
         partial.unlink()
         raise UserError.of(
             "data.sha256",
-            code=Code.CHANGED,
+            code=Code.CORRUPT,
             found=f"{found} for {url}",
             expected=sha256,
             remedy="the file has changed or the download is not genuine: get a copy you trust "
