@@ -20,6 +20,9 @@ from mlmlab.runtime.devices import _native_bf16
 from mlmlab.tracking.summary import processor_name
 
 
+pytest.register_assert_rewrite("refusals")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """See test_wrong_input.py."""
     parser.addoption(
