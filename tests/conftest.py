@@ -19,7 +19,6 @@ import torch
 from mlmlab.runtime.devices import _native_bf16
 from mlmlab.tracking.summary import processor_name
 
-
 pytest.register_assert_rewrite("refusals")
 
 
