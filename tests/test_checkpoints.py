@@ -391,13 +391,20 @@ def test_an_index_that_names_no_files_is_refused_by_file(
         load_model(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", [[1, 2], "text", {1: 2}])
+@pytest.mark.parametrize(
+    ("content", "where", "code"),
+    [
+        ([1, 2], "checkpoint $/pytorch_model.bin", Code.CORRUPT),
+        ("text", "checkpoint $/pytorch_model.bin", Code.CORRUPT),
+        ({1: 2}, "checkpoint $", Code.MISMATCH),
+    ],
+)
 def test_a_bin_file_that_holds_no_named_tensors_is_refused(
-    bert: Path, tmp_path: Path, content: object
+    bert: Path, tmp_path: Path, content: object, where: str, code: Code
 ) -> None:
     (tmp_path / "config.json").write_bytes((bert / "config.json").read_bytes())
     torch.save(content, tmp_path / "pytorch_model.bin")
-    with refusal(f"checkpoint {tmp_path / 'pytorch_model.bin'}", Code.CORRUPT):
+    with refusal(where.replace("$", str(tmp_path)), code):
         load_model(str(tmp_path))
 
 
