@@ -334,7 +334,7 @@ def test_a_text_that_is_none_is_named(write: Write, value: Any, kind: str) -> No
 
 def test_a_row_that_is_no_object_is_named(write: Write) -> None:
     file = write("a.json", b'["a text", "two"]')
-    refused(file, "data.text_field", Code.NO_TEXT, "$, row 1", "but: text")
+    refused(file, "data.text_field", Code.NO_TEXT, "$, row 1", "text")
 
 
 @pytest.mark.parametrize(
@@ -474,8 +474,8 @@ def test_a_csv_without_the_column_names_those_it_has(write: Write) -> None:
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"n,text\n0,one\n1,two, three\n", "3"),
-        (b"n,text\n0,one\n1\n", "1"),
+        (b"n,text\n0,one\n1,two, three\n", "3 fields"),
+        (b"n,text\n0,one\n1\n", "1 fields"),
         (b'n,text\n0,one\n1,"two\n', "unexpected end of data"),
         (b'n,text\n0,one\n1,"two" three\n', "expected after"),
     ],
