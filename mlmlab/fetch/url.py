@@ -37,7 +37,7 @@ def fetch_url(url: str, sha256: str | None, cache: Path) -> Path:
         raise UserError.of(
             "data.url",
             code=Code.INVALID,
-            found=url,
+            found=url or "an empty text",
             expected="an address of a file: https://host/path/file.json.gz",
             remedy="data.source=file data.path=FILE reads a file on this machine",
         )
