@@ -141,38 +141,37 @@ class Sample:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "expected"),
+    ("field", "value"),
     [
-        ("count", 1.0, "a whole number"),
-        ("count", True, "a whole number"),
-        ("count", "1", "a whole number"),
-        ("count", None, "a whole number"),
-        ("share", "0.5", "a number"),
-        ("share", True, "a number"),
-        ("share", float("nan"), "a number"),
-        ("share", float("inf"), "a number"),
-        ("share", None, "a number"),
-        ("switch", 1, "true or false"),
-        ("switch", "true", "true or false"),
-        ("text", 1, "text"),
-        ("text", True, "text"),
-        ("text", None, "text"),
-        ("color", "RED", "one of dark red"),
-        ("color", "blue", "one of dark red"),
-        ("color", None, "one of dark red"),
-        ("texts", "a", "a list of texts: [a,b]"),
-        ("texts", ["a", 1], "a list of texts: [a,b]"),
-        ("texts", None, "a list of texts: [a,b]"),
-        ("maybe", "x", "a whole number or null"),
-        ("maybe", False, "a whole number or null"),
+        ("count", 1.0),
+        ("count", True),
+        ("count", "1"),
+        ("count", None),
+        ("share", "0.5"),
+        ("share", True),
+        ("share", float("nan")),
+        ("share", float("inf")),
+        ("share", None),
+        ("switch", 1),
+        ("switch", "true"),
+        ("text", 1),
+        ("text", True),
+        ("text", None),
+        ("color", "RED"),
+        ("color", "blue"),
+        ("color", None),
+        ("texts", "a"),
+        ("texts", ["a", 1]),
+        ("texts", None),
+        ("maybe", "x"),
+        ("maybe", False),
     ],
 )
-def test_a_value_of_another_type_is_refused(field: str, value: Any, expected: str) -> None:
+def test_a_value_of_another_type_is_refused(field: str, value: Any) -> None:
     problems: list[Problem] = []
     assert schema.read(Sample, {field: value}, "group", problems) is None
     (problem,) = problems
     check(problem, f"group.{field}", Code.WRONG_TYPE, schema.shown(value), f"group.{field}=")
-    assert problem.expected == expected
 
 
 def test_values_of_the_right_type_are_kept_and_whole_numbers_may_be_shares() -> None:
