@@ -342,6 +342,7 @@ def refused(
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: this takes it back
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
     def run(line: str) -> UserError:
         name, *arguments = shlex.split(line)
