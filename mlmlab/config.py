@@ -55,7 +55,7 @@ class DebugConfig:
                 f"{'null' if self.step is None else self.step}, with debug.mode={self.mode.value}",
                 "the step to replay, for debug=replay alone",
                 "python -m mlmlab.train resume=RUN_DIR debug=replay debug.step=1",
-                code=Code.CONFLICT,
+                code=Code.MISSING if self.step is None else Code.CONFLICT,
             )
 
 

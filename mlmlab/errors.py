@@ -21,6 +21,7 @@ class Code(Enum):
     UNKNOWN_OPTION = "unknown_option"
     """No such option in a group."""
     WRONG_TYPE = "wrong_type"
+    """A value of another type than the key's, or none of its options."""
     INVALID = "invalid"
     """A value of the right type that cannot work: out of range, say."""
     MISSING = "missing"

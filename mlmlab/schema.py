@@ -112,8 +112,8 @@ def all_problems(config: Any, path: str) -> Iterator[Problem]:
                 key,
                 shown(value),
                 f"one of {', '.join(names)}, or package.module:name of your own",
-                f"{key}={names[0]}",
-                code=Code.UNKNOWN_OPTION,
+                f"for instance {key}={names[0]}",
+                code=Code.WRONG_TYPE,
             )
         if value is None or all(_COMPARISONS[name](value, limits[name]) for name in limits):
             continue

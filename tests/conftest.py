@@ -19,6 +19,15 @@ import torch
 from mlmlab.runtime.devices import _native_bf16
 from mlmlab.tracking.summary import processor_name
 
+pytest.register_assert_rewrite("refusals")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """See test_wrong_input.py."""
+    parser.addoption(
+        "--regenerate-messages", action="store_true", help="rewrite tests/messages.txt"
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """No network, quiet libraries, and a separate cache for this session."""

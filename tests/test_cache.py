@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
+from refusals import refusal
 from servers import FileServer, running
 from stopping import SMALLEST, results, start
 from test_corpus import WORDS, Documents, opened
@@ -22,7 +23,7 @@ from test_corpus import WORDS, Documents, opened
 from mlmlab.data.formats import BadRows
 from mlmlab.data.sources import FileSource
 from mlmlab.data.word_starts import with_word_starts
-from mlmlab.errors import UserError
+from mlmlab.errors import Code
 from mlmlab.fetch import cache
 from mlmlab.fetch.cache import built_once, file_digest
 from mlmlab.fetch.url import fetch_url
@@ -190,9 +191,8 @@ def test_a_complete_cache_is_read_where_nothing_can_be_written(
 
     monkeypatch.setattr(cache, "FileLock", refuse)
     assert opened(source).was_cached
-    with pytest.raises(UserError) as error:
+    with refusal("the cache folder", Code.NOT_WRITABLE, "MLMLAB_CACHE"):
         opened(Documents(("w3",)))
-    assert error.value.problems[0].where == "the cache folder"
 
 
 # Digests

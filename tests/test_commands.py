@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from refusals import check, refusal
 
 import mlmlab
 from mlmlab import evaluate, fill_mask
 from mlmlab.cli.hydra_errors import as_command
 from mlmlab.config import RunConfig
-from mlmlab.errors import RunFailed, UserError
+from mlmlab.errors import Code, RunFailed, UserError
 from mlmlab.runs.setup import set_up
 from mlmlab.train import train
 
@@ -91,8 +92,8 @@ def test_an_unknown_key_ends_the_process_with_one_message_and_nothing_written(
 ) -> None:
     finished = processes["unknown key"]
     message = finished.refusal()
-    assert message.startswith("mlmlab: train.epoch: there is no such key found train.epoch=3")
-    assert message.endswith("do perhaps train.epochs=3")
+    assert message.startswith("mlmlab: train.epoch: ")
+    assert message.endswith(" train.epochs=3")
     assert list(finished.folder.iterdir()) == []
 
 
@@ -155,38 +156,16 @@ def test_a_run_never_writes_over_another(command: Command, tmp_path: Path) -> No
     (full / "note.txt").write_text("keep me")
     finished = command("debug=one_step", f"run_dir={full}")
     message = finished.refusal()
-    assert message.startswith(f"mlmlab: run_dir found {full}")
-    assert "never writes over another" in message
+    assert message.startswith(f"mlmlab: run_dir found {full},")
     assert [file.name for file in full.iterdir()] == ["note.txt"]
     assert list(finished.folder.iterdir()) == []
 
 
 def test_a_checkpoint_and_a_file_that_are_missing_are_reported_together(command: Command) -> None:
-    message = command("+experiment=finetune", "checkpoint=.", "data.path=missing.txt").refusal()
-    assert "no config.json in it" in message
-    assert "missing.txt: no such file" in message
-
-
-@pytest.mark.parametrize(
-    ("overrides", "where"),
-    [
-        (["seed=0,1", "masking.rate=0.15,3"], ["masking.rate"]),
-        (["train.epochs=1,three", "seed=0,x"], ["seed", "train.epochs"]),
-        (["data.block_size=16,400"], ["data.block_size"]),  # only beside model.max_positions
-        (["train.epoch=3,4"], ["train.epoch: there is no such key"]),
-        (["seed=0,1", "masking=bert,nope"], ["masking"]),
-        (["seed=0,1", "run_dir=x"], ["run_dir"]),
-        (["seed=0,1", "resume=x"], ["resume"]),
-    ],
-)
-def test_a_sweep_with_a_wrong_job_is_refused_before_the_first_one(
-    command: Command, overrides: list[str], where: list[str]
-) -> None:
-    finished = command("-m", *overrides, "debug=one_step")
-    finished.refusal()
-    lines = finished.stderr.removeprefix("mlmlab: ").splitlines()
-    assert [line for line in lines if not line.startswith(" ")] == where
-    assert list(finished.folder.iterdir()) == []
+    finished = command("+experiment=finetune", "checkpoint=.", "data.path=missing.txt")
+    message = finished.refusal()
+    assert message.startswith("mlmlab: checkpoint found ")
+    assert f" data.path found {finished.folder}/missing.txt" in message
 
 
 def test_a_sweep_that_an_experiment_of_ones_own_describes_is_checked_like_any_other(
@@ -198,7 +177,7 @@ def test_a_sweep_that_an_experiment_of_ones_own_describes_is_checked_like_any_ot
     finished = command(
         "-m", "--config-dir", str(tmp_path / "mine"), "+experiment=sweep", "debug=one_step"
     )
-    assert finished.refusal().startswith("mlmlab: seed found x")
+    assert finished.refusal().startswith("mlmlab: seed found x ")
     assert list(finished.folder.iterdir()) == []
 
 
@@ -275,28 +254,24 @@ def test_a_defect_of_ours_keeps_its_traceback(
 
 
 @pytest.mark.parametrize(
-    ("override", "where", "found"),
+    ("override", "named"),
     [
-        ("seed=${nothing}", "the command line", "Interpolation key 'nothing' not found"),
-        ("seed", "the command line", "seed"),
-        ("~nothing", "the command line", "Could not delete"),
-        ("=3", "the command line", "Config group override must be a string"),
-        ("masking@other=bert", "the command line", "one of masking, masking@eval.masking?"),
+        ("seed=${nothing}", "nothing"),
+        ("seed", "seed"),
+        ("~nothing", "nothing"),
+        ("=3", "=3"),
+        ("masking@other=bert", "masking@eval.masking"),
     ],
 )
-def test_hydras_own_errors_become_messages_of_ours(override: str, where: str, found: str) -> None:
-    with pytest.raises(UserError) as error:
+def test_hydras_own_errors_become_messages_of_ours(override: str, named: str) -> None:
+    with refusal("the command line", Code.SYNTAX, named):
         mlmlab.compose(override)
-    (problem,) = error.value.problems
-    assert problem.where == where
-    assert found in problem.found
-    assert problem.expected
-    assert problem.remedy
 
 
 def test_an_empty_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     with pytest.raises(UserError) as error:
         set_up(mlmlab.compose("data=text", f"data.path={tmp_path / 'empty.txt'}"))
-    assert [problem.where for problem in error.value.problems] == ["data", "data"]
-    assert all("empty.txt: 0 tokens" in problem.found for problem in error.value.problems)
+    training, test = error.value.problems
+    check(training, "data", Code.NO_TEXT, tmp_path / "empty.txt")
+    check(test, "data", Code.NO_TEXT, tmp_path / "empty.txt")

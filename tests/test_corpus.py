@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from refusals import refusal
 
 from mlmlab.data import corpus as corpus_module
 from mlmlab.data.blocks import Order, PackedBlocks
@@ -19,7 +20,7 @@ from mlmlab.data.corpus import Corpus, Shard, TrainingDocuments, is_test_documen
 from mlmlab.data.formats import BadRows
 from mlmlab.data.sources import FileSource, TextSource
 from mlmlab.data.tokenizer import Tokenizer, train_tokenizer, word_tokenizer
-from mlmlab.errors import UserError
+from mlmlab.errors import Code
 
 WORDS = word_tokenizer([f"w{number}" for number in range(20)])
 FRACTION = 0.3
@@ -213,7 +214,7 @@ def test_an_interrupted_build_leaves_nothing_to_open(
 
 def test_a_cache_that_cannot_be_written_is_named(fresh_cache: Path) -> None:
     fresh_cache.write_text("a file where a folder should be")
-    with pytest.raises(UserError, match="MLMLAB_CACHE"):
+    with refusal("the cache folder", Code.NOT_WRITABLE, fresh_cache, "MLMLAB_CACHE"):
         opened(texts_of([7]))
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from reference.hub_models import write_reference
+from refusals import refusal
 
 import mlmlab
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.tokenizer import train_tokenizer
-from mlmlab.errors import UserError
+from mlmlab.errors import Code
 from mlmlab.fill_mask import main
 
 TEXTS = [
@@ -101,7 +102,7 @@ def test_targets_are_ranked_as_the_pipeline_ranks_them(folder: Path) -> None:
 
 def test_a_target_of_several_tokens_is_refused_and_its_pieces_shown(folder: Path) -> None:
     fill = mlmlab.FillMask(*mlmlab.load_pretrained(str(folder)))
-    with pytest.raises(UserError, match="xylophone"):
+    with refusal("targets", Code.INVALID, "xylophone"):
         fill(f"a {fill.tokenizer.mask_token}", targets=["xylophone"])
 
 
@@ -125,7 +126,7 @@ def test_the_command_prints_a_table_or_json(
     main(["--checkpoint", str(folder), "--interactive", "--json"])
     printed = capsys.readouterr()
     assert json.loads(printed.out) == fill(text)
-    assert "at least one" in printed.err
+    assert "no mask" in printed.err
 
 
 def _typed(text: str) -> Callable[[str], str]:
@@ -135,7 +136,7 @@ def _typed(text: str) -> Callable[[str], str]:
 
 def test_a_text_without_a_mask_or_too_long_is_refused(folder: Path) -> None:
     fill = mlmlab.FillMask(*mlmlab.load_pretrained(str(folder)))
-    with pytest.raises(UserError, match="at least one"):
+    with refusal("the text", Code.MISSING, "no mask here", fill.tokenizer.mask_token):
         fill("no mask here")
-    with pytest.raises(UserError, match="longest sequence"):
+    with refusal("the text", Code.INVALID, "cow cow"):
         fill(f"{fill.tokenizer.mask_token} " + "cow " * 60)

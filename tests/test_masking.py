@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from reference import chi_square
 from reference import masking as twin
+from refusals import check
 
 from mlmlab import schema
-from mlmlab.errors import Problem
+from mlmlab.errors import Code, Problem
 from mlmlab.masking import MaskedBatch, MaskingConfig, Unit, VocabularyInfo, mask_batch
 
 Arrays = MaskedBatch[NDArray[Any]]
@@ -614,19 +615,15 @@ def problems_of(config: MaskingConfig) -> list[Problem]:
 def test_a_share_outside_zero_to_one_is_a_problem_that_says_so(name: str, value: float) -> None:
     valid = {"mask_fraction": 0.0, "random_fraction": 0.0}
     problems = problems_of(MaskingConfig(**(valid | {name: value})))  # type: ignore[arg-type]
-    first = problems[0]
-    assert first.where == f"masking.{name}"
-    assert first.found == str(value)
-    assert first.expected == "at least 0 and at most 1"
-    assert f"masking.{name}={getattr(MaskingConfig(), name)}" in first.remedy
+    remedy = f"masking.{name}={getattr(MaskingConfig(), name)}"
+    check(problems[0], f"masking.{name}", Code.INVALID, value, remedy)
     assert len(problems) == 1 + (name != "rate" and value > 1)  # the sum is then wrong as well
 
 
 def test_shares_that_sum_to_more_than_one_are_a_problem() -> None:
     (problem,) = problems_of(MaskingConfig(mask_fraction=0.8, random_fraction=0.3))
-    assert "masking.mask_fraction" in problem.where
-    assert "masking.random_fraction" in problem.where
-    assert problem.found == "0.8 + 0.3"
+    keys = "masking.mask_fraction + masking.random_fraction"
+    check(problem, keys, Code.CONFLICT, "0.8 + 0.3")
 
 
 def test_all_problems_are_reported_together() -> None:

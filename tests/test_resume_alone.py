@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from ranks import forked_to_the_end
+from refusals import check, refusal
 from stopping import TINY, as_killed, bits, listing
 
 import mlmlab
 from mlmlab.data.sources import SmallWorldSource
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.runs.replay import replay
 
 SMALL = (
@@ -127,12 +128,8 @@ def test_without_a_whole_checkpoint_and_what_it_began_with_that_is_named(
 ) -> None:
     whole = emptied.folder / "runs" / "checkpoint"
     run_dir = as_killed(whole, tmp_path / "run", checkpoints=[])
-    with pytest.raises(UserError) as error:
+    with refusal("checkpoint", Code.NOT_FOUND, emptied.folder / "origin"):
         mlmlab.run(mlmlab.compose(f"resume={run_dir}"), quiet=True)
-    (problem,) = error.value.problems
-    assert problem.where == "checkpoint"
-    assert f"{emptied.folder}/origin" in problem.found
-    assert problem.remedy.startswith("put back what the run began with")
 
 
 def test_without_its_text_a_run_is_not_told_to_take_another(place: Place, tmp_path: Path) -> None:
@@ -145,8 +142,8 @@ def test_without_its_text_a_run_is_not_told_to_take_another(place: Place, tmp_pa
     finally:
         text.with_suffix(".away").rename(text)
     (problem,) = error.value.problems
-    assert problem.where == "data.path"
-    assert problem.remedy.startswith("put back what the run began with")
+    check(problem, "data.path", Code.NOT_FOUND, text)
+    assert "data.path=" not in problem.remedy
 
 
 @pytest.mark.parametrize("how", ["resume={}", "run_dir={} resume=auto"])

@@ -138,7 +138,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight_whoever_steps(
 
 
 WRONG = {
-    "train.schedule=lineer": ("train.schedule", Code.UNKNOWN_OPTION, "linear, cosine, constant"),
+    "train.schedule=lineer": ("train.schedule", Code.WRONG_TYPE, "linear, cosine, constant"),
     "train.schedule=no_such_module:wsd": ("train.schedule", Code.NOT_FOUND, "no_such_module"),
     "train.schedule=my_ideas:wds": ("train.schedule", Code.NOT_FOUND, "wsd"),
     "train.schedule=my_ideas:number": ("train.schedule", Code.INVALID, "int"),

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from test_word_starts import TEXTS, TOKENIZERS
 
-from mlmlab.errors import UserError
 from mlmlab.masking import MaskingConfig, Unit, mask_batch
 from mlmlab.show_masks import main
 from mlmlab.tracking.style import styled
@@ -63,15 +62,3 @@ def test_a_terminal_shows_the_marks_in_colour(
     monkeypatch.setattr("mlmlab.show_masks.styled", lambda text, style: f"*{text}*")
     assert styled("x", None) == "x"  # type: ignore[arg-type]
     assert "*([CLS])*" in shown(capsys, "a token", "--tokenizer", str(tmp_path))
-
-
-def test_a_policy_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    WORDPIECE().save(tmp_path)
-    with pytest.raises(UserError, match=r"masking\.rate"):
-        main(["text", "--tokenizer", str(tmp_path), "--rate", "1.5"])
-    with pytest.raises(UserError, match="invalid choice"):
-        main(["text", "--tokenizer", str(tmp_path), "--unit", "wrod"])
-    with pytest.raises(UserError, match="--epochs: 0"):
-        main(["text", "--tokenizer", str(tmp_path), "--epochs", "0"])
-    with pytest.raises(UserError, match="no such folder"):
-        main(["text", "--tokenizer", str(tmp_path / "gone")])

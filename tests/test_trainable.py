@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusals import refusal
 from shares import SEEDS
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,7 +15,7 @@ import mlmlab
 from mlmlab.checkpoints import load_model
 from mlmlab.data.batch import MicroBatch
 from mlmlab.data.loader import StepBatch
-from mlmlab.errors import UserError
+from mlmlab.errors import Code
 from mlmlab.masking import MaskedBatch
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
 from mlmlab.runs import terminal
@@ -175,26 +176,21 @@ def test_the_lowest_frozen_layers_cost_no_backward() -> None:
 @pytest.mark.parametrize(
     ("policies", "found"),
     [
-        (("layers.4",), "layers.4: no parameter matches"),
-        (("layers.2-5",), "layers.4, layers.5: no parameter matches"),
-        (("layers.3", "layers.2-999999999"), "layers.2-999999999: no parameter matches"),
-        (("embeddings", "layers.*.atention.*"), "layers.*.atention.*: no parameter matches"),
-        (("", "layer"), ", layer: no parameter matches"),
-        (("*",), "*: the whole model"),
-        (("encoder", "head"), "encoder, head: the whole model"),
-        (("embeddings", "layers.0-1", "layers.2-3", "head"), "the whole model"),
+        (("layers.4",), "layers.4: "),
+        (("layers.2-5",), "layers.4, layers.5: "),
+        (("layers.3", "layers.2-999999999"), "layers.2-999999999: "),
+        (("embeddings", "layers.*.atention.*"), "layers.*.atention.*: "),
+        (("", "layer"), ", layer: "),
+        (("*",), "*: "),
+        (("encoder", "head"), "encoder, head: "),
+        (("embeddings", "layers.0-1", "layers.2-3", "head"), "layers.0-1, layers.2-3, head: "),
     ],
 )
 def test_entries_that_match_nothing_and_nothing_to_train_are_refused(
     policies: tuple[str, ...], found: str
 ) -> None:
-    with pytest.raises(UserError) as error:
+    with refusal("train.freeze", Code.INVALID, found, "train.freeze="):
         _frozen(*policies)
-    (problem,) = error.value.problems
-    assert problem.where == "train.freeze"
-    assert found in problem.found
-    assert problem.expected
-    assert "train.freeze=" in problem.remedy
 
 
 # Gradient checkpointing

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+from refusals import check
 from shares import SEEDS
 from test_corpus import Documents
 from tokenizers import models, pre_tokenizers, trainers
@@ -18,6 +19,7 @@ from mlmlab.data.corpus import Corpus, open_corpus
 from mlmlab.data.loader import EvalLoader, TrainLoader
 from mlmlab.data.tokenizer import Tokenizer, train_tokenizer, word_tokenizer
 from mlmlab.data.word_starts import with_word_starts
+from mlmlab.errors import Code
 from mlmlab.masking import MaskingConfig, RateSchedule
 from mlmlab.runs.setup import set_up
 
@@ -226,8 +228,7 @@ def test_rates_hold_from_their_step_on() -> None:
 def test_a_schedule_that_cannot_be_is_a_problem(changes: dict[str, object], where: str) -> None:
     config = MaskingConfig(**changes)  # type: ignore[arg-type]
     (problem,) = schema.all_problems(config, "masking")
-    assert problem.where == where
-    assert "masking.schedule=" in problem.remedy
+    check(problem, where, Code.CONFLICT, "masking.schedule=")
 
 
 def test_the_rate_follows_the_steps_and_the_masks_the_batches(fresh_cache: Path) -> None:

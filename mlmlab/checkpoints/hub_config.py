@@ -160,9 +160,7 @@ def _model_config(family: Family, content: Mapping[str, Any], file: Path) -> Mod
         found = f"pad_token_id={values['pad_id']}"
         mismatches.append((found, f"an id below vocab_size={values['vocabulary_size']}"))
     if mismatches:
-        raise UserError(
-            Problem(where, *pair, _REMEDY, code=Code.UNSUPPORTED) for pair in mismatches
-        )
+        raise UserError(Problem(where, *pair, _REMEDY, code=Code.CORRUPT) for pair in mismatches)
     return ModelConfig(family=family, position_offset=offset, **values)
 
 

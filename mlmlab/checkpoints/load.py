@@ -147,7 +147,7 @@ def _fill(
             if repeated.dtype != kept.dtype or not torch.equal(repeated, kept):
                 raise UserError.of(
                     f"checkpoint {source}",
-                    code=Code.CORRUPT,
+                    code=Code.UNSUPPORTED,
                     found=f"{alias} differs from {original}",
                     expected="one tensor under both names: this encoder ties them",
                     remedy="choose a checkpoint with a tied decoder",

@@ -37,7 +37,7 @@ def fetch_url(url: str, sha256: str | None, cache: Path) -> Path:
         raise UserError.of(
             "data.url",
             code=Code.INVALID,
-            found=url,
+            found=url or "an empty text",
             expected="an address of a file: https://host/path/file.json.gz",
             remedy="data.source=file data.path=FILE reads a file on this machine",
         )
@@ -77,7 +77,7 @@ def _fetch(url: str, sha256: str | None, target: Path, digest: Path) -> None:
         partial.unlink()
         raise UserError.of(
             "data.sha256",
-            code=Code.CHANGED,
+            code=Code.CORRUPT,
             found=f"{found} for {url}",
             expected=sha256,
             remedy="the file has changed or the download is not genuine: get a copy you trust "
