@@ -77,15 +77,21 @@ def named(default: str, *built_in: str) -> Any:
     return dataclasses.field(default=default, metadata={"names": (default, *built_in)})
 
 
+def listed(*default: str) -> Any:
+    """A dataclass field for a list of such names."""
+    return dataclasses.field(default=default, metadata={"names": default})
+
+
 def own_names(config: Any, path: str = "") -> dict[str, str]:
-    """The user's own names in a config, by dotted key."""
+    """The user's own names in a config, each with its dotted key."""
     found: dict[str, str] = {}
     for field in dataclasses.fields(config):
         value, key = getattr(config, field.name), f"{path}{field.name}"
         if dataclasses.is_dataclass(value):
             found |= own_names(value, f"{key}.")
-        elif "names" in field.metadata and value not in field.metadata["names"]:
-            found[key] = value
+        elif built_in := field.metadata.get("names"):
+            names = value if isinstance(value, tuple) else (value,)
+            found |= {name: key for name in names if name not in built_in}
     return found
 
 
@@ -106,7 +112,8 @@ def all_problems(config: Any, path: str) -> Iterator[Problem]:
     for field in dataclasses.fields(config):
         value, limits = getattr(config, field.name), field.metadata.get("limits", {})
         names = field.metadata.get("names", ())
-        if names and value not in names and not OWN_NAME.fullmatch(value):
+        values = value if isinstance(value, tuple) else (value,)
+        if names and not all(one in names or OWN_NAME.fullmatch(one) for one in values):
             key = f"{path}.{field.name}" if path else field.name
             yield Problem(
                 key,
@@ -319,7 +326,7 @@ def to_mapping(config: Any) -> Any:
     return config
 
 
-FREE_MAPPINGS = ("optimizer_options", "schedule_options", "sources")
+FREE_MAPPINGS = ("options", "optimizer_options", "schedule_options", "sources")
 """Fields whose keys are not ours."""
 
 

@@ -26,19 +26,22 @@ def find(
     *,
     arguments: Sequence[str],
     options: Mapping[str, Any],
+    options_key: str | None = None,
 ) -> Any:
     """The object that a name stands for, which can be called with arguments and options.
 
     Args:
-        key: the config key that holds the name. Its options are in `key` + "_options".
+        key: the config key that holds the name.
         arguments: the positional arguments that it will be called with, for the check and for
             messages.
         options: the keyword arguments.
+        options_key: the config key that holds them; None: `key` + "_options".
 
     Raises:
         UserError: there is no such module or object, it fails when it is imported, or it cannot be
             called like this.
     """
+    options_key = options_key or f"{key}_options"
     found = built_in[name] if name in built_in else _imported(key, name)
     call = ", ".join([*arguments, *(f"{option}={options[option]!r}" for option in options)])
     if not callable(found):
@@ -47,19 +50,19 @@ def find(
             code=Code.INVALID,
             found=f"{name}, {type(found).__name__} and not callable",
             expected=f"a function or class, called as ({call})",
-            remedy=f"{key}={next(iter(built_in))} for a built-in one",
+            remedy=f"{key}={next(iter(built_in), 'NAME')}",
         )
     signature = inspect.signature(found)
     try:
         signature.bind(*arguments, **options)
     except TypeError as error:
         raise UserError.of(
-            f"{key}_options" if options else key,
+            options_key if options else key,
             code=Code.INVALID,
             found=f"{name}{signature}, called as ({call}): {error}",
             expected=f"positional arguments ({', '.join(arguments)}); further ones come from "
-            f"{key}_options",
-            remedy=f"{key}_options={{}}, or options that {name} takes",
+            f"{options_key}",
+            remedy=f"{options_key}={{}}, or options that {name} takes",
         ) from error
     return found
 

@@ -571,6 +571,8 @@ FINE_TUNING = {
 """The published recipe: the Hub guide's arguments, and the defaults of its trainer."""
 EVALUATION: dict[str, Any] = {
     "every_steps": None,
+    "evaluators": ["masked_perplexity"],
+    "options": {},
     "seed": 0,
     "mask_draws": 1,
     "max_examples": None,

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,35 @@ def nothing(groups, config):
 
 
 number = 3
+
+
+class Pairs:
+    name = "pairs"
+
+    def __init__(self, config, *, scale=1.0):
+        self.scale = scale * config.train.batch_size
+
+    def run(self, model, tokenizer, device):
+        ids = torch.tensor([tokenizer.encode("the cow lives in the <mask> .")], device=device)
+        assert not model.training
+        logits = model(ids)
+        assert not logits.requires_grad
+        return {"scale": self.scale, "logit": logits.max()}
+
+
+class Silent:
+    name = "silent"
+
+    def __init__(self, config):
+        pass
+
+    def run(self, model, tokenizer, device):
+        return None
+
+
+class Nameless:
+    def __init__(self, config):
+        pass
 '''
 
 
@@ -137,6 +167,34 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight_whoever_steps(
     assert all(torch.isfinite(p).all() for p in kept.parameters())
 
 
+PAIRS = (
+    "eval.evaluators=[masked_perplexity,my_ideas:Pairs]",
+    "eval.options.Pairs.scale=2.5",
+)
+
+
+def test_the_figures_of_ones_own_evaluator_are_logged_and_in_the_summary(ideas: Path) -> None:
+    plain, own = Path("plain"), Path("own")
+    _run(*TINY, f"run_dir={plain}")
+    _run(*TINY, *PAIRS, f"run_dir={own}")
+    found = [event for event in events(own) if "eval/loss" in event]
+    assert len(found) > 2
+    assert {event["eval/pairs/scale"] for event in found} == {2.5 * 8}
+    summary = json.loads((own / "summary.json").read_text())
+    assert summary["own_figures"] == {
+        tag: found[-1][tag] for tag in ("eval/pairs/scale", "eval/pairs/logit")
+    }
+    weights = "export/model.safetensors"
+    assert (own / weights).read_bytes() == (plain / weights).read_bytes()  # it only looked
+
+
+def test_a_run_with_ones_own_evaluator_is_resumed_with_the_same_bits(ideas: Path) -> None:
+    _run(*TINY, *PAIRS, "run_dir=whole")
+    killed = as_killed(Path("whole"), Path("killed"), checkpoints=[45])
+    _run(f"resume={killed}")
+    assert bits(killed) == bits(Path("whole"))
+
+
 WRONG = {
     "train.schedule=lineer": ("train.schedule", Code.WRONG_TYPE, "linear, cosine, constant"),
     "train.schedule=no_such_module:wsd": ("train.schedule", Code.NOT_FOUND, "no_such_module"),
@@ -144,6 +202,19 @@ WRONG = {
     "train.schedule=my_ideas:number": ("train.schedule", Code.INVALID, "int"),
     "train.schedule=my_ideas:one_argument": ("train.schedule", Code.INVALID, "(step)"),
     "train.optimizer=my_ideas:nothing": ("train.optimizer", Code.INVALID, "NoneType"),
+    "eval.evaluators=[masked_perplexity,my_ideas:Silent]": (
+        "eval.evaluators",
+        Code.INVALID,
+        "silent",
+    ),
+    "eval.evaluators=[masked_perplexity,my_ideas:Nameless]": (
+        "eval.evaluators",
+        Code.INVALID,
+        "Nameless",
+    ),
+    "eval.evaluators=['my_ideas:Silent']": ("eval.evaluators", Code.MISSING, "masked_perplexity"),
+    "eval.evaluators=[masked_perplexity,pairs]": ("eval.evaluators", Code.WRONG_TYPE, "pairs"),
+    "eval.options.pairs.scale=2": ("eval.options", Code.CONFLICT, "pairs"),
     "train.optimizer=my_ideas:forgetful": ("train.optimizer", Code.INVALID, "parameters"),
 }
 
@@ -204,7 +275,7 @@ def test_the_document_on_extending_can_be_followed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_ideas", raising=False)
-    assert len(commands) == 3
-    for number, command in enumerate(commands[:2]):  # the third is a sweep, as in the test above
-        overrides = command.removeprefix("python -m mlmlab.train ").split()
+    assert len(commands) == 4
+    for number, command in enumerate(commands[:3]):  # the last is a sweep, as in the test above
+        overrides = shlex.split(command.removeprefix("python -m mlmlab.train "))
         _run(*TINY, *overrides, "train.max_steps=3", f"run_dir=run{number}")

@@ -37,7 +37,7 @@ def compose(*overrides: str) -> RunConfig:
 def with_own_options(overrides: Sequence[str]) -> list[str]:
     """The overrides, with ++ where one adds a key to a free mapping (train.schedule_options.decay):
     Hydra takes any other key that is not in the YAML for a mistake."""
-    own = re.compile(r"[\w.]+_options\.")
+    own = re.compile(r"\w+\.(\w+_)?options\.")
     return [f"++{override}" if own.match(override) else override for override in overrides]
 
 

@@ -23,6 +23,7 @@ from mlmlab.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, wo
 from mlmlab.data.word_starts import with_word_starts
 from mlmlab.errors import Code, Problem, UserError
 from mlmlab.evaluation.config import Split
+from mlmlab.evaluation.evaluators import build_evaluators
 from mlmlab.fetch.cache import absolute, built_once, cache_folder, local_path
 from mlmlab.fetch.hub import fetch_dataset, fetch_tokenizer
 from mlmlab.fetch.url import fetch_url
@@ -419,6 +420,7 @@ def set_up_run(
     config: RunConfig, ranks: Ranks, state: Path | None, *, quiet: bool
 ) -> tuple[RunConfig, Inputs]:
     """As `set_up`, on all ranks; see `on_rank_zero_first`. The user's own code is checked first."""
+    build_evaluators(config.eval, config)
     build_schedule(config.train)
     optimizer_builder(config.train)
     config = dataclasses.replace(config, sources=_checked_sources(config))
@@ -444,7 +446,7 @@ def _checked_sources(config: RunConfig) -> dict[str, str]:
         UserError: it is not what it was when the run began.
     """
     own = schema.own_names(config)
-    digests = {name: seams.source_digest(name) for name in own.values()}
+    digests = {name: seams.source_digest(name) for name in own}
     problems = [
         Problem(
             key,
@@ -453,7 +455,7 @@ def _checked_sources(config: RunConfig) -> dict[str, str]:
             "put it back; or train a new run, without resume",
             code=Code.CHANGED,
         )
-        for key, name in own.items()
+        for name, key in own.items()
         if config.sources.get(name, digests[name]) != digests[name]
     ]
     if problems:

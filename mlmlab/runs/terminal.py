@@ -309,6 +309,9 @@ def closing(summary: Summary, training: Training) -> str:
             f"(before training: {shown(summary.initial_eval_perplexity)})",
         ),
     ]
+    if summary.own_figures:
+        figures = (f"{tag.removeprefix('eval/')} {x:.4g}" for tag, x in summary.own_figures.items())
+        rows.append(_row("evaluators", ", ".join(figures)))
     best = Path(summary.run_dir) / "checkpoints" / f"step_{training.record.best_step}"
     if summary.exported_step != summary.steps:
         rows.append(_row("exported", f"the weights of step {summary.exported_step:,}, the best"))

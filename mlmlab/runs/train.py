@@ -13,6 +13,7 @@ from mlmlab.config import DebugMode, RunConfig
 from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import Order
 from mlmlab.data.loader import EvalLoader, TrainLoader
+from mlmlab.evaluation.evaluators import build_evaluators
 from mlmlab.evaluation.fill_mask import FillMask
 from mlmlab.evaluation.masked_perplexity import perplexity
 from mlmlab.evaluation.small_world_floor import SENTENCES, exact_answers, floor_perplexity
@@ -166,6 +167,7 @@ def build_loop(
         config=config.train,
         eval_every_steps=config.eval.every_steps,
         horizon=horizon,
+        evaluators=build_evaluators(config.eval, config),
         outputs=outputs,
         resumed_from=state,
     )
@@ -238,6 +240,7 @@ def _summary(
         eval_masked_tokens=final.masked_count,
         eval_top1_accuracy=final.top1_accuracy,
         eval_top5_accuracy=final.top5_accuracy,
+        own_figures=training.own_figures,
         best_eval_perplexity=best,
         initial_eval_perplexity=initial,
         floor_perplexity=floor,

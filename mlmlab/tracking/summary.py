@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -30,6 +31,8 @@ class Summary:
     """Share of the predicted tokens that are the model's first choice."""
     eval_top5_accuracy: float
     """Share among its first five."""
+    own_figures: Mapping[str, float]
+    """Those of the user's own evaluators, by tag (eval/NAME/...)."""
     best_eval_perplexity: float
     initial_eval_perplexity: float
     floor_perplexity: float | None

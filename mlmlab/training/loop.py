@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +13,7 @@ import torch
 from mlmlab.data.loader import EvalLoader, StepBatch, TrainLoader
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.errors import Interrupted, RunFailed
+from mlmlab.evaluation.evaluators import Evaluator, figures_of
 from mlmlab.evaluation.masked_perplexity import (
     Evaluation,
     EvaluationInterrupted,
@@ -49,6 +50,8 @@ class Training:
 
     final: Evaluation
     """Of the weights that are exported."""
+    own_figures: Mapping[str, float]
+    """Those of the user's own evaluators, by tag."""
     record: ProgressRecord
     early: bool
     """Whether it ended before its horizon, for want of better evaluations."""
@@ -83,6 +86,7 @@ class Loop:
         config: TrainConfig,
         eval_every_steps: int | None,
         horizon: Horizon,
+        evaluators: list[Evaluator],
         outputs: Outputs,
         resumed_from: Path | None = None,
     ) -> None:
@@ -97,6 +101,9 @@ class Loop:
         self.outputs = outputs
         self.bar = outputs.bar
         self.horizon = horizon
+        self.evaluators = evaluators
+        self.own_figures: dict[str, float] = {}
+        """Those of the last evaluation, by tag."""
         self.record = ProgressRecord()
         if resumed_from is not None:
             self.record = load_state(resumed_from, replica, self.optimizers)
@@ -161,7 +168,7 @@ class Loop:
         self.bar.close()
         early = early and not self.horizon.is_reached(self.record)
         step = self.record.steps if self.exported_step is None else self.exported_step
-        return Training(evaluation, self.window.noted(self.record), early, step)
+        return Training(evaluation, self.own_figures, self.window.noted(self.record), early, step)
 
     def _load_best(self) -> bool:
         """Puts the best checkpoint's weights into the model, or prints why the last ones stay."""
@@ -309,7 +316,7 @@ class Loop:
     def _score(self) -> Evaluation:
         try:
             with self.replica.evaluating() as model:
-                return evaluate(
+                evaluation = evaluate(
                     model,
                     self.eval_loader,
                     self.replica.compute,
@@ -317,6 +324,11 @@ class Loop:
                     ranks=self.ranks,
                     is_interrupted=lambda: self.outputs.interruptions.is_stop_asked,
                 )
+                device = self.replica.compute.device
+                self.own_figures = figures_of(
+                    self.evaluators, model, self.outputs.tokenizer, device
+                )
+                return evaluation
         except EvaluationInterrupted:
             self._stop()
 
@@ -334,6 +346,7 @@ class Loop:
             {
                 "eval/loss": result.loss,
                 "eval/perplexity": result.perplexity,
+                **self.own_figures,
                 "eval/seconds": time.perf_counter() - started,
             }
         )
@@ -343,6 +356,9 @@ class Loop:
         self.bar.line(
             f"evaluation  step {self.record.steps:,}  loss {shown(result.loss)}  "
             f"perplexity {shown(result.perplexity)} ± {shown(result.perplexity_standard_error)}"
+            + "".join(
+                f"  {tag.removeprefix('eval/')} {x:.4g}" for tag, x in self.own_figures.items()
+            )
         )
         return result
 
