@@ -155,7 +155,9 @@ def _assert_survives_a_kill(folder: Path, whole: Path, seed: int) -> bool:
     assert "exitcode  : -9" in ended.stderr  # torchrun's report
     if events:  # before that, a process may not have met the others yet
         assert ended.message().startswith(LOST)
-    if (folder / "run" / "config.yaml").exists():
+    if (folder / "run" / "summary.json").exists():  # rank 0 had finished: nothing is left to do
+        assert results(folder / "run") == results(whole)
+    elif (folder / "run" / "config.yaml").exists():
         _assert_whole_and_continued(folder / "run", whole)
     return True
 
