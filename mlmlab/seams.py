@@ -5,10 +5,11 @@ on which the working directory is, and `name` from it. What it needs beyond the 
 the free mapping of options beside the name, as keyword arguments.
 """
 
+import functools
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ def find(
     arguments: Sequence[str],
     options: Mapping[str, Any],
     options_key: str | None = None,
-) -> Any:
-    """The object that a name stands for, which can be called with arguments and options.
+) -> Callable[..., Any]:
+    """The object that a name means, with its options: to be called with the arguments.
 
     Args:
         key: the config key that holds the name.
@@ -64,7 +65,7 @@ def find(
             f"{options_key}",
             remedy=f"{options_key}={{}}, or options that {name} takes",
         ) from error
-    return found
+    return functools.partial(found, **options)
 
 
 def _imported(key: str, name: str) -> Any:

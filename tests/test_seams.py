@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shlex
 import subprocess
 import sys
@@ -161,10 +160,11 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight_whoever_steps(
         _run(*TINY, "train.optimizer=my_ideas:muon", "run_dir=run")
     kept, _ = mlmlab.load_pretrained("run/failures/step_7")
     calls = 100  # no poison
-    _run(*TINY, "train.optimizer=my_ideas:muon", "run_dir=sound", "train.save_every_steps=6")
-    monkeypatch.undo()
-    os.chdir(ideas)
-    assert all(torch.isfinite(p).all() for p in kept.parameters())
+    every = ("train.save_every_steps=6", "train.keep_checkpoints=20")
+    _run(*TINY, *every, "train.optimizer=my_ideas:muon", "run_dir=sound")
+    sound, _ = mlmlab.load_pretrained("sound/checkpoints/step_6")
+    for untouched, expected in zip(kept.parameters(), sound.parameters(), strict=True):
+        assert torch.equal(untouched, expected)
 
 
 PAIRS = (

@@ -1,7 +1,6 @@
 """What a run asks of its model at every evaluation, beside masked perplexity."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -39,11 +38,11 @@ def build_evaluators(config: TrainEvalConfig, run_config: Any) -> list[Evaluator
     for name in config.evaluators:
         if name == MASKED_PERPLEXITY:
             continue
-        options = dict(config.options.get(name.partition(":")[2], {}))
+        options = config.options.get(name.partition(":")[2], {})
         build = seams.find(
             _KEY, name, {}, arguments=("config",), options=options, options_key="eval.options"
         )
-        evaluator = partial(build, **options)(run_config)
+        evaluator = build(run_config)
         if not isinstance(getattr(evaluator, "name", None), str) or not callable(
             getattr(evaluator, "run", None)
         ):

@@ -1,6 +1,5 @@
 """What trains, in which groups, and by which optimizer."""
 
-import functools
 import itertools
 import re
 from collections import Counter
@@ -181,15 +180,13 @@ def optimizer_builder(config: TrainConfig) -> Callable[[list[Group], TrainConfig
     Raises:
         UserError: one's own that is not there, or cannot be called like this.
     """
-    options = dict(config.optimizer_options)
-    build = seams.find(
+    return seams.find(
         "train.optimizer",
         config.optimizer,
         OPTIMIZERS,
         arguments=("groups", "config"),
-        options=options,
+        options=config.optimizer_options,
     )
-    return functools.partial(build, **options)
 
 
 def build_optimizers(

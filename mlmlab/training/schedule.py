@@ -1,6 +1,5 @@
 """The learning rate as a function of the steps applied: nothing to save, nothing to lose."""
 
-import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,15 +37,13 @@ def build_schedule(config: TrainConfig) -> Schedule:
     Raises:
         UserError: one's own that is not there, or cannot be called as a schedule is.
     """
-    options = dict(config.schedule_options)
-    function = seams.find(
+    return seams.find(
         "train.schedule",
         config.schedule,
         SCHEDULES,
         arguments=("step", "total_steps"),
-        options=options,
+        options=config.schedule_options,
     )
-    return functools.partial(function, **options)
 
 
 def learning_rate_factor(
