@@ -37,7 +37,8 @@ class Backward:
     def __init__(self, model: nn.Module, compute: Compute) -> None:
         self.model = model
         self.compute = compute
-        self.replays = compute.cuda_graphs
+        # Gradient checkpointing reads the state of the random generator, which no graph can.
+        self.replays = compute.cuda_graphs and not getattr(model, "gradient_checkpointing", False)
         """Whether micro-batches of a fixed shape are replayed."""
         self._fused_loss = micro_batch_loss
         if compute.compile:
