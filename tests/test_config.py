@@ -561,6 +561,8 @@ FINE_TUNING = {
         "device": "auto",
         "precision": "auto",
         "tf32": False,
+        "cuda_graphs": True,
+        "compile": False,
         "parallel": "ddp",
         "processes": None,
         "deterministic": False,
