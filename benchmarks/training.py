@@ -315,9 +315,7 @@ class Measurement:
     setting: Setting
     contender: Contender
     step_seconds: list[float]
-    """Median step of each round."""
-    peak_bytes: int | None
-    """On CUDA: above what was allocated before the round."""
+    """The mean step of each round."""
 
     @property
     def median(self) -> float:
@@ -339,7 +337,6 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         them = list(contenders(Path(folder), setting, tokenizer, arguments.compile))
         samples: list[list[float]] = [[] for _ in them]
-        peaks: list[int | None] = [None] * len(them)
         steps = []
         for contender in them:
             contender.seconds_of(3)
@@ -347,14 +344,9 @@ def measure(
         for turn in range(arguments.rounds):
             for place in range(len(them)) if turn % 2 else reversed(range(len(them))):
                 gc.collect()
-                if setting.device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats(setting.device)
-                    before = torch.cuda.memory_allocated(setting.device)
                 taken = them[place].seconds_of(steps[place])
                 samples[place].append(taken / steps[place])
-                if setting.device.type == "cuda":
-                    peaks[place] = torch.cuda.max_memory_allocated(setting.device) - before
-    return [Measurement(setting, *row) for row in zip(them, samples, peaks, strict=True)]
+    return [Measurement(setting, *row) for row in zip(them, samples, strict=True)]
 
 
 def print_table(measurements: list[Measurement]) -> None:
@@ -388,7 +380,6 @@ def write_csv(path: Path, measurements: list[Measurement], machine: dict[str, An
             "fastest_ms": f"{min(m.step_seconds) * 1e3:.5g}",
             "slowest_ms": f"{max(m.step_seconds) * 1e3:.5g}",
             "tflops": f"{m.flops_per_second / 1e12:.5g}",
-            "peak_mib": "" if m.peak_bytes is None else f"{m.peak_bytes / 2**20:.0f}",
             "rounds": len(m.step_seconds),
             **machine,
         }

@@ -1,6 +1,7 @@
 """Micro-batches of a fixed shape, and passes that are compiled or replayed as CUDA graphs."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from mlmlab.data.corpus import Shard
 from mlmlab.data.loader import TrainLoader
 from mlmlab.masking import MaskingConfig
 from mlmlab.model import MaskedLanguageModel
-from mlmlab.runtime.config import Precision
-from mlmlab.runtime.devices import Compute
+from mlmlab.runtime.config import Precision, RuntimeConfig
+from mlmlab.runtime.devices import Compute, torch_settings
 from mlmlab.training.backward import Backward
 
 CPU = Compute(torch.device("cpu"), Precision.FP32)
@@ -108,8 +109,16 @@ def _on_cuda(**changes: object) -> tuple[MaskedLanguageModel, Compute]:
     return _model(dropout=0.1).to(compute.device), dataclasses.replace(compute, **changes)  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """In fp32, attention's backward pass on CUDA has other bits each time by default."""
+    with torch_settings(RuntimeConfig(deterministic=True)):
+        yield
+
+
 @needs_cuda
 @pytest.mark.gpu
+@pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("precision", list(Precision)[1:])
 @pytest.mark.parametrize("pinned", [False, True])
 def test_a_replayed_pass_has_the_bits_of_the_plain_one(precision: Precision, pinned: bool) -> None:
@@ -124,6 +133,7 @@ def test_a_replayed_pass_has_the_bits_of_the_plain_one(precision: Precision, pin
 
 @needs_cuda
 @pytest.mark.gpu
+@pytest.mark.usefixtures("deterministic")
 def test_a_replayed_compiled_pass_follows_the_compiled_one() -> None:
     micro_batches = _micro_batches(16, 16, pinned=True)
     plain = Backward(*_on_cuda(compile=True))

@@ -5,6 +5,7 @@ computes them in 4 ms, while Python takes 16 ms to launch them (benchmarks/resul
 same kernels, recorded once and launched together.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,8 @@ class Backward:
         """Whether micro-batches of a fixed shape are replayed."""
         self._fused_loss = micro_batch_loss
         if compute.compile:
+            # Inductor's hints about its own choices are nothing that the user can act on.
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
             self._fused_loss = torch.compile(micro_batch_loss, dynamic=False)
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
 
@@ -91,7 +94,8 @@ class Backward:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             loss = self._loss(micro)
             (loss * scale).backward()  # type: ignore[no-untyped-call]
-        recorded = _Graph(graph, micro, scale, loss, parameters)
+        # Detached: autograd's nodes, if anything kept them, would take part in the next recording.
+        recorded = _Graph(graph, micro, scale, loss.detach(), parameters)
         for parameter, gradient in zip(parameters, earlier, strict=True):
             parameter.grad = gradient
         return recorded
@@ -125,4 +129,4 @@ class _Graph:
             torch._foreach_add_(sums, self.gradients)
         for parameter, gradient in zip(self.parameters, sums or self.gradients, strict=True):
             parameter.grad = gradient
-        return self.loss.detach()
+        return self.loss

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerAction, ProfilerActivity, profile, schedule
 
 _WAIT, _WARMUP = 2, 3
@@ -61,7 +60,7 @@ class Profiler:
         operations = [
             event
             for event in watched.key_averages()
-            if event.device_type == DeviceType.CPU and not event.key.startswith(_FRAMES)
+            if event.device_type.name == "CPU" and not event.key.startswith(_FRAMES)
         ]
         operations.sort(key=self._seconds, reverse=True)
         total = sum(map(self._seconds, operations)) or 1
