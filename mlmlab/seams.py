@@ -63,7 +63,7 @@ def find(
             found=f"{name}{signature}, called as ({call}): {error}",
             expected=f"positional arguments ({', '.join(arguments)}); further ones come from "
             f"{options_key}",
-            remedy=f"{options_key}={{}}, or options that {name} takes",
+            remedy=f"options that {name} takes; ~{options_key}.OPTION removes one",
         ) from error
     return functools.partial(found, **options)
 

@@ -374,6 +374,14 @@ def test_an_evaluation_with_ones_own_policy_is_repeated_by_evaluate(ideas: Path)
     other = mlmlab.compose_evaluation("checkpoint=run", "eval.masking.options.share=0.4")
     more = mlmlab.evaluate_checkpoint(other, quiet=True).evaluation.masked_count
     assert more == pytest.approx(2 * summary.eval_masked_tokens, rel=0.1)
+    with refusal("eval.masking.options", Code.INVALID, "share", "~eval.masking.options."):
+        changed = mlmlab.compose_evaluation("checkpoint=run", "eval.masking.unit=token")
+        mlmlab.evaluate_checkpoint(changed, quiet=True)
+    token = ("eval.masking.unit=token", "~eval.masking.options.share")
+    report = mlmlab.evaluate_checkpoint(
+        mlmlab.compose_evaluation("checkpoint=run", *token), quiet=True
+    )
+    assert report.evaluation.masked_count == _run(*TINY, "run_dir=plain").eval_masked_tokens
 
 
 def test_words_of_ones_own_policy_are_found(ideas: Path) -> None:

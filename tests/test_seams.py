@@ -275,7 +275,7 @@ def test_the_document_on_extending_can_be_followed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_ideas", raising=False)
-    assert len(commands) == 4
-    for number, command in enumerate(commands[:3]):  # the last is a sweep, as in the test above
+    assert len(commands) == 5
+    for number, command in enumerate(commands[:-1]):  # the last is a sweep, as in the test above
         overrides = shlex.split(command.removeprefix("python -m mlmlab.train "))
         _run(*TINY, *overrides, "train.max_steps=3", f"run_dir=run{number}")

@@ -147,6 +147,13 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     "train eval.mask_draws=0": ("eval.mask_draws", Code.INVALID),
     "train eval.split=all": ("eval.split", Code.REMOVED_KEY),
     "train eval.batch_size=64": ("eval.batch_size", Code.REMOVED_KEY),
+    "train masking.unit=wrod": ("masking.unit", Code.WRONG_TYPE),
+    "train masking.unit=no_such_module:Policy": ("masking.unit", Code.NOT_FOUND),
+    "train masking.unit=contextlib:closing": ("masking.unit", Code.INVALID),  # it selects nothing
+    "train masking.unit=my_ideas:EveryOther masking.budget=exact": (
+        "masking.budget",
+        Code.CONFLICT,
+    ),
     "train eval.masking.mode=static": ("eval.masking.mode", Code.UNKNOWN_KEY),
     "train eval.masking.rate=0": ("eval.masking.rate", Code.INVALID),
     "train train.warmup_fraction=0.1": ("train.warmup_fraction", Code.CONFLICT),
@@ -281,6 +288,8 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     # Show-masks
     "show_masks w1 --tokenizer $/bert --rate 1.5": ("masking.rate", Code.INVALID),
     "show_masks w1 --tokenizer $/bert --unit wrod": ("masking.unit", Code.WRONG_TYPE),
+    "show_masks w1 --tokenizer $/bert --option share": ("the command line", Code.SYNTAX),
+    "show_masks w1 --tokenizer $/bert --option share=1": ("masking.options", Code.INVALID),
     "show_masks w1 --tokenizer $/bert --epochs 0": ("the command line", Code.SYNTAX),
     "show_masks w1 --tokenizer $/gone": ("tokenizer.path", Code.NOT_FOUND),
 }
