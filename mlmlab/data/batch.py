@@ -42,8 +42,9 @@ class MicroBatch:
     """Real tokens, padding not counted."""
     has_fixed_shape: bool = False
     """Whether all micro-batches of as many examples have as many positions (`fixed_shape`)."""
-    masking_rate: float = 0.0
-    """The share of its tokens that was to be predicted."""
+    masking_rate: float | None = None
+    """The share of its tokens that was to be predicted; None: an objective of one's own selected
+    them."""
     weights: torch.Tensor | None = None
     """fp32 `[M]`, what each prediction's loss is multiplied by; None: 1."""
     loss_weight: float | None = None
@@ -170,7 +171,7 @@ class Masker(Generic[Policy]):
             None if examples.documents is None else self._tensor(examples.documents),
             token_count,
             has_fixed_shape,
-            rate,
+            rate if selected is None else None,
         )
 
     def prepare(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mlmlab.data.batch import Masker, MicroBatch
 from mlmlab.data.blocks import Blocks, Examples, Order
+from mlmlab.errors import Code, UserError
 from mlmlab.masking import MaskingPolicy
 from mlmlab.random import Seeds
 from mlmlab.runtime.distributed import ALONE, Ranks
@@ -56,7 +57,7 @@ class StepBatch:
     token_count: int
     """Real tokens of the whole step, predicted or not."""
     masking_rate: float
-    """The share of them that was to be predicted."""
+    """The share of them that was to be predicted, or was, where one's own objective decides."""
     example_count: int = 0
     """Examples of the whole step."""
     requests: Requests = field(default_factory=Requests)
@@ -112,6 +113,7 @@ class TrainLoader:
                 requests.saves,
             ]
         )
+        rate = micro_batches[0].masking_rate
         return StepBatch(
             number=number,
             epoch=epoch,
@@ -119,7 +121,7 @@ class TrainLoader:
             loss_weight=weight,
             masked_count=int(masked),
             token_count=int(tokens),
-            masking_rate=micro_batches[0].masking_rate,
+            masking_rate=masked / tokens if rate is None else rate,
             example_count=len(example_ids),
             requests=Requests(stops=int(stops), saves=int(saves)),
         )
@@ -133,6 +135,16 @@ class TrainLoader:
             chosen = mine[start : start + self.micro_batch_size]
             ids = chosen if len(chosen) else example_ids[:1]
             micro = self.objective.prepare(self.blocks.take(ids), ids, epoch, step)
+            if not isinstance(micro, MicroBatch):
+                raise UserError.of(
+                    "objective.name",
+                    code=Code.INVALID,
+                    found=f"{type(self.objective).__name__}, whose prepare returned "
+                    f"{type(micro).__name__}",
+                    expected="a MicroBatch",
+                    remedy="return what masker.micro_batch(...) returns, changed with "
+                    "dataclasses.replace",
+                )
             yield micro if len(chosen) else micro.without_predictions()
 
     def batches(self, first: int, step: int) -> Generator[StepBatch, None, None]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mlmlab.data.batch import MicroBatch
+from mlmlab.errors import Code, UserError
 from mlmlab.runtime.devices import Compute
 
 Loss = Callable[[nn.Module, MicroBatch], torch.Tensor]
@@ -62,7 +63,16 @@ class Backward:
     def _loss(self, micro: MicroBatch) -> torch.Tensor:
         loss = self._fused_loss if micro.has_fixed_shape else self.loss
         with self.compute.autocast():
-            return loss(self.model, micro)
+            total = loss(self.model, micro)
+        if not (isinstance(total, torch.Tensor) and total.shape == () and total.requires_grad):
+            raise UserError.of(
+                "objective.name",
+                code=Code.INVALID,
+                found=f"a loss that is {_described(total)}",
+                expected="the sum of the losses: an fp32 scalar, with a gradient",
+                remedy="return losses.sum(), say",
+            )
+        return total
 
     def _graph_for(self, micro: MicroBatch) -> "_Graph | None":
         shape = (micro.masked.input_ids.shape, micro.masked.positions.shape)
@@ -93,6 +103,13 @@ class Backward:
         for parameter, gradient in zip(parameters, earlier, strict=True):
             parameter.grad = gradient
         return recorded
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    gradient = "" if value.requires_grad else ", without a gradient"
+    return f"a tensor, {str(value.dtype).removeprefix('torch.')} {list(value.shape)}{gradient}"
 
 
 @dataclass(eq=False)
