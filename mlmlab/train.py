@@ -1,4 +1,4 @@
-"""python -m mlmlab.train: Hydra composes a config, `run` does what it says."""
+"""python -m mlmlab.train: Hydra composes a config, `execute` does what it says."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from mlmlab.cli.hydra_errors import as_command
 from mlmlab.cli.sweeps import refuse_shared_folder
 from mlmlab.config import build
 from mlmlab.errors import Code, UserError
-from mlmlab.runs import run
+from mlmlab.runs import execute
 from mlmlab.runs.exit_status import exit_status
 
 
@@ -55,10 +55,10 @@ def _refuse_under_torchrun() -> None:
 
 
 def _run(mapping: dict[str, Any], overrides: list[str]) -> float:
-    result = run(build(run_mapping(mapping, overrides)))
+    outcome = execute(build(run_mapping(mapping, overrides)))
     from mlmlab.runs.replay import Replay
 
-    return result.loss if isinstance(result, Replay) else result.eval_loss
+    return outcome.loss if isinstance(outcome, Replay) else outcome.eval_loss
 
 
 def main() -> None:

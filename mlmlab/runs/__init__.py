@@ -9,12 +9,13 @@ from mlmlab.config import DebugMode, EvaluateConfig, RunConfig
 if TYPE_CHECKING:
     from mlmlab.runs.evaluate import EvaluationReport
     from mlmlab.runs.replay import Replay
+    from mlmlab.runs.result import RunResult
     from mlmlab.tracking.summary import Summary
 
 # Each function imports what it needs: a wrong option does not wait for PyTorch.
 
 
-def run(config: RunConfig, *, quiet: bool = False) -> "Summary | Replay":
+def run(config: RunConfig, *, quiet: bool = False) -> "RunResult | Replay":
     """Trains, evaluates and exports; or resumes a run, or replays one of its steps.
 
     `runtime.processes` starts the processes of the run; under torchrun each process calls this
@@ -25,13 +26,28 @@ def run(config: RunConfig, *, quiet: bool = False) -> "Summary | Replay":
         quiet: print nothing.
 
     Returns:
-        The content of the run's summary.json; with debug=replay, the step's loss.
+        The run's summary, model, tokenizer and metrics; with debug=replay, the step's loss.
 
     Raises:
         UserError: the config or what it names is wrong; nothing was written.
         RunFailed: the loss or a gradient became non-finite, or another process ended.
         FailedElsewhere: one of `runtime.processes` failed, and has printed why.
         Interrupted: a signal asked the run to stop; there is a checkpoint.
+    """
+    outcome = execute(config, quiet=quiet)
+    from mlmlab.runs.replay import Replay
+    from mlmlab.runs.result import RunResult
+
+    if isinstance(outcome, Replay):
+        return outcome
+    return RunResult.read(outcome, Path(config.resume or outcome.run_dir))
+
+
+def execute(config: RunConfig, *, quiet: bool = False) -> "Summary | Replay":
+    """As `run`, for the command, which has no use for a model in memory.
+
+    Returns:
+        The content of the run's summary.json; with debug=replay, the step's loss.
     """
     if config.debug.mode is DebugMode.REPLAY:
         from mlmlab.runs.replay import replay
