@@ -215,7 +215,7 @@ def test_the_help_of_the_other_commands_shows_examples_in_eighty_columns(
 
 
 def end_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def train(_: RunConfig, *, quiet: bool) -> None:
+    def train(_: RunConfig, **_options: object) -> None:
         raise error
 
     monkeypatch.setattr("mlmlab.runs.train.train", train)

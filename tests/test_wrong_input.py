@@ -192,6 +192,7 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     # Text
     "train data.source=file": ("data.path", Code.MISSING),
     "train data.path=$/good.txt": ("data.path", Code.CONFLICT),
+    f"train {OWN} data.source=documents": ("documents", Code.MISSING),
     f"train {OWN} data.path=missing.txt": ("data.path", Code.NOT_FOUND),
     f"train {OWN} data.path=$": ("data.path", Code.NOT_FOUND),
     f"train {OWN} data.path='$/*.nothing'": ("data.path", Code.NOT_FOUND),

@@ -1,6 +1,8 @@
 """run(config) and evaluate_checkpoint(config): all that the commands do, as functions."""
 
 import os
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 # Each function imports what it needs: a wrong option does not wait for PyTorch.
 
 
-def run(config: RunConfig, *, quiet: bool = False) -> "RunResult | Replay":
+def run(
+    config: RunConfig, *, documents: Iterable[str] | None = None, quiet: bool = False
+) -> "RunResult | Replay":
     """Trains, evaluates and exports; or resumes a run, or replays one of its steps.
 
     `runtime.processes` starts the processes of the run; under torchrun each process calls this
@@ -23,6 +27,8 @@ def run(config: RunConfig, *, quiet: bool = False) -> "RunResult | Replay":
 
     Args:
         config: from `mlmlab.compose`.
+        documents: the text of data.source=documents, a str each. They are kept in memory. A resume
+            needs the same ones again.
         quiet: print nothing.
 
     Returns:
@@ -34,7 +40,7 @@ def run(config: RunConfig, *, quiet: bool = False) -> "RunResult | Replay":
         FailedElsewhere: one of `runtime.processes` failed, and has printed why.
         Interrupted: a signal asked the run to stop; there is a checkpoint.
     """
-    outcome = execute(config, quiet=quiet)
+    outcome = execute(config, documents=documents, quiet=quiet)
     from mlmlab.runs.replay import Replay
     from mlmlab.runs.result import RunResult
 
@@ -43,29 +49,35 @@ def run(config: RunConfig, *, quiet: bool = False) -> "RunResult | Replay":
     return RunResult.read(outcome, Path(config.resume or outcome.run_dir))
 
 
-def execute(config: RunConfig, *, quiet: bool = False) -> "Summary | Replay":
+def execute(
+    config: RunConfig, *, documents: Iterable[str] | None = None, quiet: bool = False
+) -> "Summary | Replay":
     """As `run`, for the command, which has no use for a model in memory.
 
     Returns:
         The content of the run's summary.json; with debug=replay, the step's loss.
     """
+    texts = _checked(documents)
     if config.debug.mode is DebugMode.REPLAY:
         from mlmlab.runs.replay import replay
 
-        return replay(config, quiet=quiet)
+        return replay(config, documents=texts, quiet=quiet)
     if finished := _finished(config, quiet=quiet):
         return finished
     from mlmlab.runs.spawn import in_processes
     from mlmlab.runs.train import train
 
-    return in_processes(train, config, quiet=quiet)
+    return in_processes(partial(train, documents=texts), config, quiet=quiet)
 
 
-def evaluate_checkpoint(config: EvaluateConfig, *, quiet: bool = False) -> "EvaluationReport":
+def evaluate_checkpoint(
+    config: EvaluateConfig, *, documents: Iterable[str] | None = None, quiet: bool = False
+) -> "EvaluationReport":
     """Scores a checkpoint on text.
 
     Args:
         config: from `mlmlab.compose_evaluation`.
+        documents: the text of data.source=documents, a str each.
         quiet: print nothing.
 
     Raises:
@@ -76,7 +88,15 @@ def evaluate_checkpoint(config: EvaluateConfig, *, quiet: bool = False) -> "Eval
     from mlmlab.runs.evaluate import score
     from mlmlab.runs.spawn import in_processes
 
-    return in_processes(score, config, quiet=quiet)
+    return in_processes(partial(score, documents=_checked(documents)), config, quiet=quiet)
+
+
+def _checked(documents: Iterable[str] | None) -> tuple[str, ...] | None:
+    if documents is None:
+        return None
+    from mlmlab.data.sources import checked_documents
+
+    return checked_documents(documents)
 
 
 def _finished(config: RunConfig, *, quiet: bool) -> "Summary | None":
