@@ -18,7 +18,13 @@ from mlmlab.cli.commands import EVALUATE, TRAIN, Command, config_folder
 from mlmlab.cli.hydra_errors import OF_THE_RUN, composition_errors
 from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
 from mlmlab.errors import Code, UserError
-from mlmlab.runs.folder import allowed_changes, check_version, keep_pins, read_snapshot
+from mlmlab.runs.folder import (
+    allowed_changes,
+    check_version,
+    keep_pins,
+    read_snapshot,
+    run_to_resume,
+)
 
 
 def compose(*overrides: str) -> RunConfig:
@@ -56,22 +62,10 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             would make it another run.
     """
     mapping = {key: value for key, value in composed.items() if key != "sweep_dir"}
-    if mapping["resume"] is None:
-        return mapping
     is_auto = mapping["resume"] == "auto"
-    if is_auto:
-        if mapping["run_dir"] is None:
-            raise UserError.of(
-                "resume",
-                code=Code.MISSING,
-                found="auto, with run_dir=null",
-                expected="a folder that says which run",
-                remedy="run_dir=RUN_DIR resume=auto; or resume=RUN_DIR",
-            )
-        mapping["resume"] = mapping["run_dir"]
-        if not (Path(mapping["run_dir"]) / "config.yaml").is_file():
-            return mapping | {"resume": None}
-    run_dir = str(mapping["resume"])
+    mapping["resume"] = run_dir = run_to_resume(mapping)
+    if run_dir is None:
+        return mapping
     snapshot = read_snapshot(Path(run_dir))
     check_version(run_dir, snapshot, mapping)
     resumed = copy.deepcopy(snapshot) | {"resume": run_dir}

@@ -6,7 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlmlab.config import DebugMode, EvaluateConfig, RunConfig
+from mlmlab import schema
+from mlmlab.config import DebugMode, EvaluateConfig, RunConfig, build, build_evaluation
+from mlmlab.runs.folder import check_version, keep_pins, read_snapshot, run_to_resume
 
 if TYPE_CHECKING:
     from mlmlab.runs.evaluate import EvaluationReport
@@ -26,7 +28,8 @@ def run(
     function, and each gets the same result.
 
     Args:
-        config: from `mlmlab.compose`.
+        config: from `mlmlab.compose`, or made of the dataclasses in `mlmlab.config`. It is checked
+            here; values may be as YAML has them ("roberta" for Family.ROBERTA).
         documents: the text of data.source=documents, a str each. They are kept in memory. A resume
             needs the same ones again.
         quiet: print nothing.
@@ -40,6 +43,7 @@ def run(
         FailedElsewhere: one of `runtime.processes` failed, and has printed why.
         Interrupted: a signal asked the run to stop; there is a checkpoint.
     """
+    config = _checked(config)
     outcome = execute(config, documents=documents, quiet=quiet)
     from mlmlab.runs.replay import Replay
     from mlmlab.runs.result import RunResult
@@ -54,10 +58,13 @@ def execute(
 ) -> "Summary | Replay":
     """As `run`, for the command, which has no use for a model in memory.
 
+    Args:
+        config: a checked one.
+
     Returns:
         The content of the run's summary.json; with debug=replay, the step's loss.
     """
-    texts = _checked(documents)
+    texts = _texts(documents)
     if config.debug.mode is DebugMode.REPLAY:
         from mlmlab.runs.replay import replay
 
@@ -76,7 +83,7 @@ def evaluate_checkpoint(
     """Scores a checkpoint on text.
 
     Args:
-        config: from `mlmlab.compose_evaluation`.
+        config: from `mlmlab.compose_evaluation`, or made of the dataclasses in `mlmlab.config`.
         documents: the text of data.source=documents, a str each.
         quiet: print nothing.
 
@@ -88,10 +95,27 @@ def evaluate_checkpoint(
     from mlmlab.runs.evaluate import score
     from mlmlab.runs.spawn import in_processes
 
-    return in_processes(partial(score, documents=_checked(documents)), config, quiet=quiet)
+    config = build_evaluation(schema.to_mapping(config))
+    return in_processes(partial(score, documents=_texts(documents)), config, quiet=quiet)
 
 
-def _checked(documents: Iterable[str] | None) -> tuple[str, ...] | None:
+def _checked(config: RunConfig) -> RunConfig:
+    """The config, with what the run that it resumes has pinned: nothing new for one that
+    `mlmlab.compose` has made.
+
+    Raises:
+        UserError: what is wrong with it.
+    """
+    mapping = schema.to_mapping(config)
+    mapping["resume"] = run_dir = run_to_resume(mapping)
+    if run_dir is not None:
+        snapshot = read_snapshot(Path(run_dir))
+        check_version(run_dir, snapshot, mapping)
+        keep_pins(snapshot, mapping)
+    return build(mapping)
+
+
+def _texts(documents: Iterable[str] | None) -> tuple[str, ...] | None:
     if documents is None:
         return None
     from mlmlab.data.sources import checked_documents

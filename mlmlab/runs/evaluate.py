@@ -98,7 +98,6 @@ def _evaluate(
         lambda config, show: set_up_evaluation(config, show, documents), config, ranks, quiet=quiet
     )
     assert inputs.loaded is not None
-    assert config.eval.split is not None
     compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
     bar = ProgressBar(0, quiet=quiet)
     bar.line(terminal.evaluation_plan(config, inputs, compute, ranks))
@@ -120,7 +119,7 @@ def _evaluate(
         floor_perplexity=floor,
         checkpoint=inputs.loaded.resolved,
         data=inputs.text.source.description,
-        split=config.eval.split,
+        split=config.eval.split or Split.ALL,
         documents=inputs.test.shard.documents,
         tokens=inputs.test.shard.token_count,
         examples=loader.examples_per_draw,

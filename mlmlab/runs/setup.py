@@ -290,7 +290,7 @@ def open_source(
             "documents",
             code=Code.MISSING,
             found="none, with data.source=documents",
-            expected="the text: Python code passes it, from the command line it cannot come",
+            expected="the text, which only Python code can pass",
             remedy="mlmlab.run(config, documents=[...]), the same ones again for a resume; or "
             "data.source=file data.path=FILE",
         )
