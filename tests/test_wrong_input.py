@@ -178,6 +178,7 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     "train seed=0,1": ("the command line", Code.SYNTAX),
     "train seed=range(3)": ("the command line", Code.SYNTAX),
     "train +train.epochs=3": ("the command line", Code.SYNTAX),
+    "train --config-dir nowhere +experiment=mine": ("--config-dir", Code.NOT_FOUND),
     # Sweeps, of which no job is run
     "train -m seed=0,1 masking.rate=0.15,3 debug=one_step": ("masking.rate", Code.INVALID),
     "train -m train.epochs=1,three seed=0,x debug=one_step": [

@@ -64,6 +64,21 @@ def _syntax(override: str) -> Problem:
     )
 
 
+def no_config_folder(where: str, folder: str) -> Problem:
+    """The problem with a folder for one's own options that is not there.
+
+    Args:
+        where: how it was named, --config-dir or config_dir.
+    """
+    return Problem(
+        where,
+        f"{folder}: no such folder",
+        "a folder with options of your own, such as experiment/mine.yaml",
+        f"{where}=FOLDER, then +experiment=mine",
+        code=Code.NOT_FOUND,
+    )
+
+
 def _explained(text: str, command: Command) -> Problem:
     """What we know better than Hydra, or else Hydra's own text, which often has the remedy."""
     if found := re.search(r"To append to your config use \+(.+?)=(.*)", text):
@@ -82,6 +97,8 @@ def _explained(text: str, command: Command) -> Problem:
             f"for instance {plus}{group}={closest}",
             code=Code.UNKNOWN_OPTION,
         )
+    if found := re.search(r"Additional config directory '(.*)' not found", text):
+        return no_config_folder("--config-dir", found.group(1))
     return Problem(
         "the command line",
         " ".join(text.split()),
