@@ -16,12 +16,12 @@ from refusals import check, refusal
 
 import mlmlab
 from mlmlab import evaluate, fill_mask
-from mlmlab.cli.hydra_errors import as_command
+from mlmlab.cli.commands import as_command
 from mlmlab.config import RunConfig
 from mlmlab.errors import Code, RunFailed, UserError
 from mlmlab.masking import Unit
 from mlmlab.runs.setup import set_up
-from mlmlab.train import train
+from mlmlab.train import main
 
 UNREACHABLE = "http://127.0.0.1:9"
 
@@ -140,11 +140,12 @@ def command(
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: this takes it back
+    monkeypatch.setattr(sys, "path", [*sys.path])  # so is this
 
     def run(*arguments: str) -> Finished:
         monkeypatch.setattr(sys, "argv", ["train", *arguments])
         with pytest.raises(SystemExit) as end:
-            as_command(train)
+            as_command(main)
         output = capfd.readouterr()
         assert isinstance(end.value.code, int)
         return Finished(end.value.code, output.out, output.err, folder)

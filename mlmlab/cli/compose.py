@@ -76,9 +76,8 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     given = [
         key for key in _parsed(overrides) if key not in says_which and not key.startswith("hydra.")
     ]
-    if is_auto and any(
-        _is_group(key, mapping) for key in given
-    ):  # the command that began the run, again
+    has_groups = any(_is_group(key, mapping) for key in given)
+    if is_auto and has_groups:  # the command that began the run, again
         resumed, given = copy.deepcopy(mapping) | {"run_dir": snapshot.get("run_dir")}, []
     for key in given:
         if key == "debug":
@@ -220,7 +219,7 @@ def composed(
             composition_errors(overrides, command),
             initialize_config_dir(version_base="1.3", config_dir=str(config_folder())),
         ):
-            return plain(hydra_compose(command.primary, list(overrides)))
+            return plain(hydra_compose(command.name, list(overrides)))
     finally:
         GlobalHydra.instance().hydra = outer
 

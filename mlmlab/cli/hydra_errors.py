@@ -1,32 +1,20 @@
 """Hydra's and OmegaConf's errors as messages of ours."""
 
 import difflib
-import os
 import re
-import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from mlmlab import schema
-from mlmlab.cli.commands import TRAIN, Command
+from mlmlab.cli.commands import TRAIN, Command, invocation
 from mlmlab.errors import Code, Problem, UserError
-from mlmlab.runs.exit_status import exit_status
 
 OF_THE_RUN = "of_the_run"
 """The option that an evaluated run's own group becomes; no user chooses it."""
-
-
-def as_command(main: Callable[[], object]) -> NoReturn:
-    """Runs a Hydra main as a process: one message and a status in place of a traceback."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits before we see its errors
-    with exit_status(), composition_errors(sys.argv[1:]):
-        main()
-    sys.exit(0)
 
 
 @contextmanager
@@ -103,6 +91,6 @@ def _explained(text: str, command: Command) -> Problem:
         "the command line",
         " ".join(text.split()),
         "KEY=VALUE, GROUP=OPTION or +experiment=NAME",
-        f"python -m {command.name} --help lists groups, options and keys",
+        f"{invocation(command.name)} --help lists groups, options and keys",
         code=Code.SYNTAX,
     )
