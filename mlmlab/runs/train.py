@@ -231,7 +231,7 @@ def _written(
     bar.line(terminal.closing(summary, training))
     if _sentences(config, inputs):
         bar.line(_filled(config, inputs, FillMask(model, inputs.tokenizer)))
-    bar.line(terminal.next_commands(config, inputs, run_dir))
+    bar.line(terminal.next_steps(config, inputs, run_dir))
     return summary
 
 
