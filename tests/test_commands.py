@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -20,6 +21,7 @@ from mlmlab.cli.commands import as_command
 from mlmlab.config import RunConfig
 from mlmlab.errors import Code, RunFailed, UserError
 from mlmlab.masking import Unit
+from mlmlab.runs.folder import run_folder
 from mlmlab.runs.setup import set_up
 from mlmlab.train import main
 
@@ -287,6 +289,16 @@ def test_python_finds_an_experiment_and_groups_of_ones_own(
     assert evaluation.data.path == "held.txt"
 
 
+def test_the_documents_experiment_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = (Path(mlmlab.__file__).parents[1] / "docs" / "extending.md").read_text()
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)
+    (tmp_path / "my_conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "my_conf" / "experiment" / "mine.yaml").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+    config = mlmlab.compose("+experiment=mine", config_dir="my_conf")
+    assert (config.name, config.data.path, config.masking.unit) == ("mine", "my.txt", Unit.WORD)
+
+
 def test_without_the_folder_its_options_are_unknown_and_a_missing_one_is_named(
     own_options: Path,
 ) -> None:
@@ -295,6 +307,17 @@ def test_without_the_folder_its_options_are_unknown_and_a_missing_one_is_named(
     for compose in (mlmlab.compose, mlmlab.compose_evaluation):
         with refusal("config_dir", Code.NOT_FOUND, own_options / "nowhere"):
             compose("checkpoint=x", config_dir=own_options / "nowhere")
+
+
+def test_a_group_of_ones_own_is_a_group_for_a_resume_too(own_options: Path, tmp_path: Path) -> None:
+    own: dict[str, Any] = {"config_dir": own_options}
+    run_dir = tmp_path / "run"
+    with run_folder(mlmlab.compose("+pace=fast", f"run_dir={run_dir}", **own)):
+        pass
+    again = mlmlab.compose("+pace=fast", f"run_dir={run_dir}", "resume=auto", **own)
+    assert (again.resume, again.train.learning_rate) == (str(run_dir), 0.5)
+    with refusal("pace", Code.CONFLICT, "the whole group pace"):
+        mlmlab.compose("+pace=fast", f"resume={run_dir}", **own)
 
 
 def test_the_command_and_its_sweeps_find_them_too(command: Command, own_options: Path) -> None:

@@ -89,6 +89,7 @@ def test_a_notebook_without_ipywidgets_is_not_warned() -> None:
         "bar.advance()\n"
         "bar.close()\n"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", kernel], capture_output=True)
+    done = subprocess.run([sys.executable, "-c", kernel], capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert b"train" in done.stderr
+    assert b"Warning" not in done.stderr

@@ -326,7 +326,7 @@ def test_readmes_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "my.txt").write_text("\n".join(CORPUS))
     names: dict[str, Any] = {}
     for block in blocks:
-        # The last one would train on the Hub's data.
+        # The recipe would train on the Hub's data.
         local = block.replace(hub_id, repr(str(checkpoint))).replace(
             '"+experiment=eli5", "train.max_steps=10"', '"debug=one_step"'
         )
@@ -336,3 +336,6 @@ def test_readmes_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.Monk
     again, _ = mlmlab.load_pretrained("out", quiet=True)
     assert torch.equal(again(**names["batch"]), names["model"](**names["batch"]))
     assert names["report"].tokens > 0
+    assert len(names["losses"]) == 1
+    assert [result.summary.seed for result in names["results"]] == [0, 1]
+    assert names["result"].summary.steps == 10
