@@ -20,7 +20,6 @@ from mlmlab import evaluate, fill_mask
 from mlmlab.cli.commands import as_command
 from mlmlab.config import RunConfig
 from mlmlab.errors import Code, RunFailed, UserError
-from mlmlab.masking import Unit
 from mlmlab.runs.folder import run_folder
 from mlmlab.runs.setup import set_up
 from mlmlab.train import main
@@ -282,7 +281,7 @@ def test_python_finds_an_experiment_and_groups_of_ones_own(
     config = mlmlab.compose("+experiment=mine", "+pace=fast", "seed=3", config_dir=own_options)
     assert (config.name, config.seed, config.train.max_steps) == ("mine", 3, 1)
     assert (config.model.layers, config.model.heads) == (1, 4)  # ours for the rest
-    assert (config.masking.unit, config.train.learning_rate) == (Unit.WORD, 0.5)
+    assert (config.masking.unit, config.train.learning_rate) == ("word", 0.5)
     monkeypatch.chdir(own_options.parent)
     assert mlmlab.compose("+experiment=mine", config_dir=own_options.name).name == "mine"
     evaluation = mlmlab.compose_evaluation("checkpoint=x", "data=held", config_dir=own_options)
@@ -296,7 +295,7 @@ def test_the_documents_experiment_is_found(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "my_conf" / "experiment" / "mine.yaml").write_text(recipe)
     monkeypatch.chdir(tmp_path)
     config = mlmlab.compose("+experiment=mine", config_dir="my_conf")
-    assert (config.name, config.data.path, config.masking.unit) == ("mine", "my.txt", Unit.WORD)
+    assert (config.name, config.data.path, config.masking.unit) == ("mine", "my.txt", "word")
 
 
 def test_without_the_folder_its_options_are_unknown_and_a_missing_one_is_named(

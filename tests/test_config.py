@@ -519,6 +519,7 @@ FINE_TUNING = {
     "masking": {
         "rate": 0.15,
         "unit": "token",
+        "options": {},
         "corrupt": "token",
         "mask_fraction": 0.8,
         "random_fraction": 0.1,
@@ -560,6 +561,8 @@ FINE_TUNING = {
         "device": "auto",
         "precision": "auto",
         "tf32": False,
+        "cuda_graphs": True,
+        "compile": False,
         "parallel": "ddp",
         "processes": None,
         "deterministic": False,
@@ -579,6 +582,7 @@ EVALUATION: dict[str, Any] = {
     "masking": {
         "rate": 0.15,
         "unit": "token",
+        "options": {},
         "corrupt": "token",
         "mask_fraction": 0.8,
         "random_fraction": 0.1,

@@ -72,7 +72,8 @@ def _batch(number: int = 0) -> StepBatch:
     ids = torch.randint(5, 60, (8, 16), generator=generator)
     positions = torch.arange(3, 128, 9)
     labels = torch.randint(5, 60, positions.shape, generator=generator)
-    micro = MicroBatch(MaskedBatch(ids, positions, labels, torch.zeros(9, dtype=torch.long)))
+    offsets = torch.searchsorted(positions, torch.arange(0, 129, 16))
+    micro = MicroBatch(MaskedBatch(ids, positions, labels, offsets))
     return StepBatch(number, 0, (micro,), len(labels), ids.numel(), 0.1)
 
 
@@ -92,7 +93,7 @@ def _train(model: MaskedLanguageModel, config: TrainConfig, steps: int = 3) -> N
 
 def _loss(model: MaskedLanguageModel, batch: StepBatch) -> torch.Tensor:
     (micro,) = batch.micro_batches
-    return token_losses(model(**micro.model_inputs(CPU.device)), micro.masked.labels).sum()
+    return token_losses(model(**micro.model_inputs()), micro.masked.labels).sum()
 
 
 # Freezing

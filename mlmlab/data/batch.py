@@ -4,7 +4,9 @@ B sequences   T positions   M predicted tokens
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -12,8 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from mlmlab.data.blocks import Blocks
-from mlmlab.masking import MaskedBatch, MaskingPolicy, Unit, VocabularyInfo, mask_batch
+from mlmlab.masking import MaskedBatch, MaskingPolicy, VocabularyInfo
+from mlmlab.masking.policy import KernelPolicy, OwnPolicy, build_policy, mask_with_policy
 
+_IGNORED = -100
+"""The label that PyTorch's cross-entropy leaves out."""
 Policy = TypeVar("Policy", bound=MaskingPolicy, covariant=True)
 
 
@@ -28,23 +33,35 @@ class MicroBatch:
     """int64 `[B, T]`, each token's document where documents are hidden from each other."""
     token_count: int = 0
     """Real tokens, padding not counted."""
+    has_fixed_shape: bool = False
+    """Whether all micro-batches of as many examples have as many positions (`fixed_shape`)."""
 
     @property
     def masked_count(self) -> int:
         """Predicted tokens."""
-        return len(self.masked.labels)
+        return int(self.masked.row_offsets[-1])
 
-    def model_inputs(self, device: torch.device) -> dict[str, torch.Tensor | None]:
-        """The arguments of the model's forward pass, on their way to the device."""
-        tensors = {
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on its way to the device, but for `row_offsets`, which the host alone reads."""
+
+        def moved(tensor: torch.Tensor | None) -> Any:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        ids, positions, labels, row_offsets = self.masked
+        return dataclasses.replace(
+            self,
+            masked=MaskedBatch(moved(ids), moved(positions), moved(labels), row_offsets),
+            attention_mask=moved(self.attention_mask),
+            documents=moved(self.documents),
+        )
+
+    def model_inputs(self) -> dict[str, torch.Tensor | None]:
+        """The arguments of the model's forward pass."""
+        return {
             "input_ids": self.masked.input_ids,
             "attention_mask": self.attention_mask,
             "positions": self.masked.positions,
             "documents": self.documents,
-        }
-        return {
-            name: None if tensor is None else tensor.to(device, non_blocking=True)
-            for name, tensor in tensors.items()
         }
 
     def without_predictions(self) -> "MicroBatch":
@@ -63,6 +80,14 @@ class Masker(Generic[Policy]):
     vocabulary: VocabularyInfo
     pin_memory: bool = False
     """Whether tensors are in page-locked memory, which is copied to CUDA asynchronously."""
+    fixed_for_rate: float | None = None
+    """Where given, micro-batches without padding get as many positions as up to this rate are
+    needed (`fixed_shape`)."""
+
+    @cached_property
+    def policy(self) -> KernelPolicy | OwnPolicy:
+        """What selects the tokens, built once."""
+        return build_policy(self.config)
 
     def micro_batch(
         self, blocks: Blocks, example_ids: NDArray[np.int64], *, epoch: int, seed: int, rate: float
@@ -78,14 +103,15 @@ class Masker(Generic[Policy]):
         config: MaskingPolicy = self.config
         if rate != config.rate:
             config = dataclasses.replace(config, rate=rate)
-        masked = mask_batch(
+        masked = mask_with_policy(
+            self.policy,
             examples.input_ids,
             example_ids=example_ids,
             epoch=epoch,
             seed=seed,
             config=config,
             vocabulary=self.vocabulary,
-            word_starts=None if config.unit is Unit.TOKEN else examples.word_starts,
+            word_starts=examples.word_starts,
         )
         lengths, width = examples.lengths, masked.input_ids.shape[1]
         attention_mask, token_count = None, masked.input_ids.size
@@ -93,13 +119,45 @@ class Masker(Generic[Policy]):
             token_count = int(lengths.sum())
             if lengths.min() < width:
                 attention_mask = self._tensor(np.arange(width) < lengths[:, None])
+        has_fixed_shape = False
+        if self.fixed_for_rate is not None and lengths is None and examples.documents is None:
+            masked, has_fixed_shape = fixed_shape(masked, self.fixed_for_rate)
         return MicroBatch(
             MaskedBatch(*map(self._tensor, masked)),
             attention_mask,
             None if examples.documents is None else self._tensor(examples.documents),
             token_count,
+            has_fixed_shape,
         )
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory() if self.pin_memory else tensor
+
+
+def fixed_shape(
+    masked: MaskedBatch[NDArray[Any]], rate: float
+) -> tuple[MaskedBatch[NDArray[Any]], bool]:
+    """Positions up to a number that depends on the batch's size alone.
+
+    Those in addition are of tokens that are not predicted, with the label that the loss ignores,
+    -100. Their number is the mean plus eight standard deviations, in multiples of 64.
+
+    Args:
+        rate: the highest share of predicted tokens.
+
+    Returns:
+        The batch, and whether it has the number: it keeps its own where that is larger.
+    """
+    ids, positions, labels, row_offsets = masked
+    mean = rate * ids.size
+    likely = mean + 8.0 * math.sqrt(mean * (1.0 - rate))
+    extra = min(ids.size, 64 * math.ceil(likely / 64)) - len(positions)
+    if extra < 0:
+        return masked, False
+    is_predicted = np.zeros(ids.size, bool)
+    is_predicted[positions] = True
+    others = np.flatnonzero(~is_predicted)[:extra]
+    positions = np.concatenate((positions, others))
+    labels = np.concatenate((labels, np.full(extra, _IGNORED)))
+    return MaskedBatch(ids, positions, labels, row_offsets), True

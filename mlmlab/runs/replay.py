@@ -66,7 +66,12 @@ def replay(
         quiet = quiet or not ranks.is_rank_zero
         state = ranks.on_rank_zero(lambda: _state_before(config, run_dir, step))
         config, inputs = set_up_run(config, ranks, state, documents, quiet=quiet)
-        compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
+        compute = Compute.for_model(
+            inputs.model.config.hidden_size,
+            config.runtime,
+            device,
+            alone=not ranks.is_distributed,
+        )
         bar = ProgressBar(0, quiet=quiet)
         bar.line(f"replaying step {step} of {run_dir}, from {state or 'its beginning'}")
         outputs = Outputs(
@@ -81,6 +86,7 @@ def replay(
             config, inputs, ranks, compute, horizon_of(config, inputs), outputs, state
         )
         batch = _advance(loop, step)
+        loop.replica.backward.replays = False  # a graph calls no hooks
         with _watched(loop.replica.model) as first_module:
             attempt = Attempt(loop.record, batch, loop.attempt(batch))
         loss_sum = math.fsum(ranks.gather(attempt.result.loss_sum.item()))

@@ -83,7 +83,12 @@ def _train(
 
         start = ranks.on_rank_zero(find_start)
         config, inputs = set_up_run(config, ranks, start.state, documents, quiet=quiet)
-        compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
+        compute = Compute.for_model(
+            inputs.model.config.hidden_size,
+            config.runtime,
+            device,
+            alone=not ranks.is_distributed,
+        )
         fill_mask = FillMask(inputs.model, inputs.tokenizer)
         for text in _sentences(config, inputs):
             fill_mask.encode(text)  # refuses a text without a mask now, not after the training
@@ -129,7 +134,7 @@ def _outputs(
         tracker = Tracker(run_dir, start.record.log_sizes)
         stack.callback(tracker.close)
         if config.debug.profile_steps:
-            profiler = Profiler(run_dir, config.debug.profile_steps)
+            profiler = Profiler(run_dir, config.debug.profile_steps, compute.device)
             stack.callback(profiler.close)
     save_every_minutes = config.train.save_every_minutes if ranks.is_rank_zero else None
     return Outputs(
@@ -158,7 +163,12 @@ def build_loop(
         blocks=inputs.train,
         order=_order(config, inputs),
         micro_batch_size=config.train.micro_batch_size or config.train.batch_size,
-        masker=Masker(config.masking, vocabulary, compute.is_cuda),
+        masker=Masker(
+            config.masking,
+            vocabulary,
+            compute.is_cuda,
+            config.masking.highest_rate if compute.fixes_shapes else None,
+        ),
         seeds=inputs.seeds,
         total_steps=horizon.total_steps,
         ranks=ranks,

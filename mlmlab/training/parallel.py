@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import Ranks
+from mlmlab.training.backward import Backward
 
 
 class Replica:
@@ -30,6 +31,7 @@ class Replica:
         self.compute = compute
         self.trained: nn.Module = self._trained()
         """What a training step calls: its backward pass averages gradients over the processes."""
+        self.backward = Backward(self.trained, compute)
 
     def _trained(self) -> nn.Module:
         model = self.model.to(self.compute.device)
