@@ -5,17 +5,35 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NoReturn, get_type_hints
 
 from mlmlab import schema
 from mlmlab.data.config import DataConfig, TokenizerChoice, TokenizerConfig
 from mlmlab.errors import Code, Problem, UserError
 from mlmlab.evaluation.config import ScoringConfig, TrainEvalConfig
-from mlmlab.masking.config import MaskingConfig, MaskingMode
+from mlmlab.masking.config import EvalMaskingConfig, MaskingConfig, MaskingMode
 from mlmlab.model.config import ModelSettings
 from mlmlab.runtime.config import Parallel, RuntimeConfig
 from mlmlab.schema import setting
 from mlmlab.training.config import Export, ObjectiveConfig, TrainConfig
+
+__all__ = [
+    "DataConfig",
+    "DebugConfig",
+    "EvalMaskingConfig",
+    "EvaluateConfig",
+    "MaskingConfig",
+    "ModelSettings",
+    "RunConfig",
+    "RuntimeConfig",
+    "ScoringConfig",
+    "TokenizerChoice",
+    "TokenizerConfig",
+    "TrainConfig",
+    "TrainEvalConfig",
+    "build",
+    "build_evaluation",
+]
 
 
 class CheckpointHead(Enum):
@@ -245,3 +263,23 @@ def _with_debug(config: RunConfig) -> RunConfig:
                 masking=dataclasses.replace(config.masking, mode=MaskingMode.STATIC),
                 model=dataclasses.replace(config.model, dropout=0.0),
             )
+
+
+def _refuse_assignment(config: Any, field_name: str, _: object) -> NoReturn:
+    raise dataclasses.FrozenInstanceError(
+        f"{type(config).__name__}.{field_name} cannot be assigned to, because a config never "
+        f"changes: dataclasses.replace(config, {field_name}=...) returns a changed copy, and "
+        "mlmlab.compose(...) composes another config"
+    )
+
+
+def _explain_assignment(kind: type) -> None:
+    """Has a config's class, and those of its groups, say what to do in place of an assignment."""
+    type.__setattr__(kind, "__setattr__", _refuse_assignment)
+    for hint in get_type_hints(kind).values():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            _explain_assignment(hint)
+
+
+_explain_assignment(RunConfig)
+_explain_assignment(EvaluateConfig)

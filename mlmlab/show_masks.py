@@ -8,23 +8,23 @@ from numpy.typing import NDArray
 
 from mlmlab import schema
 from mlmlab.cli.arguments import Arguments
+from mlmlab.cli.commands import as_command, invocation
 from mlmlab.cli.compose import parsed_overrides
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer
 from mlmlab.errors import UserError
 from mlmlab.fetch.hub import fetch_tokenizer
 from mlmlab.masking import UNITS, Budget, Corrupt, MaskedBatch, MaskingConfig
 from mlmlab.masking.policy import build_policy, mask_with_policy
-from mlmlab.runs.exit_status import exit_status
 from mlmlab.tracking.style import Style, styled
 
 _WIDTH = 79
 _EXAMPLES = """\
-  python -m mlmlab.show_masks "The quick brown fox jumps over the lazy dog." \\
+  %(prog)s "The quick brown fox jumps over the lazy dog." \\
       --tokenizer distilbert/distilroberta-base
-  python -m mlmlab.show_masks "unbelievably long words" --tokenizer DIR \\
+  %(prog)s "unbelievably long words" --tokenizer DIR \\
       --unit word --rate 0.3 --epochs 3
-  python -m mlmlab.show_masks "$(cat my.txt)" --tokenizer RUN_DIR --unit span
-  python -m mlmlab.show_masks "a policy of your own" --tokenizer RUN_DIR \\
+  %(prog)s "$(cat my.txt)" --tokenizer RUN_DIR --unit span
+  %(prog)s "a policy of your own" --tokenizer RUN_DIR \\
       --unit my_ideas:EveryOther --option share=0.2
 """
 _MARKS = {
@@ -38,7 +38,7 @@ _MARKS = {
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Arguments(
-        "python -m mlmlab.show_masks", "Shows what a masking policy does to a text.", _EXAMPLES
+        invocation("show_masks"), "Shows what a masking policy does to a text.", _EXAMPLES
     )
     parser.add_argument("text", metavar="TEXT", help="what to mask")
     parser.add_argument(
@@ -196,6 +196,10 @@ def _shown(number: int, tokenizer: Tokenizer) -> str:
     return tokenizer.decode([int(number)], skip_special_tokens=False).strip().removeprefix("##")
 
 
+def command() -> None:
+    """The command as a process."""
+    as_command(main)
+
+
 if __name__ == "__main__":
-    with exit_status():
-        main()
+    command()

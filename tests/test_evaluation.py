@@ -267,7 +267,7 @@ def test_a_run_on_the_small_world_knows_its_floor_and_writes_its_folder(
         "data.limit=200", "model.hidden_size=32", "train.max_steps=12", "run_dir=run",
         "eval.every_steps=6", "runtime.threads=1", "eval.fill_mask=['the cow <mask> .']",
     )  # fmt: skip
-    summary = mlmlab.run(config, quiet=True)
+    summary = mlmlab.run(config, quiet=True).summary
     assert summary.floor_perplexity is not None
     assert 1 < summary.floor_perplexity < summary.eval_perplexity < summary.initial_eval_perplexity
     run = tmp_path / "run"
@@ -321,4 +321,4 @@ def test_a_folder_of_ones_own_text_has_no_floor(
         "data=text", "data.path=text.txt", "data.block_size=16", "tokenizer.vocabulary_size=300",
         "model.hidden_size=32", "train.max_steps=2", "runtime.threads=1",
     )  # fmt: skip
-    assert mlmlab.run(config, quiet=True).floor_perplexity is None
+    assert mlmlab.run(config, quiet=True).summary.floor_perplexity is None

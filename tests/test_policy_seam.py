@@ -172,7 +172,7 @@ def rows_of(
 
 
 def _run(*overrides: str) -> Any:
-    return mlmlab.run(mlmlab.compose(*overrides), quiet=True)
+    return mlmlab.run(mlmlab.compose(*overrides), quiet=True).summary
 
 
 # The built-in policies

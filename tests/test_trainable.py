@@ -472,5 +472,5 @@ def test_a_run_computes_layers_again_where_it_is_asked_to(
     for value in ("false", "true"):
         config = mlmlab.compose(*SHORT, f"train.gradient_checkpointing={value}")
         assert set_up(config).model.gradient_checkpointing == (value == "true")
-        losses.append(mlmlab.run(config, quiet=True).eval_loss)
+        losses.append(mlmlab.run(config, quiet=True).summary.eval_loss)
     assert losses[0] == losses[1]

@@ -359,11 +359,11 @@ def test_a_run_with_the_same_config_has_the_same_bits(
     runs = []
     for name in ("a", "b"):
         config = mlmlab.compose(*SHORT, "train.max_steps=12", f"run_dir={name}")
-        runs.append(mlmlab.run(config, quiet=True))
+        runs.append(mlmlab.run(config, quiet=True).summary)
     assert runs[0].eval_loss == runs[1].eval_loss
     weights = [(tmp_path / n / "export" / "model.safetensors").read_bytes() for n in "ab"]
     assert weights[0] == weights[1]
-    other = mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=12", "seed=1"), quiet=True)
+    other = mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=12", "seed=1"), quiet=True).summary
     assert other.eval_loss != runs[0].eval_loss
     assert other.eval_masked_tokens == runs[0].eval_masked_tokens  # the test set is the same
 
@@ -372,9 +372,9 @@ def test_max_steps_counts_steps_and_epochs_count_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=3"), quiet=True).steps == 3
-    two = mlmlab.run(mlmlab.compose(*SHORT, "train.epochs=2"), quiet=True)
-    one = mlmlab.run(mlmlab.compose(*SHORT, "train.epochs=1"), quiet=True)
+    assert mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=3"), quiet=True).summary.steps == 3
+    two = mlmlab.run(mlmlab.compose(*SHORT, "train.epochs=2"), quiet=True).summary
+    one = mlmlab.run(mlmlab.compose(*SHORT, "train.epochs=1"), quiet=True).summary
     assert (two.steps, two.tokens) == (2 * one.steps, 2 * one.tokens)
 
 
@@ -425,7 +425,7 @@ def test_the_reported_speed_leaves_the_evaluations_out(
     evaluate = loop.evaluate
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loop, "evaluate", slow)
-    summary = mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=4"), quiet=True)
+    summary = mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=4"), quiet=True).summary
     assert summary.tokens / summary.tokens_per_second <= summary.seconds - 2 * 0.5
 
 

@@ -1,7 +1,7 @@
 """One step of a run again, looked at closely. Nothing is written."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +40,15 @@ class Replay:
     """Nats per predicted token."""
 
 
-def replay(config: RunConfig, *, quiet: bool = False) -> Replay:
+def replay(
+    config: RunConfig, *, documents: Sequence[str] | None = None, quiet: bool = False
+) -> Replay:
     """Repeats step `debug.step` of the run that `resume` names, from the state that was kept of
     it when it failed, or else from the newest checkpoint before it.
 
     Args:
         config: with `resume` and `debug=replay`.
+        documents: the run's text, for data.source=documents.
         quiet: print nothing.
 
     Raises:
@@ -62,7 +65,7 @@ def replay(config: RunConfig, *, quiet: bool = False) -> Replay:
     ):
         quiet = quiet or not ranks.is_rank_zero
         state = ranks.on_rank_zero(lambda: _state_before(config, run_dir, step))
-        config, inputs = set_up_run(config, ranks, state, quiet=quiet)
+        config, inputs = set_up_run(config, ranks, state, documents, quiet=quiet)
         compute = Compute.for_model(
             inputs.model.config.hidden_size,
             config.runtime,

@@ -21,7 +21,7 @@ from mlmlab.runs.setup import EvaluationInputs, Inputs, Text
 from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import Ranks
-from mlmlab.tracking.progress_bar import shown
+from mlmlab.tracking.progress_bar import in_notebook, shown
 from mlmlab.tracking.style import Style, styled
 from mlmlab.tracking.summary import Summary
 from mlmlab.training.config import TrainConfig
@@ -389,16 +389,23 @@ def completion(
     return "\n".join(lines)
 
 
-def next_commands(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
-    """Where everything is, and what one might type next."""
+def next_steps(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
+    """Where everything is, and what one might type next: in a notebook Python, else commands."""
     checkpoints = ", checkpoints/" if config.train.keep_checkpoints else ""
     logs = run_dir if config.run_dir is not None else run_dir.parent
     mask = inputs.tokenizer.mask_token
     text = f"the day after {mask} is friday ." if inputs.has_known_floor else f"A text with {mask}."
+    written = _row(
+        "written",
+        f"{run_dir}: config.yaml, metrics.jsonl, summary.json, export/ (opens with "
+        f"transformers){checkpoints}",
+    )
+    if in_notebook():
+        call = f'mlmlab.FillMask(result.model, result.tokenizer)("{text}")'
+        return f"\n{written}\n{_verbatim('next', call)}"
     rows = [
         "",
-        _row("written", f"{run_dir}: config.yaml, metrics.jsonl, summary.json, export/ (opens with "
-             f"transformers){checkpoints}"),
+        written,
         _verbatim("curves", f"tensorboard --logdir {logs}"),
         _verbatim(
             "next",

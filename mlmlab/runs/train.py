@@ -1,6 +1,7 @@
 """A training run from top to bottom, in this process or as one of several."""
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -44,13 +45,16 @@ from mlmlab.training.profiling import Profiler
 from mlmlab.training.schedule import Horizon
 
 
-def train(config: RunConfig, *, quiet: bool = False) -> Summary:
+def train(
+    config: RunConfig, *, documents: Sequence[str] | None = None, quiet: bool = False
+) -> Summary:
     """Trains, evaluates and exports; see `mlmlab.run`."""
     with (
         process_group(use_cuda=uses_cuda(config.runtime), if_lost=_IF_LOST) as ranks,
         torch_settings(config.runtime, ranks.local_rank) as device,
     ):
-        return _train(config, ranks, device, quiet=quiet or not ranks.is_rank_zero)
+        quiet = quiet or not ranks.is_rank_zero
+        return _train(config, ranks, device, documents, quiet=quiet)
 
 
 _IF_LOST = (
@@ -59,7 +63,14 @@ _IF_LOST = (
 )
 
 
-def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool) -> Summary:
+def _train(
+    config: RunConfig,
+    ranks: Ranks,
+    device: torch.device,
+    documents: Sequence[str] | None,
+    *,
+    quiet: bool,
+) -> Summary:
     with ExitStack() as stack:
 
         def open_folder() -> Path:
@@ -73,7 +84,7 @@ def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool
             return newest_checkpoint(config)
 
         start = ranks.on_rank_zero(find_start)
-        config, inputs = set_up_run(config, ranks, start.state, quiet=quiet)
+        config, inputs = set_up_run(config, ranks, start.state, documents, quiet=quiet)
         compute = Compute.for_model(
             inputs.model.config.hidden_size,
             config.runtime,
@@ -248,7 +259,7 @@ def _written(
     bar.line(terminal.closing(summary, training))
     if _sentences(config, inputs):
         bar.line(_filled(config, inputs, FillMask(model, inputs.tokenizer)))
-    bar.line(terminal.next_commands(config, inputs, run_dir))
+    bar.line(terminal.next_steps(config, inputs, run_dir))
     return summary
 
 
