@@ -154,7 +154,7 @@ def mlmlab_contender(
     replica = Replica(model, ALONE, compute)
     optimizers = build_optimizers(model, TrainConfig())
     masker = Masker(
-        MaskingConfig(), tokenizer.vocabulary(), compute.is_cuda,
+        MaskingConfig(), tokenizer.vocabulary(), pin_memory=compute.is_cuda,
         fixed_for_rate=0.15 if compute.fixes_shapes else None,
     )  # fmt: skip
     seeds = Seeds.of(0, 0, 0)

@@ -15,7 +15,7 @@ from mlmlab.masking.config import MaskingConfig, MaskingMode
 from mlmlab.model.config import ModelSettings
 from mlmlab.runtime.config import Parallel, RuntimeConfig
 from mlmlab.schema import setting
-from mlmlab.training.config import Export, TrainConfig
+from mlmlab.training.config import Export, ObjectiveConfig, TrainConfig
 
 
 class CheckpointHead(Enum):
@@ -78,6 +78,7 @@ class RunConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     model: ModelSettings = field(default_factory=ModelSettings)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: TrainEvalConfig = field(default_factory=TrainEvalConfig)

@@ -54,6 +54,8 @@ class Domain(IntEnum):
     """Whether the unit that crosses an example's budget comes in."""
     POLICY = 11
     """Whatever a user's own masking policy draws (`masking.policy.PolicyBatch.uniform`)."""
+    OBJECTIVE = 12
+    """Whatever a user's own objective draws (`data.batch.Masker.uniform`)."""
 
 
 def seed_word(seed: int) -> np.uint64:

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def find(
     arguments: Sequence[str],
     options: Mapping[str, Any],
     options_key: str | None = None,
-) -> Callable[..., Any]:
+) -> functools.partial[Any]:
     """The object that a name means, with its options: to be called with the arguments.
 
     Args:

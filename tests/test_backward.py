@@ -17,6 +17,7 @@ from mlmlab.model import MaskedLanguageModel
 from mlmlab.runtime.config import Precision, RuntimeConfig
 from mlmlab.runtime.devices import Compute, torch_settings
 from mlmlab.training.backward import Backward
+from mlmlab.training.objective import masked_token_loss
 
 CPU = Compute(torch.device("cpu"), Precision.FP32)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -30,12 +31,17 @@ def _shard() -> Shard:
 def _micro_batches(
     *sizes: int, rate: float = 0.15, fixed_for_rate: float | None = 0.15, pinned: bool = False
 ) -> list[MicroBatch]:
-    masker = Masker(MaskingConfig(), VOCABULARY, pinned, fixed_for_rate)
+    config = MaskingConfig(rate=rate)
+    masker = Masker(config, VOCABULARY, pin_memory=pinned, fixed_for_rate=fixed_for_rate)
     blocks = PackedBlocks(_shard(), BLOCK)
     return [
-        masker.micro_batch(blocks, np.arange(size), epoch=number, seed=0, rate=rate)
+        masker.micro_batch(blocks.take(np.arange(size)), np.arange(size), epoch=number)
         for number, size in enumerate(sizes)
     ]
+
+
+def _backward(model: MaskedLanguageModel, compute: Compute = CPU) -> Backward:
+    return Backward(model, compute, masked_token_loss)
 
 
 def _passes(
@@ -65,8 +71,8 @@ def test_a_fixed_shape_adds_positions_that_are_not_predicted_and_changes_no_grad
         for mine, theirs in zip(after.masked[1:3], before.masked[1:3], strict=True):
             assert torch.equal(mine[:count], theirs)
         assert (after.masked.labels[count:] == -100).all()
-    found = _passes(Backward(_model(dropout=0.0), CPU), fixed)
-    expected = _passes(Backward(_model(dropout=0.0), CPU), exact)
+    found = _passes(_backward(_model(dropout=0.0)), fixed)
+    expected = _passes(_backward(_model(dropout=0.0)), exact)
     assert len(found) == len(expected) > 20
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
@@ -78,7 +84,7 @@ def test_more_predictions_than_expected_and_padded_rows_keep_their_own_shape() -
     assert len(many.masked.positions) == many.masked_count > 200
     masker = Masker(MaskingConfig(), VOCABULARY, fixed_for_rate=0.15)
     rows = DocumentBlocks(_shard(), BLOCK, frame=([], []), pad_id=1, cut_off=False)
-    padded = masker.micro_batch(rows, np.arange(3), epoch=0, seed=0, rate=0.15)
+    padded = masker.micro_batch(rows.take(np.arange(3)), np.arange(3), epoch=0)
     assert padded.attention_mask is not None
     assert not padded.has_fixed_shape
     assert len(padded.masked.positions) == padded.masked_count
@@ -95,8 +101,8 @@ def test_a_fixed_shape_is_wide_enough_for_ten_thousand_batches() -> None:
 @pytest.mark.slow
 def test_a_compiled_pass_has_the_loss_and_the_gradient_of_the_plain_one() -> None:
     micro_batches = _micro_batches(16, 16, 3)
-    plain = _passes(Backward(_model(dropout=0.0), CPU), micro_batches)
-    compiled = Backward(_model(dropout=0.0), dataclasses.replace(CPU, compile=True))
+    plain = _passes(_backward(_model(dropout=0.0)), micro_batches)
+    compiled = _backward(_model(dropout=0.0), dataclasses.replace(CPU, compile=True))
     torch._dynamo.reset()
     found = _passes(compiled, micro_batches)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one for each shape
@@ -123,8 +129,8 @@ def deterministic() -> Iterator[None]:
 @pytest.mark.parametrize("pinned", [False, True])
 def test_a_replayed_pass_has_the_bits_of_the_plain_one(precision: Precision, pinned: bool) -> None:
     micro_batches = _micro_batches(16, 16, 3, 16, 3, pinned=pinned)
-    plain = Backward(*_on_cuda(precision=precision))
-    graphs = Backward(*_on_cuda(precision=precision, cuda_graphs=True))
+    plain = _backward(*_on_cuda(precision=precision))
+    graphs = _backward(*_on_cuda(precision=precision, cuda_graphs=True))
     expected = _passes(plain, micro_batches, steps=3)
     found = _passes(graphs, micro_batches, steps=3)
     assert len(graphs._graphs) == 2
@@ -136,8 +142,8 @@ def test_a_replayed_pass_has_the_bits_of_the_plain_one(precision: Precision, pin
 @pytest.mark.usefixtures("deterministic")
 def test_a_replayed_compiled_pass_follows_the_compiled_one() -> None:
     micro_batches = _micro_batches(16, 16, pinned=True)
-    plain = Backward(*_on_cuda(compile=True))
-    graphs = Backward(*_on_cuda(compile=True, cuda_graphs=True))
+    plain = _backward(*_on_cuda(compile=True))
+    graphs = _backward(*_on_cuda(compile=True, cuda_graphs=True))
     expected = _passes(plain, micro_batches, steps=3)
     found = _passes(graphs, micro_batches, steps=3)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))

@@ -529,6 +529,7 @@ FINE_TUNING = {
         "start_rate": None,
         "rate_steps": [],
     },
+    "objective": {"name": "mlm", "options": {}},
     "model": dict.fromkeys(field.name for field in dataclasses.fields(ModelSettings)),
     "train": {
         "epochs": 3,

@@ -47,8 +47,9 @@ def test_all_jobs_of_a_sweep_over_the_masking_score_the_same_tokens(
 def _chunks(*overrides: str) -> list[EvalChunk]:
     config = mlmlab.compose(*SHORT, *overrides)
     inputs = set_up(config)
-    masker = Masker(config.eval.masking, inputs.tokenizer.vocabulary())
-    return list(EvalLoader(inputs.test, masker, seeds=Seeds.of(0, config.eval.seed, 0)).chunks())
+    seed = Seeds.of(0, config.eval.seed, 0).eval_masks
+    masker = Masker(config.eval.masking, inputs.tokenizer.vocabulary(), seed)
+    return list(EvalLoader(inputs.test, masker).chunks())
 
 
 def test_the_positions_of_an_evaluation_do_not_depend_on_the_training_policy() -> None:

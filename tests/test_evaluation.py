@@ -62,8 +62,7 @@ def _loader(examples: int = 2 * CHUNK_TOKENS // BLOCK + 37) -> EvalLoader:
     tokens = np.random.default_rng(0).integers(5, 300, count).astype(np.uint16)
     return EvalLoader(
         blocks=PackedBlocks(_shard(tokens), BLOCK, keep_rest=True),
-        masker=Masker(MaskingConfig(), VocabularyInfo(300, 4, (0, 1, 2, 3, 4))),
-        seeds=SEEDS,
+        masker=Masker(MaskingConfig(), VocabularyInfo(300, 4, (0, 1, 2, 3, 4)), SEEDS.eval_masks),
     )
 
 
@@ -148,7 +147,7 @@ def test_evaluation_masks_are_not_the_training_masks() -> None:
         evaluation.blocks,
         Order(len(evaluation.blocks), 64, 0),
         64,
-        evaluation.masker,
+        dataclasses.replace(evaluation.masker, seed=SEEDS.masks),
         SEEDS,
     )
     _, examples = train.order.batch(0)
@@ -161,7 +160,8 @@ def test_evaluation_masks_are_not_the_training_masks() -> None:
 
 def test_another_eval_seed_masks_other_tokens() -> None:
     loader = _loader()
-    other = dataclasses.replace(loader, seeds=Seeds.of(0, 1, 0))
+    masker = dataclasses.replace(loader.masker, seed=Seeds.of(0, 1, 0).eval_masks)
+    other = dataclasses.replace(loader, masker=masker)
     first, second = next(loader.chunks()), next(other.chunks())
     assert not torch.equal(first.batch.masked.input_ids, second.batch.masked.input_ids)
 

@@ -152,7 +152,7 @@ def test_a_tokenizers_frame_is_what_it_puts_around_a_text(kind: TokenizerKind) -
 @pytest.mark.parametrize("pad_id", [PAD, SEP, MASK])
 def test_padding_is_never_predicted_whatever_id_pads(cut_off: bool, pad_id: int) -> None:
     blocks = blocks_of(shard_of([3, 20, 7, 60] * 20), 32, cut_off=cut_off, pad_id=pad_id)
-    loader = EvalLoader(blocks, Masker(MaskingConfig(rate=0.9), VOCABULARY), seeds=SEEDS)
+    loader = EvalLoader(blocks, Masker(MaskingConfig(rate=0.9), VOCABULARY, SEEDS.eval_masks))
     real = 0
     for chunk in loader.chunks():
         batch = chunk.batch
@@ -193,7 +193,7 @@ def _model(family: Family, dropout: float = 0.0) -> MaskedLanguageModel:
 @pytest.mark.parametrize("family", [Family.ROBERTA, Family.DISTILBERT])
 def test_padded_rows_are_scored_as_each_row_alone(family: Family) -> None:
     blocks = blocks_of(shard_of([3, 20, 7, 60] * 20), 32, cut_off=False)
-    loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seeds=SEEDS)
+    loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY, SEEDS.eval_masks))
     model = _model(family)
     result = evaluate(model, loader, CPU, ProgressBar(0, quiet=True))
     alone = 0.0
@@ -268,7 +268,7 @@ def test_isolation_reaches_the_loss_of_training_and_evaluation() -> None:
     losses = []
     for isolate in (False, True):
         blocks = PackedBlocks(shard, 32, isolate=isolate, keep_rest=True)
-        loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seeds=SEEDS)
+        loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY, SEEDS.eval_masks))
         losses.append(
             evaluate(_model(Family.ROBERTA), loader, CPU, ProgressBar(0, quiet=True)).loss
         )

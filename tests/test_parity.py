@@ -210,7 +210,13 @@ def test_twenty_adamw_steps_follow_transformers(
     compute = Compute(torch.device("cpu"), Precision.FP32)
     for number, (micro, loss) in enumerate(zip(batches, expected, strict=True)):
         step = StepBatch(
-            number, 0, (micro,), micro.masked_count, micro.masked.input_ids.numel(), 0.15
+            number,
+            0,
+            (micro,),
+            micro.masked_count,
+            micro.masked_count,
+            micro.masked.input_ids.numel(),
+            0.15,
         )
         result = train_step(
             Replica(ours, ALONE, compute),

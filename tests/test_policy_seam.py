@@ -1,5 +1,6 @@
 """One's own masking policy: masking.unit=package.module:name, and the kernel corrupts."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -148,15 +149,17 @@ def padded() -> Blocks:
 
 
 def masker(name: str, **changes: Any) -> Masker[MaskingConfig]:
-    return Masker(MaskingConfig(unit=f"my_ideas:{name}", **changes), VOCABULARY)
+    config = MaskingConfig(unit=f"my_ideas:{name}", **changes)
+    return Masker(config, VOCABULARY, total_steps=5)
 
 
 def rows_of(
     masker: Masker[MaskingConfig], blocks: Blocks, examples: list[int], **changes: int
 ) -> dict[int, tuple[list[int], list[int], list[int]]]:
     """Each example's corrupted ids but for padding, predicted positions and labels."""
-    arguments = {"epoch": 3, "seed": 7, **changes}
-    micro = masker.micro_batch(blocks, np.array(examples), rate=masker.config.rate, **arguments)  # type: ignore[arg-type]
+    masker = dataclasses.replace(masker, seed=changes.get("seed", 7))
+    ids = np.array(examples)
+    micro = masker.micro_batch(blocks.take(ids), ids, epoch=changes.get("epoch", 3))
     ids, positions, labels, offsets = (part.numpy() for part in micro.masked)
     found = {}
     for row, example in enumerate(examples):
@@ -180,9 +183,9 @@ def test_the_masks_of_the_built_in_policies_are_those_before_there_were_others()
     blocks, examples = packed(), np.array([3, 9, 1, 40])
     for unit, budget, corrupt in itertools.product(UNITS, Budget, Corrupt):
         config = MaskingConfig(unit=unit, budget=budget, corrupt=corrupt)
-        masker = Masker(config, VOCABULARY)
         for epoch, rate in ((0, 0.15), (1, 0.4)):
-            micro = masker.micro_batch(blocks, examples, epoch=epoch, seed=5, rate=rate)
+            masker = Masker(dataclasses.replace(config, rate=rate), VOCABULARY, seed=5)
+            micro = masker.micro_batch(blocks.take(examples), examples, epoch=epoch)
             for part in micro.masked:
                 digest.update(part.numpy().tobytes())
     assert digest.hexdigest() == BEFORE
@@ -235,9 +238,8 @@ def test_uniform_numbers_are_none_that_the_kernel_draws() -> None:
 
 def test_how_tokens_are_corrupted_does_not_follow_from_how_they_were_selected() -> None:
     """Plain selects where its number is low: were it the kernel's, all would become the mask."""
-    micro = masker("Plain", rate=0.5).micro_batch(
-        packed(), np.arange(50), epoch=0, seed=0, rate=0.5
-    )
+    ids = np.arange(50)
+    micro = masker("Plain", rate=0.5).micro_batch(packed().take(ids), ids, epoch=0)
     shown = micro.masked.input_ids.flatten()[micro.masked.positions]
     count = len(shown)
     assert count > 1000
@@ -303,7 +305,7 @@ def test_units_of_ones_own_are_corrupted_at_once() -> None:
     mixed = {}
     for corrupt in Corrupt:
         own = masker("Words", corrupt=corrupt, **config)
-        micro = own.micro_batch(packed(), np.arange(50), epoch=0, seed=0, rate=0.5)
+        micro = own.micro_batch(packed().take(np.arange(50)), np.arange(50), epoch=0)
         policy: Any = own.policy
         (batch,) = policy.batches
         positions = micro.masked.positions.numpy()
@@ -320,7 +322,7 @@ def test_units_of_ones_own_are_corrupted_at_once() -> None:
 def loader(policy: Masker[MaskingConfig]) -> TrainLoader:
     blocks = packed()
     order = Order(len(blocks), 8, 0)
-    return TrainLoader(blocks, order, 8, policy, SEEDS, total_steps=5)
+    return TrainLoader(blocks, order, 8, policy, SEEDS)
 
 
 def test_a_schedule_moves_the_rate_that_a_policy_gets() -> None:

@@ -13,7 +13,7 @@ from stopping import TINY, as_killed, bits, events
 
 import mlmlab
 from mlmlab.errors import Code, RunFailed
-from mlmlab.training.backward import micro_batch_loss
+from mlmlab.training.objective import masked_token_loss
 
 IDEAS = '''
 import torch
@@ -152,10 +152,10 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight_whoever_steps(
     def poisoned(*arguments: object) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        loss = micro_batch_loss(*arguments)  # type: ignore[arg-type]
+        loss = masked_token_loss(*arguments)  # type: ignore[arg-type]
         return loss * math.nan if calls == 7 else loss
 
-    monkeypatch.setattr("mlmlab.training.backward.micro_batch_loss", poisoned)
+    monkeypatch.setattr("mlmlab.training.objective.masked_token_loss", poisoned)
     with pytest.raises(RunFailed, match="step 7"):
         _run(*TINY, "train.optimizer=my_ideas:muon", "run_dir=run")
     kept, _ = mlmlab.load_pretrained("run/failures/step_7")

@@ -74,7 +74,7 @@ def _batch(number: int = 0) -> StepBatch:
     labels = torch.randint(5, 60, positions.shape, generator=generator)
     offsets = torch.searchsorted(positions, torch.arange(0, 129, 16))
     micro = MicroBatch(MaskedBatch(ids, positions, labels, offsets))
-    return StepBatch(number, 0, (micro,), len(labels), ids.numel(), 0.1)
+    return StepBatch(number, 0, (micro,), len(labels), len(labels), ids.numel(), 0.1)
 
 
 def _train(model: MaskedLanguageModel, config: TrainConfig, steps: int = 3) -> None:

@@ -76,7 +76,7 @@ def _loader(micro_batch_size: int, *, rate: float = 0.15, batch_size: int = 16) 
         blocks=blocks,
         order=Order(len(blocks), batch_size, 0),
         micro_batch_size=micro_batch_size,
-        masker=Masker(MaskingConfig(rate=rate), VOCABULARY),
+        objective=Masker(MaskingConfig(rate=rate), VOCABULARY),
         seeds=SEEDS,
     )
 
@@ -169,10 +169,8 @@ def test_batches_prepared_ahead_are_those_asked_for_one_by_one() -> None:
 def test_static_masking_repeats_the_masks_and_dynamic_masking_does_not() -> None:
     for mode, same in ((MaskingMode.STATIC, True), (MaskingMode.DYNAMIC, False)):
         loader = _loader(50, batch_size=50)
-        masking = dataclasses.replace(loader.masker.config, mode=mode)
-        loader = dataclasses.replace(
-            loader, masker=dataclasses.replace(loader.masker, config=masking)
-        )
+        masker = Masker(MaskingConfig(mode=mode), VOCABULARY)
+        loader = dataclasses.replace(loader, objective=masker)
         epochs = []
         for number in (0, 1):
             _, examples = loader.order.batch(number)
@@ -486,8 +484,9 @@ def test_the_memory_of_an_evaluation_is_near_what_it_takes(hidden: int, vocabula
               np.array([0, count])),
         length,
     )  # fmt: skip
-    masker = Masker(EvalMaskingConfig(), VocabularyInfo(vocabulary, 4, (0, 1, 2, 3, 4)))
-    loader = EvalLoader(blocks, masker, seeds=SEEDS)
+    known = VocabularyInfo(vocabulary, 4, (0, 1, 2, 3, 4))
+    masker = Masker(EvalMaskingConfig(), known, SEEDS.eval_masks)
+    loader = EvalLoader(blocks, masker)
     tracker = MemTracker()
     with tracker:
         evaluate(model, loader, CPU, ProgressBar(0, quiet=True))

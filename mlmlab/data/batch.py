@@ -13,9 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mlmlab.data.blocks import Blocks
-from mlmlab.masking import MaskedBatch, MaskingPolicy, VocabularyInfo
+from mlmlab.data.blocks import Examples
+from mlmlab.masking import (
+    MaskedBatch,
+    MaskingConfig,
+    MaskingMode,
+    MaskingPolicy,
+    VocabularyInfo,
+)
 from mlmlab.masking.policy import KernelPolicy, OwnPolicy, build_policy, mask_with_policy
+from mlmlab.random import Domain, derive_seed, uniforms
 
 _IGNORED = -100
 """The label that PyTorch's cross-entropy leaves out."""
@@ -35,11 +42,22 @@ class MicroBatch:
     """Real tokens, padding not counted."""
     has_fixed_shape: bool = False
     """Whether all micro-batches of as many examples have as many positions (`fixed_shape`)."""
+    masking_rate: float = 0.0
+    """The share of its tokens that was to be predicted."""
+    weights: torch.Tensor | None = None
+    """fp32 `[M]`, what each prediction's loss is multiplied by; None: 1."""
+    loss_weight: float | None = None
+    """What it adds to the number that the step's loss is divided by; None: its predicted tokens."""
 
     @property
     def masked_count(self) -> int:
         """Predicted tokens."""
         return int(self.masked.row_offsets[-1])
+
+    @property
+    def divisor(self) -> float:
+        """`loss_weight`, as a number."""
+        return self.masked_count if self.loss_weight is None else self.loss_weight
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on its way to the device, but for `row_offsets`, which the host alone reads."""
@@ -53,6 +71,7 @@ class MicroBatch:
             masked=MaskedBatch(moved(ids), moved(positions), moved(labels), row_offsets),
             attention_mask=moved(self.attention_mask),
             documents=moved(self.documents),
+            weights=moved(self.weights),
         )
 
     def model_inputs(self) -> dict[str, torch.Tensor | None]:
@@ -69,7 +88,10 @@ class MicroBatch:
         still reaches every parameter, as DDP and FSDP expect of each rank."""
         ids, positions, labels, row_offsets = self.masked
         masked = MaskedBatch(ids, positions[:0], labels[:0], torch.zeros_like(row_offsets))
-        return dataclasses.replace(self, masked=masked, token_count=0)
+        weights = None if self.weights is None else self.weights[:0]
+        return dataclasses.replace(
+            self, masked=masked, token_count=0, weights=weights, loss_weight=None
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +100,10 @@ class Masker(Generic[Policy]):
 
     config: Policy
     vocabulary: VocabularyInfo
+    seed: int = 0
+    """Of the masks."""
+    total_steps: int = 1
+    """Of the whole run, for a masking rate that moves."""
     pin_memory: bool = False
     """Whether tensors are in page-locked memory, which is copied to CUDA asynchronously."""
     fixed_for_rate: float | None = None
@@ -89,29 +115,45 @@ class Masker(Generic[Policy]):
         """What selects the tokens, built once."""
         return build_policy(self.config)
 
+    def rate_at(self, step: int) -> float:
+        """The masking rate after so many steps."""
+        if isinstance(self.config, MaskingConfig):
+            return self.config.rate_at(step, self.total_steps)
+        return self.config.rate
+
     def micro_batch(
-        self, blocks: Blocks, example_ids: NDArray[np.int64], *, epoch: int, seed: int, rate: float
+        self,
+        examples: Examples,
+        example_ids: NDArray[np.int64],
+        *,
+        epoch: int,
+        step: int = 0,
+        selected: NDArray[np.bool_] | None = None,
     ) -> MicroBatch:
         """Masks some examples.
 
         Args:
             example_ids: int64 `[B]`.
-            epoch: for an evaluation, the draw.
-            rate: replaces the config's, where a schedule moves it.
+            epoch: for an evaluation, the draw. It does not count where masks are static.
+            step: steps applied before, which decide the rate.
+            selected: bool `[B, T]`, the tokens to predict, in place of those that the policy
+                selects (`mask_batch`).
         """
-        examples = blocks.take(example_ids)
         config: MaskingPolicy = self.config
-        if rate != config.rate:
+        if isinstance(config, MaskingConfig) and config.mode is MaskingMode.STATIC:
+            epoch = 0
+        if (rate := self.rate_at(step)) != config.rate:
             config = dataclasses.replace(config, rate=rate)
         masked = mask_with_policy(
             self.policy,
             examples.input_ids,
             example_ids=example_ids,
             epoch=epoch,
-            seed=seed,
+            seed=self.seed,
             config=config,
             vocabulary=self.vocabulary,
             word_starts=examples.word_starts,
+            selected=selected,
         )
         lengths, width = examples.lengths, masked.input_ids.shape[1]
         attention_mask, token_count = None, masked.input_ids.size
@@ -128,7 +170,22 @@ class Masker(Generic[Policy]):
             None if examples.documents is None else self._tensor(examples.documents),
             token_count,
             has_fixed_shape,
+            rate,
         )
+
+    def prepare(
+        self, examples: Examples, example_ids: NDArray[np.int64], epoch: int, step: int
+    ) -> MicroBatch:
+        """What masked language modelling trains on."""
+        return self.micro_batch(examples, example_ids, epoch=epoch, step=step)
+
+    def uniform(
+        self, example_ids: NDArray[np.int64], epoch: int, *, length: int = 1, stream: int = 0
+    ) -> NDArray[np.float64]:
+        """Random numbers for an objective of one's own, in [0, 1), float64 `[B, length]`: each a
+        function of the seed, the epoch, the example's id, its place in the row and the stream."""
+        seed = derive_seed(self.seed, Domain.OBJECTIVE, stream)
+        return uniforms(seed, Domain.OBJECTIVE, example_ids, length, epoch)
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         tensor = torch.from_numpy(array)

@@ -125,19 +125,21 @@ def mask_with_policy(
     config: MaskingPolicy,
     vocabulary: VocabularyInfo,
     word_starts: NDArray[Any] | None,
+    selected: NDArray[np.bool_] | None = None,
 ) -> MaskedBatch[NDArray[Any]]:
     """`mask_batch`, where the policy selects the tokens.
 
     Args:
         policy: built with the config, but for the rate, which a schedule may have moved.
         word_starts: as for `mask_batch`; ignored where the policy does not need words.
+        selected: as for `mask_batch`; the policy is not asked then.
 
     Raises:
         UserError: what the user's own policy returns is no selection.
     """
-    starts = word_starts if needs_words(policy) else None
-    selected = units = None
-    if not isinstance(policy, KernelPolicy):
+    starts = word_starts if needs_words(policy) and selected is None else None
+    units = None
+    if selected is None and not isinstance(policy, KernelPolicy):
         selectable = ~vocabulary.protected[input_ids]
         if starts is not None:  # a word begins at a special token, after one, and with the row
             begins = np.ones_like(selectable)

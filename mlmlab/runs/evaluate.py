@@ -93,8 +93,12 @@ def _evaluate(
     bar.line(terminal.evaluation_plan(config, inputs, compute, ranks))
     loader = EvalLoader(
         blocks=inputs.test,
-        masker=Masker(config.eval.masking, inputs.tokenizer.vocabulary(), compute.is_cuda),
-        seeds=inputs.seeds,
+        masker=Masker(
+            config.eval.masking,
+            inputs.tokenizer.vocabulary(),
+            inputs.seeds.eval_masks,
+            pin_memory=compute.is_cuda,
+        ),
         draws=config.eval.mask_draws,
         max_examples=config.eval.max_examples,
     )

@@ -139,6 +139,7 @@ _FIXED = (
     "tokenizer",
     "data",
     "masking",
+    "objective",
     "model",
     "train.batch_size",
     "train.optimizer",

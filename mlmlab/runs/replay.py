@@ -87,7 +87,7 @@ def replay(config: RunConfig, *, quiet: bool = False) -> Replay:
         with _watched(loop.replica.model) as first_module:
             attempt = Attempt(loop.record, batch, loop.attempt(batch))
         loss_sum = math.fsum(ranks.gather(attempt.result.loss_sum.item()))
-        loss, grad_norm = loss_sum / batch.masked_count, attempt.result.grad_norm.item()
+        loss, grad_norm = loss_sum / batch.loss_weight, attempt.result.grad_norm.item()
         broken = not_finite(loop.replica)
         examples = loop.train_loader.order.batch(batch.number)[1].tolist()
         bar.line(terminal.replay(batch, loss, grad_norm, examples, first_module, broken))
@@ -124,7 +124,7 @@ def _advance(loop: Loop, step: int) -> StepBatch:
     batches = loop.train_loader.batches(loop.record.batches, loop.record.steps)
     for batch in batches:
         is_over = loop.horizon.is_reached(loop.record)
-        if is_over or (batch.masked_count and loop.record.steps == step - 1):
+        if is_over or (batch.loss_weight and loop.record.steps == step - 1):
             batches.close()
             break
         loop.advance(batch)

@@ -34,6 +34,7 @@ from mlmlab.random import Seeds
 from mlmlab.runs.folder import is_fixed
 from mlmlab.runtime.distributed import Ranks
 from mlmlab.tracking.progress_bar import tokenization_bar
+from mlmlab.training.objective import find_objective
 from mlmlab.training.optimizer import freeze, optimizer_builder
 from mlmlab.training.schedule import build_schedule
 
@@ -425,6 +426,7 @@ def set_up_run(
     build_evaluators(config.eval, config)
     build_schedule(config.train)
     optimizer_builder(config.train)
+    find_objective(config.objective)
     config = dataclasses.replace(config, sources=_checked_sources(config))
     try:
         return on_rank_zero_first(

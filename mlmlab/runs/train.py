@@ -35,7 +35,9 @@ from mlmlab.tracking.summary import (
     versions,
 )
 from mlmlab.tracking.tracker import Tracker
+from mlmlab.training.backward import Loss
 from mlmlab.training.loop import Loop, Outputs, Training
+from mlmlab.training.objective import OBJECTIVES, find_objective, masked_token_loss
 from mlmlab.training.optimizer import suppresses_non_finite
 from mlmlab.training.parallel import Replica, ShardedReplica
 from mlmlab.training.profiling import Profiler
@@ -148,30 +150,42 @@ def build_loop(
 ) -> Loop:
     """The loop of a run, from its beginning or from the checkpoint in `state`."""
     vocabulary = inputs.tokenizer.vocabulary()
+    # An objective of one's own may do what no recorded step can.
+    fixes_shapes = compute.fixes_shapes and config.objective.name in OBJECTIVES
+    masker = Masker(
+        config.masking,
+        vocabulary,
+        inputs.seeds.masks,
+        horizon.total_steps,
+        compute.is_cuda,
+        config.masking.highest_rate if fixes_shapes else None,
+    )
+    objective = find_objective(config.objective)(config, masker)
+    replica = build_replica(inputs.model, ranks, compute, config.runtime.parallel, objective.loss)
+    if hasattr(objective, "setup"):
+        objective.setup(replica.model, compute.device)
     train_loader = TrainLoader(
         blocks=inputs.train,
         order=_order(config, inputs),
         micro_batch_size=config.train.micro_batch_size or config.train.batch_size,
-        masker=Masker(
-            config.masking,
-            vocabulary,
-            compute.is_cuda,
-            config.masking.highest_rate if compute.fixes_shapes else None,
-        ),
+        objective=objective,
         seeds=inputs.seeds,
-        total_steps=horizon.total_steps,
         ranks=ranks,
         requested=outputs.interruptions.requests,
     )
     eval_loader = EvalLoader(
         blocks=inputs.test,
-        masker=Masker(config.eval.masking, vocabulary, compute.is_cuda),
-        seeds=inputs.seeds,
+        masker=Masker(
+            config.eval.masking,
+            vocabulary,
+            inputs.seeds.eval_masks,
+            pin_memory=compute.is_cuda,
+        ),
         draws=config.eval.mask_draws,
         max_examples=config.eval.max_examples,
     )
     return Loop(
-        build_replica(inputs.model, ranks, compute, config.runtime.parallel),
+        replica,
         train_loader,
         eval_loader,
         config=config.train,
@@ -196,13 +210,17 @@ def _order(config: RunConfig, inputs: Inputs) -> Order:
 
 
 def build_replica(
-    model: MaskedLanguageModel, ranks: Ranks, compute: Compute, parallel: Parallel
+    model: MaskedLanguageModel,
+    ranks: Ranks,
+    compute: Compute,
+    parallel: Parallel,
+    loss: Loss = masked_token_loss,
 ) -> Replica:
     """The form that `runtime.parallel` names. Without torchrun there is one process, which has all
     of the model in any case."""
     if parallel is Parallel.FSDP and ranks.is_distributed:
-        return ShardedReplica(model, ranks, compute)
-    return Replica(model, ranks, compute)
+        return ShardedReplica(model, ranks, compute, loss)
+    return Replica(model, ranks, compute, loss)
 
 
 def _written(

@@ -6,56 +6,50 @@ same kernels, recorded once and launched together.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mlmlab.data.batch import MicroBatch
-from mlmlab.model import token_losses
 from mlmlab.runtime.devices import Compute
 
+Loss = Callable[[nn.Module, MicroBatch], torch.Tensor]
+"""The sum of a micro-batch's losses, an fp32 scalar; the micro-batch is on the device."""
 _MOST_GRAPHS = 4
 """Each keeps its gradients. Full micro-batches have one shape, the last of an epoch another."""
 _WARM_UP = 3
 """Passes before the recording, in which libraries allocate and choose their kernels."""
 
 
-def micro_batch_loss(model: nn.Module, micro: MicroBatch, compute: Compute) -> torch.Tensor:
-    """The sum of the micro-batch's token losses, an fp32 scalar.
-
-    Args:
-        micro: on the device.
-    """
-    with compute.autocast():
-        logits = model(**micro.model_inputs())
-    return token_losses(logits, micro.masked.labels).sum()
-
-
 class Backward:
     """Adds a micro-batch's gradient to the parameters'."""
 
-    def __init__(self, model: nn.Module, compute: Compute) -> None:
+    def __init__(self, model: nn.Module, compute: Compute, loss: Loss) -> None:
         self.model = model
         self.compute = compute
+        self.loss = loss
         # Gradient checkpointing reads the state of the random generator, which no graph can.
         self.replays = compute.cuda_graphs and not getattr(model, "gradient_checkpointing", False)
         """Whether micro-batches of a fixed shape are replayed."""
-        self._fused_loss = micro_batch_loss
+        self._fused_loss = loss
         if compute.compile:
             # Inductor's hints about its own choices are nothing that the user can act on.
             warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
-            self._fused_loss = torch.compile(micro_batch_loss, dynamic=False)
+            self._fused_loss = torch.compile(loss, dynamic=False)
         self._graphs: dict[tuple[torch.Size, ...], _Graph] = {}
 
-    def __call__(self, micro: MicroBatch, *, scale: float, divisor: int, seed: int) -> torch.Tensor:
+    def __call__(
+        self, micro: MicroBatch, *, scale: float, divisor: float, seed: int
+    ) -> torch.Tensor:
         """The gradient of the loss times `scale`, divided by `divisor`.
 
         Args:
             seed: of the dropout noise.
 
         Returns:
-            The sum of the token losses, an fp32 scalar.
+            The loss, undivided: an fp32 scalar.
         """
         graph = self._graph_for(micro) if self.replays and micro.has_fixed_shape else None
         torch.manual_seed(seed)  # after the recording, which draws noise, too
@@ -66,9 +60,9 @@ class Backward:
         return loss.detach()
 
     def _loss(self, micro: MicroBatch) -> torch.Tensor:
-        fuses = self.compute.compile and micro.has_fixed_shape
-        loss = self._fused_loss if fuses else micro_batch_loss
-        return loss(self.model, micro, self.compute)
+        loss = self._fused_loss if micro.has_fixed_shape else self.loss
+        with self.compute.autocast():
+            return loss(self.model, micro)
 
     def _graph_for(self, micro: MicroBatch) -> "_Graph | None":
         shape = (micro.masked.input_ids.shape, micro.masked.positions.shape)

@@ -60,7 +60,8 @@ class LogWindow:
 
     loss_sums: tuple[float, ...] = ()
     """Of each process."""
-    masked_count: int = 0
+    loss_weight: float = 0.0
+    """What their sum is divided by."""
 
 
 @dataclass(frozen=True, kw_only=True)

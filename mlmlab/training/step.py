@@ -48,8 +48,9 @@ def train_step(
 ) -> StepResult:
     """Backward over the micro-batches, then unscale, clip, check, step.
 
-    The loss is the mean over the predicted tokens of the whole step: each micro-batch's sum is
-    divided by the step's count, so that accumulation changes nothing but rounding. DDP and FSDP
+    The loss is the mean over the predicted tokens of the whole step, or what the objective puts in
+    place of their number: each micro-batch's sum is divided by that of the whole step, so that
+    accumulation changes nothing but rounding. DDP and FSDP
     average gradients over the processes, hence the factor of their number.
 
     Args:
@@ -70,7 +71,7 @@ def train_step(
             loss_sum += replica.backward(
                 micro,
                 scale=factor,
-                divisor=batch.masked_count,
+                divisor=batch.loss_weight,
                 # Dropout noise belongs to the micro-batch, not to what was drawn before it.
                 seed=seeds.dropout_noise(batch.number, number, ranks.rank),
             )
