@@ -76,7 +76,7 @@ def plan(
         _row("model", _model(inputs.model)),
         *_trained(inputs.model, train),
         _row("masking", _train_masking(config.masking)),
-        _row("scored", _masking(config.eval.masking)),
+        _row("scored", masking_policy(config.eval.masking)),
         _row("steps", f"{horizon.total_steps:,} of {train.batch_size} examples{accumulation}, "
              f"learning rate {train.learning_rate:g} {train.schedule}{warmup}"),
         _row("compute", _compute(compute, ranks, config.runtime.parallel)),
@@ -132,14 +132,14 @@ def evaluation_plan(
 ) -> str:
     """What is about to be scored."""
     assert inputs.loaded is not None
-    draws = config.eval.mask_draws
+    draws, policy = config.eval.mask_draws, masking_policy(config.eval.masking)
     which = "the test documents" if config.eval.split is Split.TEST else "all documents"
     rows = [
         _row("checkpoint", inputs.loaded.resolved),
         _row("model", _model(inputs.model)),
         _text("text", inputs.text),
         _row("scored", f"{which}: {_examples(inputs.test)}"),
-        _row("masking", _masking(config.eval.masking) + (f", {draws} draws" if draws > 1 else "")),
+        _row("masking", policy + (f", {draws} draws" if draws > 1 else "")),
         _row("compute", _compute(compute, ranks)),
     ]  # fmt: skip
     return "\n".join(rows) + "\n"
@@ -155,7 +155,8 @@ def _compute(compute: Compute, ranks: Ranks, parallel: Parallel = Parallel.DDP) 
     return f"{compute}, {ranks.size} processes{how}"
 
 
-def _masking(masking: MaskingPolicy) -> str:
+def masking_policy(masking: MaskingPolicy) -> str:
+    """Which tokens are predicted."""
     if masking.unit not in UNITS:  # how many tokens it selects is its own business
         options = ", ".join(f"{name}={value}" for name, value in masking.options.items())
         return f"{masking.unit}({options}), rate {100 * masking.rate:g} %"
@@ -168,7 +169,7 @@ def _masking(masking: MaskingPolicy) -> str:
 
 
 def _train_masking(masking: MaskingConfig) -> str:
-    text = _masking(masking)
+    text = masking_policy(masking)
     if masking.schedule is RateSchedule.STEPS:
         text += f"; {' '.join(masking.rate_steps)}"
     elif masking.start_rate is not None:

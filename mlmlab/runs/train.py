@@ -328,7 +328,7 @@ def _card(config: RunConfig, inputs: Inputs, summary: Summary) -> str:
     if summary.floor_perplexity is not None:
         table["exact floor of that perplexity"] = f"{summary.floor_perplexity:.3f}"
     table |= {
-        "masking": f"{100 * masking.rate:g} %, {100 * masking.mask_fraction:g} % masked, "
+        "masking": f"{terminal.masking_policy(masking)}; {100 * masking.mask_fraction:g} % masked, "
         f"{100 * masking.random_fraction:g} % random",
         "steps": f"{summary.exported_step:,} of {train.batch_size} examples of "
         f"{data.block_size} tokens",
