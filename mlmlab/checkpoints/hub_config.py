@@ -32,7 +32,7 @@ _CONSTANTS: Mapping[str, Any] = {
     "is_decoder": False,
     "tie_word_embeddings": True,
 }
-"""As in `KeyMap.constants`, for all families."""
+"""Options of the Hub's format for every family, with the values that this encoder implements."""
 
 _REMEDY = "fetch or save the checkpoint again"
 

@@ -21,12 +21,13 @@ class KeyMap:
     model_types: tuple[str, ...]
     """What config.json may call the family; the first is what we write."""
     model_class: str
-    """The Hub's class, for config.json."""
+    """The class of transformers that opens it, for config.json."""
     config: Mapping[str, str]
     """Fields of ModelConfig with their keys in config.json. What has none is in the family's
     record (model/families.py)."""
     constants: Mapping[str, Any]
-    """Keys of config.json that change the model, with the value that this encoder implements."""
+    """Keys of config.json that change the model, with the values that this encoder implements.
+    They are written; a file with other values is refused."""
     defaults: Mapping[str, Any]
     """What the Hub's own reader assumes of our fields where a file is silent (old files are)."""
     prefix: str
@@ -34,7 +35,8 @@ class KeyMap:
     head_prefixes: tuple[str, ...]
     """In front of the masked-LM head's names. Other names belong to heads of other tasks."""
     body: Names
-    """All that a model of the family may have; one without biases, say, has a part of it."""
+    """Every parameter that a model of the family may have. What a model lacks (biases, token types)
+    its files lack, too."""
     head: Names
     tied: Mapping[str, str]
     """Names that a file may give to a tensor a second time, with the name they repeat (theirs)."""

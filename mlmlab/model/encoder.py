@@ -1,4 +1,4 @@
-"""The masked language model: embeddings, layers, head. Which ones, its family's record decides.
+"""The masked language model: embeddings, layers and head, chosen by its family's record.
 
 B sequences   T positions   C hidden   V vocabulary   M predicted positions
 """

@@ -23,7 +23,8 @@ class Positions(Enum):
     LEARNED = "learned"
     """A table added to the token's vector; the row is the token's index."""
     LEARNED_AFTER_PAD = "learned_after_pad"
-    """A table, too, but only real tokens count, and the first one has row pad_id + 1 (fairseq)."""
+    """A table as well, but padding is not counted, and the first token has row pad_id + 1, as in
+    fairseq."""
 
 
 class Norms(Enum):
@@ -34,7 +35,7 @@ class Norms(Enum):
 
 
 class FeedForwards(Enum):
-    """What is between attention and attention."""
+    """A layer's second sublayer."""
 
     GELU = "gelu"
     """Two projections around an exact (erf) GELU."""

@@ -19,9 +19,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width, inner, biases = (
-            config.hidden_size, config.intermediate_size, config.architecture.biases,
-        )  # fmt: skip
+        width, inner = config.hidden_size, config.intermediate_size
+        biases = config.architecture.biases
         self.up = nn.Linear(width, inner, bias=biases)
         self.down = nn.Linear(inner, width, bias=biases)
 
