@@ -93,7 +93,15 @@ def _imported(key: str, name: str) -> Any:
     return getattr(module, attribute)
 
 
-def source_digest(name: str) -> str:
-    """The SHA-256 of the file that a user's own object is imported from, in hexadecimal."""
+def source_digest(key: str, name: str) -> str:
+    """The SHA-256 of the file that a user's own object is imported from, in hexadecimal.
+
+    Args:
+        key: the config key that holds the name.
+
+    Raises:
+        UserError: there is no such module or object, or it fails when it is imported.
+    """
+    _imported(key, name)
     file = import_module(name.partition(":")[0]).__file__
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 
 from mlmlab import schema
 from mlmlab.cli.arguments import Arguments
+from mlmlab.cli.compose import parsed_overrides
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer
 from mlmlab.errors import UserError
 from mlmlab.fetch.hub import fetch_tokenizer
-from mlmlab.masking import Budget, Corrupt, MaskedBatch, MaskingConfig, Unit, mask_batch
+from mlmlab.masking import UNITS, Budget, Corrupt, MaskedBatch, MaskingConfig
+from mlmlab.masking.policy import build_policy, mask_with_policy
 from mlmlab.runs.exit_status import exit_status
 from mlmlab.tracking.style import Style, styled
 
@@ -22,6 +24,8 @@ _EXAMPLES = """\
   python -m mlmlab.show_masks "unbelievably long words" --tokenizer DIR \\
       --unit word --rate 0.3 --epochs 3
   python -m mlmlab.show_masks "$(cat my.txt)" --tokenizer RUN_DIR --unit span
+  python -m mlmlab.show_masks "a policy of your own" --tokenizer RUN_DIR \\
+      --unit my_ideas:EveryOther --option share=0.2
 """
 _MARKS = {
     # state: what is around the token without colours, its style, and its explanation
@@ -44,8 +48,21 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="a tokenizer's, checkpoint's or run's folder, or owner/name",
     )
     defaults = MaskingConfig()
+    parser.add_argument(
+        "--unit",
+        default=defaults.unit,
+        metavar="NAME",
+        help=f"what is selected together: {', '.join(UNITS)}; or package.module:name, your own "
+        "policy (%(default)s)",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of your own policy; may be repeated",
+    )
     for name, default, text in (
-        ("unit", defaults.unit, "what is selected together"),
         ("corrupt", defaults.corrupt, "mask / random / keep drawn for each of these"),
         ("budget", defaults.budget, "independent, or the same share in every text"),
     ):
@@ -79,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = _arguments(arguments)
     config = MaskingConfig(
         rate=options.rate,
-        unit=Unit(options.unit),
+        unit=options.unit,
+        options=parsed_overrides(options.option),
         corrupt=Corrupt(options.corrupt),
         budget=Budget(options.budget),
         mask_fraction=options.mask_fraction,
@@ -88,19 +106,21 @@ def main(arguments: list[str] | None = None) -> None:
     problems = list(schema.all_problems(config, config.path))
     if problems:
         raise UserError(problems)
+    policy = build_policy(config)
     tokenizer = load_tokenizer(fetch_tokenizer(options.tokenizer)[0])
     ids = np.array([tokenizer.encode(options.text)])
     starts = np.array(tokenizer.word_starts_batch([options.text]))
     print(_legend(), end="\n\n")
     for epoch in range(options.epochs):
-        batch = mask_batch(
+        batch = mask_with_policy(
+            policy,
             ids,
             example_ids=np.zeros(1, np.int64),
             epoch=epoch,
             seed=options.seed,
             config=config,
             vocabulary=tokenizer.vocabulary(),
-            word_starts=None if config.unit is Unit.TOKEN else starts,
+            word_starts=starts,
         )
         states = _states(ids[0], batch, tokenizer)
         head = f"epoch {epoch}: " if options.epochs > 1 else ""

@@ -519,6 +519,7 @@ FINE_TUNING = {
     "masking": {
         "rate": 0.15,
         "unit": "token",
+        "options": {},
         "corrupt": "token",
         "mask_fraction": 0.8,
         "random_fraction": 0.1,
@@ -581,6 +582,7 @@ EVALUATION: dict[str, Any] = {
     "masking": {
         "rate": 0.15,
         "unit": "token",
+        "options": {},
         "corrupt": "token",
         "mask_fraction": 0.8,
         "random_fraction": 0.1,

@@ -15,7 +15,7 @@ from mlmlab.data.batch import Masker
 from mlmlab.data.corpus import Corpus
 from mlmlab.data.loader import EvalChunk, EvalLoader
 from mlmlab.errors import Code
-from mlmlab.masking import EvalMaskingConfig, Unit
+from mlmlab.masking import EvalMaskingConfig
 from mlmlab.random import Seeds
 from mlmlab.runs.setup import set_up
 
@@ -61,7 +61,7 @@ def test_the_positions_of_an_evaluation_do_not_depend_on_the_training_policy() -
 
 def test_the_evaluations_policy_is_a_group_and_keys() -> None:
     config = mlmlab.compose("masking@eval.masking=whole_word", "eval.masking.rate=0.2")
-    assert config.eval.masking == EvalMaskingConfig(unit=Unit.WORD, rate=0.2)
+    assert config.eval.masking == EvalMaskingConfig(unit="word", rate=0.2)
     assert config.masking == mlmlab.compose().masking
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mlmlab.masking import Budget, Corrupt, MaskingConfig, Unit, VocabularyInfo, mask_batch
+from mlmlab.masking import Budget, Corrupt, MaskingConfig, VocabularyInfo, mask_batch
 
 VOCABULARY = VocabularyInfo(1000, 4, (0, 1, 2, 3, 4))
 RANDOM = np.random.default_rng(0)
@@ -29,12 +29,12 @@ def selection_of(batch) -> NDArray[np.bool_]:  # type: ignore[no-untyped-def]
     "policy",
     [
         MaskingConfig(rate=0.3, budget=Budget.EXACT),
-        MaskingConfig(rate=0.3, unit=Unit.WORD),
-        MaskingConfig(rate=0.3, unit=Unit.SPAN, mask_fraction=0.5, random_fraction=0.5),
+        MaskingConfig(rate=0.3, unit="word"),
+        MaskingConfig(rate=0.3, unit="span", mask_fraction=0.5, random_fraction=0.5),
     ],
 )
 def test_tokens_selected_elsewhere_are_corrupted_as_the_policys_own(policy: MaskingConfig) -> None:
-    starts = None if policy.unit is Unit.TOKEN else STARTS
+    starts = None if policy.unit == "token" else STARTS
     own = masked(policy, word_starts=starts)
     given = masked(policy, selection_of(own))
     for one, other in zip(own, given, strict=True):

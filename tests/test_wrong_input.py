@@ -280,7 +280,7 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     f"fill_mask --checkpoint $/bert '<mask> {' '.join(WORDS[:60])}'": ("the text", Code.INVALID),
     # Show-masks
     "show_masks w1 --tokenizer $/bert --rate 1.5": ("masking.rate", Code.INVALID),
-    "show_masks w1 --tokenizer $/bert --unit wrod": ("the command line", Code.SYNTAX),
+    "show_masks w1 --tokenizer $/bert --unit wrod": ("masking.unit", Code.WRONG_TYPE),
     "show_masks w1 --tokenizer $/bert --epochs 0": ("the command line", Code.SYNTAX),
     "show_masks w1 --tokenizer $/gone": ("tokenizer.path", Code.NOT_FOUND),
 }

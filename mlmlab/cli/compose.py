@@ -37,7 +37,7 @@ def compose(*overrides: str) -> RunConfig:
 def with_own_options(overrides: Sequence[str]) -> list[str]:
     """The overrides, with ++ where one adds a key to a free mapping (train.schedule_options.decay):
     Hydra takes any other key that is not in the YAML for a mistake."""
-    own = re.compile(r"\w+\.(\w+_)?options\.")
+    own = re.compile(r"(\w+\.)+(\w+_)?options\.")
     return [f"++{override}" if own.match(override) else override for override in overrides]
 
 
@@ -77,7 +77,9 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     resumed = copy.deepcopy(snapshot) | {"resume": run_dir}
     says_which = {"resume", "sweep_dir"} | ({"run_dir"} if is_auto else set())
     given = [
-        key for key in _parsed(overrides) if key not in says_which and not key.startswith("hydra.")
+        key
+        for key in parsed_overrides(overrides)
+        if key not in says_which and not key.startswith("hydra.")
     ]
     if is_auto and any(_is_group(key) for key in given):  # the command that began the run, again
         resumed, given = copy.deepcopy(mapping) | {"run_dir": snapshot.get("run_dir")}, []
@@ -134,10 +136,10 @@ def compose_evaluation(*overrides: str) -> EvaluateConfig:
     Raises:
         UserError: whatever is wrong with them.
     """
-    given = _parsed(overrides)
+    given = parsed_overrides(overrides)
     folder = Path(str(given.get("checkpoint")))
     run_dir = folder.parent.parent if folder.parent.name == "checkpoints" else folder
-    chosen = list(overrides)
+    chosen = with_own_options(overrides)
     is_run = (run_dir / "config.yaml").is_file()
     names_data = any(key == "data" or key in _ADDRESSES for key in given)
     if is_run:
@@ -160,7 +162,7 @@ _OF_THE_RUNS_TEXT = (
 """What says nothing about other text than the run's."""
 
 
-def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
+def parsed_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """The overridden keys and their values."""
     with composition_errors(overrides):
         parsed = OverridesParser.create().parse_overrides(list(overrides))

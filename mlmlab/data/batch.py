@@ -6,6 +6,7 @@ B sequences   T positions   M predicted tokens
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from mlmlab.data.blocks import Blocks
-from mlmlab.masking import MaskedBatch, MaskingPolicy, Unit, VocabularyInfo, mask_batch
+from mlmlab.masking import MaskedBatch, MaskingPolicy, VocabularyInfo
+from mlmlab.masking.policy import KernelPolicy, OwnPolicy, build_policy, mask_with_policy
 
 _IGNORED = -100
 """The label that PyTorch's cross-entropy leaves out."""
@@ -82,6 +84,11 @@ class Masker(Generic[Policy]):
     """Where given, micro-batches without padding get as many positions as up to this rate are
     needed (`fixed_shape`)."""
 
+    @cached_property
+    def policy(self) -> KernelPolicy | OwnPolicy:
+        """What selects the tokens, built once."""
+        return build_policy(self.config)
+
     def micro_batch(
         self, blocks: Blocks, example_ids: NDArray[np.int64], *, epoch: int, seed: int, rate: float
     ) -> MicroBatch:
@@ -96,14 +103,15 @@ class Masker(Generic[Policy]):
         config: MaskingPolicy = self.config
         if rate != config.rate:
             config = dataclasses.replace(config, rate=rate)
-        masked = mask_batch(
+        masked = mask_with_policy(
+            self.policy,
             examples.input_ids,
             example_ids=example_ids,
             epoch=epoch,
             seed=seed,
             config=config,
             vocabulary=self.vocabulary,
-            word_starts=None if config.unit is Unit.TOKEN else examples.word_starts,
+            word_starts=examples.word_starts,
         )
         lengths, width = examples.lengths, masked.input_ids.shape[1]
         attention_mask, token_count = None, masked.input_ids.size

@@ -27,7 +27,8 @@ from mlmlab.evaluation.evaluators import build_evaluators
 from mlmlab.fetch.cache import absolute, built_once, cache_folder, local_path
 from mlmlab.fetch.hub import fetch_dataset, fetch_tokenizer
 from mlmlab.fetch.url import fetch_url
-from mlmlab.masking import MaskingPolicy, Unit
+from mlmlab.masking import MaskingPolicy
+from mlmlab.masking.policy import build_policy, needs_words
 from mlmlab.model import MaskedLanguageModel, ModelConfig
 from mlmlab.random import Seeds
 from mlmlab.runs.folder import is_fixed
@@ -100,6 +101,7 @@ def set_up(
         UserError: whatever is missing or does not fit. A checkpoint and a data set that cannot be
             had are reported together.
     """
+    policies = [build_policy(config.masking), build_policy(config.eval.masking)]
     seeds = Seeds.of(config.seed, config.eval.seed, config.data.seed)
     fresh = config.checkpoint_head is CheckpointHead.FRESH
     loaded, source, data = _found(
@@ -126,11 +128,11 @@ def set_up(
     else:
         tokenizer, tokenizer_path = _tokenizer(config.tokenizer, data, loaded, source, seeds)
     _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
-    needs_words = {config.masking.unit, config.eval.masking.unit} != {Unit.TOKEN}
-    text = _text(source, tokenizer, seeds, data.test_fraction, needs_words, show_counts)
+    with_words = any(map(needs_words, policies))
+    text = _text(source, tokenizer, seeds, data.test_fraction, with_words, show_counts)
     test_text = text
     if test_source is not None:
-        test_text = _text(test_source, tokenizer, seeds, 1.0, needs_words, show_counts)
+        test_text = _text(test_source, tokenizer, seeds, 1.0, with_words, show_counts)
     train = _blocks(text.corpus.train, data, tokenizer, keep_rest=False)
     test = _blocks(test_text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(train, "training", text), (test, "test", test_text)])
@@ -159,6 +161,7 @@ def set_up_evaluation(
     Raises:
         UserError: whatever is missing or does not fit.
     """
+    with_words = needs_words(build_policy(config.eval.masking))
     seeds = Seeds.of(0, config.eval.seed, config.data.seed)  # nothing is trained
     loaded, source, data = _found(config.checkpoint, config.data)
     assert loaded is not None
@@ -175,8 +178,7 @@ def set_up_evaluation(
         folder, tokenizer_path = fetch_tokenizer(tokenizer_path)
         tokenizer = load_tokenizer(folder)
     _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
-    policy = config.eval.masking
-    text = _text(source, tokenizer, seeds, fraction, policy.unit is not Unit.TOKEN, show_counts)
+    text = _text(source, tokenizer, seeds, fraction, with_words, show_counts)
     test = _blocks(text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(test, "test" if config.eval.split is Split.TEST else "own", text)])
     return EvaluationInputs(
@@ -187,7 +189,7 @@ def set_up_evaluation(
         model=loaded.model,
         loaded=loaded,
         data=data,
-        masking=policy,
+        masking=config.eval.masking,
         seeds=seeds,
     )
 
@@ -298,13 +300,13 @@ def _text(
     tokenizer: Tokenizer,
     seeds: Seeds,
     test_fraction: float,
-    needs_words: bool,
+    with_words: bool,
     show_counts: ShowCounts | None,
 ) -> Text:
     corpus = open_corpus(
         source, tokenizer, test_fraction=test_fraction, seed=seeds.split, show_counts=show_counts
     )
-    if needs_words:
+    if with_words:
         corpus = with_word_starts(corpus, source, tokenizer, show_counts=show_counts)
     return Text(source, corpus)
 
@@ -443,10 +445,10 @@ def _checked_sources(config: RunConfig) -> dict[str, str]:
     """The digest of the source file of each of the user's own objects.
 
     Raises:
-        UserError: it is not what it was when the run began.
+        UserError: it is not there, or not what it was when the run began.
     """
     own = schema.own_names(config)
-    digests = {name: seams.source_digest(name) for name in own}
+    digests = {name: seams.source_digest(key, name) for name, key in own.items()}
     problems = [
         Problem(
             key,

@@ -14,7 +14,7 @@ from mlmlab.data.config import Layout
 from mlmlab.data.loader import CHUNK_TOKENS, StepBatch
 from mlmlab.evaluation.config import Split
 from mlmlab.evaluation.masked_perplexity import Evaluation, perplexity
-from mlmlab.masking import Budget, MaskingConfig, MaskingPolicy, RateSchedule, Unit
+from mlmlab.masking import UNITS, Budget, MaskingConfig, MaskingPolicy, RateSchedule
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.runs.resume import Start
 from mlmlab.runs.setup import EvaluationInputs, Inputs, Text
@@ -156,9 +156,12 @@ def _compute(compute: Compute, ranks: Ranks, parallel: Parallel = Parallel.DDP) 
 
 
 def _masking(masking: MaskingPolicy) -> str:
+    if masking.unit not in UNITS:  # how many tokens it selects is its own business
+        options = ", ".join(f"{name}={value}" for name, value in masking.options.items())
+        return f"{masking.unit}({options}), rate {100 * masking.rate:g} %"
     text = f"{100 * masking.rate:g} % of the tokens"
-    if masking.unit is not Unit.TOKEN:
-        text += f", {masking.unit.value}s"
+    if masking.unit != "token":
+        text += f", {masking.unit}s"
     if masking.budget is Budget.EXACT:
         text += ", exact budget"
     return text
