@@ -41,8 +41,7 @@ from mlmlab.data.blocks import Examples, Order
 from mlmlab.data.loader import TrainLoader
 from mlmlab.data.tokenizer import Tokenizer, word_tokenizer
 from mlmlab.masking import MaskingConfig
-from mlmlab.model import MaskedLanguageModel, ModelConfig
-from mlmlab.model.config import Family
+from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, ModelSettings
 from mlmlab.model.flops import actual_flops, dense_equivalent_flops
 from mlmlab.random import Seeds
 from mlmlab.runtime.config import Precision
@@ -54,9 +53,10 @@ from mlmlab.training.parallel import Replica
 from mlmlab.training.step import train_step
 
 MODELS = {
-    "distilroberta": {"family": Family.ROBERTA, "layers": 6, "vocabulary_size": 50265},
-    "bert_base": {"family": Family.BERT, "layers": 12, "vocabulary_size": 30522},
+    "distilroberta": (Family.ROBERTA, 6, 50265),
+    "bert_base": (Family.BERT, 12, 30522),
 }
+"""Family, layers and vocabulary of published models."""
 NOTES = """\
 mlmlab    TrainLoader and train_step: rows taken by index, masked, copied to the
           device; forward, backward (on CUDA replayed as a graph), clipping,
@@ -128,21 +128,18 @@ def synchronize(device: torch.device) -> None:
 
 def model_config(name: str, pad_id: int) -> ModelConfig:
     """A published shape, with random weights."""
-    family = MODELS[name]["family"]
-    return ModelConfig(
+    family, layers, vocabulary_size = MODELS[name]
+    settings = ModelSettings(
+        family=family,
         hidden_size=768,
+        layers=layers,
         heads=12,
         intermediate_size=3072,
         max_positions=512,
-        position_offset=pad_id + 1 if family is Family.ROBERTA else 0,
-        token_types=1 if family is Family.ROBERTA else 2,
-        layer_norm_eps=1e-5 if family is Family.ROBERTA else 1e-12,
-        pad_id=pad_id,
         initializer_range=0.02,
         dropout=0.1,
-        attention_dropout=0.1,
-        **MODELS[name],  # type: ignore[arg-type]
     )
+    return ModelConfig.from_settings(settings, vocabulary_size=vocabulary_size, pad_id=pad_id)
 
 
 def mlmlab_contender(
@@ -425,8 +422,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     measurements: list[Measurement] = []
     for model in arguments.models.split(","):
-        size = MODELS[model]["vocabulary_size"]
-        assert isinstance(size, int)
+        _, _, size = MODELS[model]
         tokenizer = word_tokenizer([f"word{number}" for number in range(size - 5)])
         for shape in arguments.sizes.split(","):
             rows, length = map(int, shape.split("x"))

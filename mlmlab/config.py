@@ -108,9 +108,9 @@ class RunConfig:
 
     def problems(self) -> Iterator[Problem]:
         """Contradictions between the groups."""
-        architecture = self.model.architecture()
-        given = [f"model.{key}={schema.to_mapping(v)}" for key, v in architecture.items() if v]
-        missing = [f"model.{key}" for key, value in architecture.items() if value is None]
+        shape = self.model.shape()
+        given = [f"model.{key}={schema.to_mapping(v)}" for key, v in shape.items() if v]
+        missing = [f"model.{key}" for key, value in shape.items() if value is None]
         if self.checkpoint is not None and given:
             yield Problem(
                 "model",

@@ -45,7 +45,6 @@ def small_model(**changes: Any) -> MaskedLanguageModel:
         heads=2,
         intermediate_size=64,
         max_positions=BLOCK,
-        position_offset=2,
         token_types=1,
         layer_norm_eps=1e-5,
         pad_id=1,

@@ -37,7 +37,6 @@ def _model(dropout: float = 0.1) -> MaskedLanguageModel:
             heads=4,
             intermediate_size=96,
             max_positions=BLOCK,
-            position_offset=0,
             token_types=2,
             layer_norm_eps=1e-12,
             pad_id=0,

@@ -20,6 +20,7 @@ from mlmlab.data.tokenizer import train_tokenizer
 from mlmlab.evaluation.masked_perplexity import evaluate
 from mlmlab.masking import MaskingConfig, VocabularyInfo
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
+from mlmlab.model.families import ARCHITECTURES
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
 from mlmlab.tracking.progress_bar import ProgressBar
@@ -167,7 +168,6 @@ def test_padding_is_never_predicted_whatever_id_pads(cut_off: bool, pad_id: int)
 
 
 def _model(family: Family, dropout: float = 0.0) -> MaskedLanguageModel:
-    roberta = family is Family.ROBERTA
     model = MaskedLanguageModel(
         ModelConfig(
             family=family,
@@ -177,8 +177,7 @@ def _model(family: Family, dropout: float = 0.0) -> MaskedLanguageModel:
             heads=4,
             intermediate_size=64,
             max_positions=64,
-            position_offset=PAD + 1 if roberta else 0,
-            token_types=1 if roberta else 0,
+            token_types=ARCHITECTURES[family].token_types,
             layer_norm_eps=1e-5,
             pad_id=PAD,
             initializer_range=0.3,  # wide, so that tokens do influence each other

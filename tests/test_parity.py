@@ -120,7 +120,7 @@ def _loss_and_gradients(
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     named = {}
-    for name, theirs in hub_names(model.config).items():
+    for name, theirs in hub_names(model).items():
         gradient = gradients[name]
         assert gradient is not None
         named |= dict(zip(theirs, gradient.chunk(len(theirs)), strict=True))

@@ -43,7 +43,6 @@ def _model(dropout: float = 0.0) -> MaskedLanguageModel:
         heads=4,
         intermediate_size=64,
         max_positions=16,
-        position_offset=0,
         token_types=2,
         layer_norm_eps=1e-12,
         pad_id=0,

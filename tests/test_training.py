@@ -56,7 +56,6 @@ def _model(dropout: float = 0.0, seed: int = 0, **changes: int) -> MaskedLanguag
         heads=4,
         intermediate_size=64,
         max_positions=BLOCK,
-        position_offset=2,
         token_types=1,
         layer_norm_eps=1e-5,
         pad_id=1,

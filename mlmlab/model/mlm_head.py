@@ -15,8 +15,9 @@ class MaskedLMHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        width, biases = config.hidden_size, config.architecture.biases
+        self.dense = nn.Linear(width, width, bias=biases)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=biases)
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocabulary_size))
 
     def forward(self, hidden: torch.Tensor, token_table: torch.Tensor) -> torch.Tensor:
