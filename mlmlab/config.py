@@ -15,6 +15,7 @@ from mlmlab.masking.config import MaskingConfig, MaskingMode
 from mlmlab.model.config import ModelSettings
 from mlmlab.runtime.config import Parallel, RuntimeConfig
 from mlmlab.schema import setting
+from mlmlab.tracking.config import TrackingConfig
 from mlmlab.training.config import Export, TrainConfig
 
 
@@ -81,6 +82,7 @@ class RunConfig:
     model: ModelSettings = field(default_factory=ModelSettings)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: TrainEvalConfig = field(default_factory=TrainEvalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     sources: Mapping[str, str] = field(default_factory=dict)

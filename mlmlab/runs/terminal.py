@@ -21,6 +21,7 @@ from mlmlab.runs.setup import EvaluationInputs, Inputs, Text
 from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import Ranks
+from mlmlab.tracking.config import TENSORBOARD
 from mlmlab.tracking.progress_bar import shown
 from mlmlab.tracking.style import Style, styled
 from mlmlab.tracking.summary import Summary
@@ -371,32 +372,39 @@ def _floor(perplexity: float, floor: float) -> str:
     )
 
 
-def completion(
-    text: str, masks: Sequence[Sequence[dict[str, Any]]], exact: Sequence[tuple[str, float]]
-) -> str:
-    """A text and, for each of its masks, the best tokens with their probabilities."""
-    lines = [_row("fill mask", text)]
-    for number, answers in enumerate(masks):
-        best = "  ".join(f"{a['token_str'].strip()} {a['score']:.2f}" for a in answers)
+def answers(
+    masks: Sequence[Sequence[dict[str, Any]]], exact: Sequence[tuple[str, float]]
+) -> list[str]:
+    """For each mask of a text, the best tokens with their probabilities."""
+    lines = []
+    for number, completions in enumerate(masks):
+        best = "  ".join(f"{c['token_str'].strip()} {c['score']:.2f}" for c in completions)
         truth = ""
         if exact:
             word, chance = exact[number]
             truth = f"   (exact: {word} {chance:.2f})"
-        lines.append(f"{'':<{_LABEL_WIDTH}}-> {best}{truth}")
-    return "\n".join(lines)
+        lines.append(f"{best}{truth}")
+    return lines
+
+
+def completion(text: str, answers: Sequence[str]) -> str:
+    """A text and the answers for its masks."""
+    indented = (f"{'':<{_LABEL_WIDTH}}-> {answer}" for answer in answers)
+    return "\n".join([_row("fill mask", text), *indented])
 
 
 def next_commands(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
     """Where everything is, and what one might type next."""
     checkpoints = ", checkpoints/" if config.train.keep_checkpoints else ""
     logs = run_dir if config.run_dir is not None else run_dir.parent
+    has_events = TENSORBOARD in config.tracking.sinks
     mask = inputs.tokenizer.mask_token
     text = f"the day after {mask} is friday ." if inputs.has_known_floor else f"A text with {mask}."
     rows = [
         "",
         _row("written", f"{run_dir}: config.yaml, metrics.jsonl, summary.json, export/ (opens with "
              f"transformers){checkpoints}"),
-        _verbatim("curves", f"tensorboard --logdir {logs}"),
+        *([_verbatim("curves", f"tensorboard --logdir {logs}")] if has_events else []),
         _verbatim(
             "next",
             f"python -m mlmlab.fill_mask --checkpoint {run_dir} \\",

@@ -1,12 +1,13 @@
 """A training run from top to bottom, in this process or as one of several."""
 
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from mlmlab import schema
 from mlmlab.checkpoints import save_pretrained
 from mlmlab.checkpoints.card import model_card
 from mlmlab.config import DebugMode, RunConfig
@@ -27,6 +28,7 @@ from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
 from mlmlab.runtime.distributed import Ranks, process_group
 from mlmlab.runtime.signals import Interruptions
 from mlmlab.tracking.progress_bar import ProgressBar
+from mlmlab.tracking.sinks import FINAL, Sink, find_sinks
 from mlmlab.tracking.summary import (
     Summary,
     git_commit,
@@ -71,6 +73,7 @@ def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool
             return newest_checkpoint(config)
 
         start = ranks.on_rank_zero(find_start)
+        sinks = find_sinks(config.tracking)
         config, inputs = set_up_run(config, ranks, start.state, quiet=quiet)
         compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
         fill_mask = FillMask(inputs.model, inputs.tokenizer)
@@ -79,7 +82,7 @@ def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool
         run_dir = Path(config.resume) if config.resume else ranks.on_rank_zero(open_folder)
         horizon = horizon_of(config, inputs)
         outputs = _outputs(
-            config, inputs, compute, ranks, horizon, run_dir, start, stack, quiet=quiet
+            config, inputs, compute, ranks, horizon, run_dir, start, sinks, stack, quiet=quiet
         )
         loop = build_loop(config, inputs, ranks, compute, horizon, outputs, start.state)
         if not suppresses_non_finite(loop.optimizers):
@@ -97,6 +100,7 @@ def _outputs(
     horizon: Horizon,
     run_dir: Path,
     start: Start,
+    sinks: Mapping[str, partial[Sink]],
     stack: ExitStack,
     *,
     quiet: bool,
@@ -112,14 +116,19 @@ def _outputs(
     if config.resume is not None:
         bar.line(terminal.resumption(start))
     tracker = profiler = None
-    if ranks.is_rank_zero:
+
+    def open_logs() -> None:
+        nonlocal tracker, profiler
         if config.resume is not None:
             start.note(run_dir)
-        tracker = Tracker(run_dir, start.record.log_sizes)
+        sizes = start.record.log_sizes
+        tracker = Tracker(config, run_dir, sinks, sizes=sizes, tell=bar.line)
         stack.callback(tracker.close)
         if config.debug.profile_steps:
             profiler = Profiler(run_dir, config.debug.profile_steps)
             stack.callback(profiler.close)
+
+    ranks.on_rank_zero(open_logs)
     save_every_minutes = config.train.save_every_minutes if ranks.is_rank_zero else None
     return Outputs(
         run_dir=run_dir,
@@ -212,14 +221,19 @@ def _written(
         floor = floor_perplexity(inputs.tokenizer, loop.eval_loader)
     summary = _summary(config, training, loop.replica, floor, run_dir)
     final = {
-        "final/eval_loss": summary.eval_loss,
-        "final/eval_perplexity": summary.eval_perplexity,
+        "epoch": loop.epoch,
+        f"{FINAL}eval_loss": summary.eval_loss,
+        f"{FINAL}eval_perplexity": summary.eval_perplexity,
     }
-    tracker.log_hyperparameters(schema.to_mapping(config), final)
+    tracker.log(summary.steps, final)
+    completions = _completions(config, inputs, FillMask(model, inputs.tokenizer))
+    if completions:
+        texts = "\n".join(" -> ".join([text, *answers]) for text, answers in completions)
+        tracker.text(summary.steps, "fill_mask", texts)
     _export(config, inputs, model, summary, run_dir)
     bar.line(terminal.closing(summary, training))
-    if _sentences(config, inputs):
-        bar.line(_filled(config, inputs, FillMask(model, inputs.tokenizer)))
+    if completions:
+        bar.line("\n".join(terminal.completion(*completion) for completion in completions))
     bar.line(terminal.next_commands(config, inputs, run_dir))
     return summary
 
@@ -315,14 +329,17 @@ def _sentences(config: RunConfig, inputs: Inputs) -> list[str]:
     return [text.replace("<mask>", inputs.tokenizer.mask_token) for text in texts]
 
 
-def _filled(config: RunConfig, inputs: Inputs, fill_mask: FillMask) -> str:
-    """The model's completions, beside the small world's exact answers where they are known."""
-    lines = []
+def _completions(
+    config: RunConfig, inputs: Inputs, fill_mask: FillMask
+) -> list[tuple[str, list[str]]]:
+    """Each text and the model's answers for its masks, beside the small world's exact ones where
+    they are known."""
+    completions = []
     for text in _sentences(config, inputs):
-        answers = fill_mask(text, top_k=3)
-        rows = answers if isinstance(answers[0], list) else [answers]
+        best = fill_mask(text, top_k=3)
+        rows = best if isinstance(best[0], list) else [best]
         exact = []
         if inputs.has_known_floor:
             exact = exact_answers(fill_mask.encode(text), config.eval.masking, inputs.tokenizer)
-        lines.append(terminal.completion(text, rows, exact))
-    return "\n".join(lines)
+        completions.append((text, terminal.answers(rows, exact)))
+    return completions

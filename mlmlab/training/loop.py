@@ -283,10 +283,12 @@ class Loop:
 
     def _track(self, figures: dict[str, float]) -> None:
         if self.outputs.tracker is not None:
-            self.outputs.tracker.log(self.record.steps, self._epoch(), figures)
+            self.outputs.tracker.log(self.record.steps, {"epoch": self.epoch, **figures})
 
-    def _epoch(self) -> float:
-        return self.record.batches / self.train_loader.order.batches_per_epoch
+    @property
+    def epoch(self) -> float:
+        """Passes over the training examples, with their fraction."""
+        return round(self.record.batches / self.train_loader.order.batches_per_epoch, 6)
 
     def _is_multiple(self, result: StepResult | None, steps: int) -> bool:
         """Whether this batch made the step count a multiple of `steps`."""
