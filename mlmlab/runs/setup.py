@@ -32,6 +32,7 @@ from mlmlab.model import MaskedLanguageModel, ModelConfig
 from mlmlab.random import Seeds
 from mlmlab.runs.folder import is_fixed
 from mlmlab.runtime.distributed import Ranks
+from mlmlab.tracking.config import TrackingConfig
 from mlmlab.tracking.progress_bar import tokenization_bar
 from mlmlab.training.optimizer import freeze, optimizer_builder
 from mlmlab.training.schedule import build_schedule
@@ -440,12 +441,13 @@ def set_up_run(
 
 
 def _checked_sources(config: RunConfig) -> dict[str, str]:
-    """The digest of the source file of each of the user's own objects.
+    """The digest of the source file of each of the user's own objects that the figures depend on:
+    of all but the sinks.
 
     Raises:
         UserError: it is not what it was when the run began.
     """
-    own = schema.own_names(config)
+    own = schema.own_names(dataclasses.replace(config, tracking=TrackingConfig()))
     digests = {name: seams.source_digest(name) for name in own}
     problems = [
         Problem(

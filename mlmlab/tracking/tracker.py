@@ -44,7 +44,13 @@ class Tracker:
                 file.unlink()
             elif file.stat().st_size > sizes[name]:
                 os.truncate(file, sizes[name])
-        self.sinks = {name: build(config, run_dir) for name, build in sinks.items()}
+        self.sinks: dict[str, Sink] = {}
+        try:
+            for name, build in sinks.items():
+                self.sinks[name] = build(config, run_dir)
+        except BaseException:
+            self.close()  # those that are open
+            raise
 
     def _files(self) -> dict[str, Path]:
         """The log files in the run's folder, by name, whatever sinks the run has now."""
