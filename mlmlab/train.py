@@ -30,7 +30,7 @@ OmegaConf.register_new_resolver("mlmlab.job", _job_folder, replace=True)
 
 @hydra.main(config_path=str(config_folder()), config_name="train", version_base="1.3")
 def train(composed: DictConfig) -> float:
-    """One job: the whole command, or one point of a sweep. Returns the final eval loss."""
+    """One job: the whole command, or one point of a sweep. Returns the monitored figure."""
     hydra_config, mapping = HydraConfig.get(), plain(composed)
     overrides = list(hydra_config.overrides.task)
     if hydra_config.mode is RunMode.MULTIRUN:
@@ -58,7 +58,7 @@ def _run(mapping: dict[str, Any], overrides: list[str]) -> float:
     result = run(build(run_mapping(mapping, overrides)))
     from mlmlab.runs.replay import Replay
 
-    return result.loss if isinstance(result, Replay) else result.eval_loss
+    return result.loss if isinstance(result, Replay) else result.figures[result.monitor]
 
 
 def main() -> None:

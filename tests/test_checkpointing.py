@@ -504,6 +504,7 @@ def test_an_evaluation_that_predicted_no_token_is_neither_initial_nor_best_nor_w
     newest = run_dir / "checkpoints" / "step_60" / "progress.json"
     progress = json.loads(newest.read_text())["progress"]
     assert progress["best_step"] == 30
+    assert progress["best_value"] == progress["best_eval_loss"] == pytest.approx(3.0)
     assert progress["evaluations_since_best"] == 1
     assert progress["initial_eval_loss"] is None  # of the weights before the first step
     assert json.loads((run_dir / "summary.json").read_text())["initial_eval_perplexity"] is None

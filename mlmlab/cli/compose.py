@@ -134,10 +134,10 @@ def compose_evaluation(*overrides: str) -> EvaluateConfig:
     Raises:
         UserError: whatever is wrong with them.
     """
-    given = _parsed(overrides)
+    chosen = with_own_options(overrides)
+    given = _parsed(chosen)
     folder = Path(str(given.get("checkpoint")))
     run_dir = folder.parent.parent if folder.parent.name == "checkpoints" else folder
-    chosen = list(overrides)
     is_run = (run_dir / "config.yaml").is_file()
     names_data = any(key == "data" or key in _ADDRESSES for key in given)
     if is_run:

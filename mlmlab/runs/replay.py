@@ -75,7 +75,7 @@ def replay(config: RunConfig, *, quiet: bool = False) -> Replay:
             interruptions=Interruptions(),
         )
         loop = build_loop(
-            config, inputs, ranks, compute, horizon_of(config, inputs), outputs, state
+            config, inputs, ranks, compute, horizon_of(config, inputs), [], outputs, state
         )
         batch = _advance(loop, step)
         with _watched(loop.replica.model) as first_module:

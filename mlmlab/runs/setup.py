@@ -23,7 +23,6 @@ from mlmlab.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, wo
 from mlmlab.data.word_starts import with_word_starts
 from mlmlab.errors import Code, Problem, UserError
 from mlmlab.evaluation.config import Split
-from mlmlab.evaluation.evaluators import build_evaluators
 from mlmlab.fetch.cache import absolute, built_once, cache_folder, local_path
 from mlmlab.fetch.hub import fetch_dataset, fetch_tokenizer
 from mlmlab.fetch.url import fetch_url
@@ -421,7 +420,6 @@ def set_up_run(
     config: RunConfig, ranks: Ranks, state: Path | None, *, quiet: bool
 ) -> tuple[RunConfig, Inputs]:
     """As `set_up`, on all ranks; see `on_rank_zero_first`. The user's own code is checked first."""
-    build_evaluators(config.eval, config)
     build_schedule(config.train)
     optimizer_builder(config.train)
     config = dataclasses.replace(config, sources=_checked_sources(config))

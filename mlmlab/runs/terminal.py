@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -310,14 +310,16 @@ def closing(summary: Summary, training: Training) -> str:
             f"(before training: {shown(summary.initial_eval_perplexity)})",
         ),
     ]
-    if summary.own_figures:
-        figures = (f"{tag.removeprefix('eval/')} {x:.4g}" for tag, x in summary.own_figures.items())
-        rows.append(_row("evaluators", ", ".join(figures)))
+    rows += _own_figures(summary.own_figures)
     best = Path(summary.run_dir) / "checkpoints" / f"step_{training.record.best_step}"
     if summary.exported_step != summary.steps:
         rows.append(_row("exported", f"the weights of step {summary.exported_step:,}, the best"))
     elif training.record.best_step != summary.steps and best.is_dir():
-        rows.append(_row("best", f"perplexity {shown(summary.best_eval_perplexity)}: {best}"))
+        value = ""
+        if summary.monitor in summary.own_figures:
+            value = f"{summary.monitor.removeprefix('eval/')} {summary.best_value:.4g}, "
+        value += f"perplexity {shown(summary.best_eval_perplexity)}"
+        rows.append(_row("best", f"{value}: {best}"))
     if summary.floor_perplexity is not None:
         rows.append(_floor(summary.eval_perplexity, summary.floor_perplexity))
     rows.append(
@@ -330,8 +332,19 @@ def closing(summary: Summary, training: Training) -> str:
     return "\n".join(rows) + "\n"
 
 
-def scores(evaluation: Evaluation, floor_perplexity: float | None) -> str:
-    """An evaluation, and how it differs by what stood in the predicted tokens' places."""
+def _own_figures(figures: Mapping[str, float]) -> list[str]:
+    shown_figures = (f"{tag.removeprefix('eval/')} {x:.4g}" for tag, x in figures.items())
+    return [_row("evaluators", ", ".join(shown_figures))] if figures else []
+
+
+def scores(
+    evaluation: Evaluation, floor_perplexity: float | None, own_figures: Mapping[str, float]
+) -> str:
+    """An evaluation, and how it differs by what stood in the predicted tokens' places.
+
+    Args:
+        own_figures: those of the user's own evaluators, by tag.
+    """
     result = _with_error(evaluation.perplexity, evaluation.perplexity_standard_error)
     rows = [
         _row("result", f"perplexity {result}, loss "
@@ -339,6 +352,7 @@ def scores(evaluation: Evaluation, floor_perplexity: float | None) -> str:
     ]  # fmt: skip
     if floor_perplexity is not None:
         rows.append(_floor(evaluation.perplexity, floor_perplexity))
+    rows += _own_figures(own_figures)
     rows.append(
         _row(
             "certainty",

@@ -14,7 +14,7 @@ from mlmlab.config import DebugMode, RunConfig
 from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import Order
 from mlmlab.data.loader import EvalLoader, TrainLoader
-from mlmlab.evaluation.evaluators import build_evaluators
+from mlmlab.evaluation.evaluators import Evaluator, build_evaluators
 from mlmlab.evaluation.fill_mask import FillMask
 from mlmlab.evaluation.masked_perplexity import perplexity
 from mlmlab.evaluation.small_world_floor import SENTENCES, exact_answers, floor_perplexity
@@ -73,7 +73,7 @@ def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool
             return newest_checkpoint(config)
 
         start = ranks.on_rank_zero(find_start)
-        sinks = find_sinks(config.tracking)
+        evaluators, sinks = build_evaluators(config.eval, config), find_sinks(config.tracking)
         config, inputs = set_up_run(config, ranks, start.state, quiet=quiet)
         compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
         fill_mask = FillMask(inputs.model, inputs.tokenizer)
@@ -84,7 +84,7 @@ def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool
         outputs = _outputs(
             config, inputs, compute, ranks, horizon, run_dir, start, sinks, stack, quiet=quiet
         )
-        loop = build_loop(config, inputs, ranks, compute, horizon, outputs, start.state)
+        loop = build_loop(config, inputs, ranks, compute, horizon, evaluators, outputs, start.state)
         if not suppresses_non_finite(loop.optimizers):
             outputs.bar.line(terminal.host_check(config.train.optimizer))
         training = loop.train()
@@ -147,6 +147,7 @@ def build_loop(
     ranks: Ranks,
     compute: Compute,
     horizon: Horizon,
+    evaluators: list[Evaluator],
     outputs: Outputs,
     state: Path | None,
 ) -> Loop:
@@ -174,9 +175,9 @@ def build_loop(
         train_loader,
         eval_loader,
         config=config.train,
-        eval_every_steps=config.eval.every_steps,
+        eval_config=config.eval,
         horizon=horizon,
-        evaluators=build_evaluators(config.eval, config),
+        evaluators=evaluators,
         outputs=outputs,
         resumed_from=state,
     )
@@ -220,12 +221,8 @@ def _written(
     if inputs.has_known_floor:
         floor = floor_perplexity(inputs.tokenizer, loop.eval_loader)
     summary = _summary(config, training, loop.replica, floor, run_dir)
-    final = {
-        "epoch": loop.epoch,
-        f"{FINAL}eval_loss": summary.eval_loss,
-        f"{FINAL}eval_perplexity": summary.eval_perplexity,
-    }
-    tracker.log(summary.steps, final)
+    final = {f"{FINAL}{tag.replace('/', '_')}": x for tag, x in summary.figures.items()}
+    tracker.log(summary.steps, {"epoch": loop.epoch, **final})
     completions = _completions(config, inputs, FillMask(model, inputs.tokenizer))
     if completions:
         texts = "\n".join(" -> ".join([text, *answers]) for text, answers in completions)
@@ -243,7 +240,7 @@ def _summary(
 ) -> Summary:
     record, final, compute = training.record, training.final, replica.compute
     # Unknown where no evaluation predicted a token, for which summary.json has null.
-    best, initial = (
+    best_perplexity, initial_perplexity = (
         math.nan if loss is None else perplexity(loss)
         for loss in (record.best_eval_loss, record.initial_eval_loss)
     )
@@ -255,8 +252,10 @@ def _summary(
         eval_top1_accuracy=final.top1_accuracy,
         eval_top5_accuracy=final.top5_accuracy,
         own_figures=training.own_figures,
-        best_eval_perplexity=best,
-        initial_eval_perplexity=initial,
+        monitor=config.eval.monitor,
+        best_value=math.nan if record.best_value is None else record.best_value,
+        best_eval_perplexity=best_perplexity,
+        initial_eval_perplexity=initial_perplexity,
         floor_perplexity=floor,
         steps=record.steps,
         exported_step=training.exported_step,
