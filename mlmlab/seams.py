@@ -115,7 +115,7 @@ def list_problems(
             key,
             shown,
             f"{needed} among them: {because}",
-            f"{key}=[{','.join((needed, *names))}]",
+            f"{key}=[{','.join([needed, *names])}]",
             code=Code.MISSING,
         )
     if len(set(names)) < len(names):

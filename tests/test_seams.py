@@ -336,12 +336,14 @@ def test_the_document_on_extending_can_be_followed(
 ) -> None:
     document = (Path(mlmlab.__file__).parents[1] / "docs" / "extending.md").read_text()
     code = document.split("```python\n")[1].split("```")[0]
-    commands = document.split("```bash\n")[1].split("```")[0].splitlines()
+    blocks = document.replace("\\\n", "").split("```bash\n")
+    commands, monitored = (block.split("```")[0].splitlines() for block in blocks[1:3])
     (tmp_path / "my_ideas.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_ideas", raising=False)
     assert len(commands) == 4
-    for number, command in enumerate(commands[:3]):  # the last is a sweep, as in the test above
+    commands[3:] = monitored  # the last is a sweep, as in the test above
+    for number, command in enumerate(commands):
         overrides = shlex.split(command.removeprefix("python -m mlmlab.train "))
         _run(*TINY, *overrides, "train.max_steps=3", f"run_dir=run{number}")

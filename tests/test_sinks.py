@@ -128,7 +128,7 @@ def test_event_files_are_cut_by_a_resume_that_writes_no_more_of_them(sinks: Path
     assert list((killed / "tensorboard").iterdir()) == [file]
     assert before > file.stat().st_size == progress["log_sizes"][f"tensorboard/{file.name}"]
     (line,) = (killed / "resumes.jsonl").read_text().splitlines()
-    assert json.loads(line)["overrides"] == ["tracking.sinks=['jsonl']"]
+    assert json.loads(line)["overrides"] == ["tracking.sinks=[jsonl]"]
 
 
 def test_a_sink_that_fails_is_named_and_left_out_and_the_run_continues(
