@@ -605,8 +605,15 @@ def test_logs_that_were_deleted_or_shortened_do_not_stop_a_resume(
     assert [json.loads(line)["step"] for line in lines] == [49, 56, 60, 60, 60]
 
 
+@pytest.mark.parametrize(
+    "log",
+    [
+        lambda tracker: tracker.log(5, {"train/loss": 1.0}),
+        lambda tracker: tracker.text(5, "fill_mask", "a <mask>"),
+    ],
+)
 def test_flushed_sizes_are_those_of_the_closed_files_however_slow_the_writers_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    log: Callable[[Tracker], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = mlmlab.compose()
     sinks = find_sinks(config.tracking)
@@ -618,8 +625,7 @@ def test_flushed_sizes_are_those_of_the_closed_files_however_slow_the_writers_th
         write(writer, record)
 
     monkeypatch.setattr(RecordWriter, "write", late)
-    tracker.log(5, {"train/loss": 1.0})
-    tracker.text(5, "fill_mask", "a <mask>")
+    log(tracker)
     sizes = tracker.flush()
     tracker.close()
     files = (tmp_path / "metrics.jsonl", *(tmp_path / "tensorboard").iterdir())

@@ -42,7 +42,7 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """metrics.jsonl: an object for each event, in which a figure that is not finite is null."""
+    """metrics.jsonl: figures alone, an object for each event. One that is not finite is null."""
 
     def __init__(self, config: Any, run_dir: Path) -> None:
         self.file = (run_dir / METRICS).open("a", encoding="utf-8")
@@ -50,15 +50,11 @@ class JsonlSink:
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """A line."""
         finite = {tag: value if math.isfinite(value) else None for tag, value in figures.items()}
-        self._write({"step": step, **finite})
+        self.file.write(json.dumps({"step": step, **finite}) + "\n")
+        self.file.flush()
 
     def text(self, step: int, name: str, value: str) -> None:
-        """A line."""
-        self._write({"step": step, name: value})
-
-    def _write(self, event: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps(event) + "\n")
-        self.file.flush()
+        """Nothing: whoever reads the file expects numbers, and the run prints the texts."""
 
     def close(self) -> None:
         """Closes the file."""
