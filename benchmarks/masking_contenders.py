@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
 from mlmlab.data.tokenizer import Tokenizer
-from mlmlab.masking import Budget, MaskedBatch, MaskingConfig, Unit, VocabularyInfo, mask_batch
+from mlmlab.masking import Budget, MaskedBatch, MaskingConfig, VocabularyInfo, mask_batch
 
 RATE = 0.15
 VOCABULARY_SIZE = 50_265
@@ -83,9 +83,7 @@ def mlmlab_contenders(material: Material, pool: ThreadPoolExecutor, cores: int) 
             seed=0,
             config=config,
             vocabulary=material.vocabulary,
-            word_starts=None
-            if config.unit is Unit.TOKEN
-            else material.starts.take(examples, axis=0),
+            word_starts=None if config.unit == "token" else material.starts.take(examples, axis=0),
         )
 
     def on_all_cores(number: int) -> Any:
@@ -105,8 +103,8 @@ def mlmlab_contenders(material: Material, pool: ThreadPoolExecutor, cores: int) 
     independent = MaskingConfig(rate=RATE)
     configs = {
         TOKEN: independent,
-        WORD: MaskingConfig(rate=RATE, unit=Unit.WORD),
-        "mlmlab span": MaskingConfig(rate=RATE, unit=Unit.SPAN),
+        WORD: MaskingConfig(rate=RATE, unit="word"),
+        "mlmlab span": MaskingConfig(rate=RATE, unit="span"),
         "mlmlab token exact": MaskingConfig(rate=RATE, budget=Budget.EXACT),
     }
     contenders = [

@@ -3,7 +3,7 @@
 model, tokenizer = mlmlab.load_pretrained("distilbert/distilroberta-base")
 logits = model(**tokenizer(["The Milky Way is a <mask> galaxy."]))
 fill = mlmlab.FillMask(model, tokenizer)
-summary = mlmlab.run(mlmlab.compose("+experiment=eli5", "train.max_steps=10"))
+result = mlmlab.run(mlmlab.compose("+experiment=eli5", "train.max_steps=10"))
 """
 
 from importlib import import_module
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlmlab.evaluation.fill_mask import FillMask
     from mlmlab.masking import MaskingConfig, VocabularyInfo, mask_batch
     from mlmlab.runs import evaluate_checkpoint, run
+    from mlmlab.runs.result import RunResult
 
     __version__: str
 
@@ -26,6 +27,7 @@ _HOMES = {
     "compose_evaluation": "mlmlab.cli.compose",
     "evaluate_checkpoint": "mlmlab.runs",
     "run": "mlmlab.runs",
+    "RunResult": "mlmlab.runs.result",
     "FillMask": "mlmlab.evaluation.fill_mask",
     "mask_batch": "mlmlab.masking",
     "MaskingConfig": "mlmlab.masking",
@@ -38,6 +40,7 @@ __all__ = [
     "FillMask",
     "MaskingConfig",
     "RunFailed",
+    "RunResult",
     "UserError",
     "VocabularyInfo",
     "__version__",

@@ -5,18 +5,37 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NoReturn, get_type_hints
 
 from mlmlab import schema
 from mlmlab.data.config import DataConfig, TokenizerChoice, TokenizerConfig
 from mlmlab.errors import Code, Problem, UserError
 from mlmlab.evaluation.config import ScoringConfig, TrainEvalConfig
-from mlmlab.masking.config import MaskingConfig, MaskingMode
+from mlmlab.masking.config import EvalMaskingConfig, MaskingConfig, MaskingMode
 from mlmlab.model.config import ModelSettings
 from mlmlab.runtime.config import Parallel, RuntimeConfig
 from mlmlab.schema import setting
 from mlmlab.tracking.config import TrackingConfig
-from mlmlab.training.config import Export, TrainConfig
+from mlmlab.training.config import Export, ObjectiveConfig, TrainConfig
+
+__all__ = [
+    "DataConfig",
+    "DebugConfig",
+    "EvalMaskingConfig",
+    "EvaluateConfig",
+    "MaskingConfig",
+    "ModelSettings",
+    "RunConfig",
+    "RuntimeConfig",
+    "ScoringConfig",
+    "TokenizerChoice",
+    "TokenizerConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "TrainEvalConfig",
+    "build",
+    "build_evaluation",
+]
 
 
 class CheckpointHead(Enum):
@@ -79,6 +98,7 @@ class RunConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     model: ModelSettings = field(default_factory=ModelSettings)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: TrainEvalConfig = field(default_factory=TrainEvalConfig)
@@ -91,9 +111,9 @@ class RunConfig:
 
     def problems(self) -> Iterator[Problem]:
         """Contradictions between the groups."""
-        architecture = self.model.architecture()
-        given = [f"model.{key}={schema.to_mapping(v)}" for key, v in architecture.items() if v]
-        missing = [f"model.{key}" for key, value in architecture.items() if value is None]
+        shape = self.model.shape()
+        given = [f"model.{key}={schema.to_mapping(v)}" for key, v in shape.items() if v]
+        missing = [f"model.{key}" for key, value in shape.items() if value is None]
         if self.checkpoint is not None and given:
             yield Problem(
                 "model",
@@ -246,3 +266,23 @@ def _with_debug(config: RunConfig) -> RunConfig:
                 masking=dataclasses.replace(config.masking, mode=MaskingMode.STATIC),
                 model=dataclasses.replace(config.model, dropout=0.0),
             )
+
+
+def _refuse_assignment(config: Any, field_name: str, _: object) -> NoReturn:
+    raise dataclasses.FrozenInstanceError(
+        f"{type(config).__name__}.{field_name} cannot be assigned to, because a config never "
+        f"changes: dataclasses.replace(config, {field_name}=...) returns a changed copy, and "
+        "mlmlab.compose(...) composes another config"
+    )
+
+
+def _explain_assignment(kind: type) -> None:
+    """Has a config's class, and those of its groups, say what to do in place of an assignment."""
+    type.__setattr__(kind, "__setattr__", _refuse_assignment)
+    for hint in get_type_hints(kind).values():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            _explain_assignment(hint)
+
+
+_explain_assignment(RunConfig)
+_explain_assignment(EvaluateConfig)

@@ -6,12 +6,11 @@ import sys
 
 from omegaconf import OmegaConf
 
-from mlmlab.cli.commands import EVALUATE, config_folder
+from mlmlab.cli.commands import EVALUATE, as_command, config_folder, invocation
 from mlmlab.cli.compose import compose_evaluation, composed
 from mlmlab.runs import evaluate_checkpoint
-from mlmlab.runs.exit_status import exit_status
 
-_HELP = """python -m mlmlab.evaluate checkpoint=DIR_OR_HUB_ID [key=value] ...
+_HELP = """%(prog)s checkpoint=DIR_OR_HUB_ID [key=value] ...
 
 Scores a masked language model: perplexity with its standard error, and the
 accuracy of its guesses. The last line printed is JSON.
@@ -22,11 +21,11 @@ whole, to its last token. Several processes, torchrun's or this command's own
 (runtime.processes=N), share the text and find the same figures.
 
 Examples
-  python -m mlmlab.evaluate checkpoint=runs/small_world/TIME
-  python -m mlmlab.evaluate checkpoint=runs/small_world/TIME eval.mask_draws=10
-  python -m mlmlab.evaluate checkpoint=distilbert/distilroberta-base \\
+  %(prog)s checkpoint=runs/small_world/TIME
+  %(prog)s checkpoint=runs/small_world/TIME eval.mask_draws=10
+  %(prog)s checkpoint=distilbert/distilroberta-base \\
       data.path=my.txt
-  python -m mlmlab.evaluate checkpoint=DIR data.source=hub \\
+  %(prog)s checkpoint=DIR data.source=hub \\
       data.repository=stanfordnlp/imdb data.files='plain_text/test-*.parquet'
 
 Groups and their options (group=option)
@@ -37,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Composes the config, scores, and prints."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"--help", "-h"} & set(arguments):
-        print(_HELP + _keys())
+        print(_HELP % {"prog": invocation("evaluate")} + _keys())
         return
     report = evaluate_checkpoint(compose_evaluation(*arguments))
     if os.environ.get("RANK", "0") == "0":  # under torchrun
@@ -54,6 +53,10 @@ def _keys() -> str:
     return f"{groups}\nKeys and their values (key=value)\n{keys}"
 
 
+def command() -> None:
+    """The command as a process."""
+    as_command(main)
+
+
 if __name__ == "__main__":
-    with exit_status():
-        main()
+    command()

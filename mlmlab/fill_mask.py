@@ -7,25 +7,25 @@ from collections.abc import Iterator
 
 from mlmlab.checkpoints import load_pretrained
 from mlmlab.cli.arguments import Arguments
+from mlmlab.cli.commands import as_command, invocation
 from mlmlab.errors import UserError
 from mlmlab.evaluation.fill_mask import Completion, FillMask
-from mlmlab.runs.exit_status import exit_status
 from mlmlab.tracking.style import Style, styled
 
 _BAR_WIDTH = 24
 _EXAMPLES = """\
-  python -m mlmlab.fill_mask --checkpoint distilbert/distilroberta-base \\
+  %(prog)s --checkpoint distilbert/distilroberta-base \\
       "The Milky Way is a <mask> galaxy."
-  python -m mlmlab.fill_mask --checkpoint runs/small_world/TIME --top-k 3 \\
+  %(prog)s --checkpoint runs/small_world/TIME --top-k 3 \\
       "the day after monday is <mask> ."
-  python -m mlmlab.fill_mask --checkpoint DIR --targets " spiral, small" \\
+  %(prog)s --checkpoint DIR --targets " spiral, small" \\
       --json "..."
 """
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Arguments(
-        "python -m mlmlab.fill_mask", "Completes texts with a masked language model.", _EXAMPLES
+        invocation("fill_mask"), "Completes texts with a masked language model.", _EXAMPLES
     )
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="a text with the mask token")
     parser.add_argument(
@@ -99,6 +99,10 @@ def _table_row(answer: Completion) -> str:
     return f"  {answer['score']:8.4f}  {bar}  {answer['token_str'].strip()}"
 
 
+def command() -> None:
+    """The command as a process."""
+    as_command(main)
+
+
 if __name__ == "__main__":
-    with exit_status():
-        main()
+    command()

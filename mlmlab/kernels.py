@@ -218,20 +218,20 @@ def mask_units(
 @compiled
 def mask_selected(
     input_ids, example_ids, epoch, seed, thresholds, mask_id, protected, replacement_ids,
-    ids, positions, labels, row_offsets, chosen,
+    ids, positions, labels, row_offsets, chosen, deciding,
 ):  # fmt: skip
     """Masks the tokens that someone else has selected.
 
     Args, besides those of `mask_tokens`:
         thresholds: uint64 `[2]`, `MaskingPolicy.corruption_thresholds`.
         chosen: bool `[B, T]`; protected ids are left out here.
+        deciding: int64 `[B, T]`, the position whose random word decides how a token is corrupted.
 
     Returns:
         M, or -1 if an id is outside the vocabulary.
     """
     rows, length = input_ids.shape
     corrupt_words = np.empty((length + 3) // 4 * 4, np.uint32)
-    deciding = np.arange(length)
     count = 0
     row_offsets[0] = 0
     for row in range(rows):
@@ -239,8 +239,8 @@ def mask_selected(
             return -1
         fill_words(corrupt_words, seed, CORRUPT, example_ids[row], epoch)
         count = _corrupt(
-            ids[row], row * length, np.flatnonzero(chosen[row]), deciding, corrupt_words, seed,
-            example_ids[row], epoch, thresholds, mask_id, protected, replacement_ids,
+            ids[row], row * length, np.flatnonzero(chosen[row]), deciding[row], corrupt_words,
+            seed, example_ids[row], epoch, thresholds, mask_id, protected, replacement_ids,
             positions, labels, count,
         )  # fmt: skip
         row_offsets[row + 1] = count

@@ -52,6 +52,10 @@ class Domain(IntEnum):
     """Whether a token of a unit or of a budget is masked, replaced or kept."""
     BUDGET = kernels.BUDGET
     """Whether the unit that crosses an example's budget comes in."""
+    POLICY = 11
+    """Whatever a user's own masking policy draws (`masking.policy.PolicyBatch.uniform`)."""
+    OBJECTIVE = 12
+    """Whatever a user's own objective draws (`data.batch.Masker.uniform`)."""
 
 
 def seed_word(seed: int) -> np.uint64:

@@ -12,6 +12,7 @@ import operator
 import types
 from collections.abc import Iterator, Mapping
 from enum import Enum
+from pathlib import PurePath
 from typing import (
     Any,
     Protocol,
@@ -323,6 +324,8 @@ def to_mapping(config: Any) -> Any:
         return {field.name: to_mapping(getattr(config, field.name)) for field in fields}
     if isinstance(config, Enum):
         return config.value
+    if isinstance(config, PurePath):  # Python code may say Path where YAML has a text
+        return str(config)
     if isinstance(config, tuple):
         return [to_mapping(item) for item in config]
     return config

@@ -63,7 +63,7 @@ def find(
             found=f"{name}{signature}, called as ({call}): {error}",
             expected=f"positional arguments ({', '.join(arguments)}); further ones come from "
             f"{options_key}",
-            remedy=f"{options_key}={{}}, or options that {name} takes",
+            remedy=f"options that {name} takes; ~{options_key}.OPTION removes one",
         ) from error
     return functools.partial(found, **options)
 
@@ -132,7 +132,15 @@ def list_problems(
         )
 
 
-def source_digest(name: str) -> str:
-    """The SHA-256 of the file that a user's own object is imported from, in hexadecimal."""
+def source_digest(key: str, name: str) -> str:
+    """The SHA-256 of the file that a user's own object is imported from, in hexadecimal.
+
+    Args:
+        key: the config key that holds the name.
+
+    Raises:
+        UserError: there is no such module or object, or it fails when it is imported.
+    """
+    _imported(key, name)
     file = import_module(name.partition(":")[0]).__file__
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

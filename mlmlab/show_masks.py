@@ -8,20 +8,24 @@ from numpy.typing import NDArray
 
 from mlmlab import schema
 from mlmlab.cli.arguments import Arguments
+from mlmlab.cli.commands import as_command, invocation
+from mlmlab.cli.compose import parsed_overrides
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer
 from mlmlab.errors import UserError
 from mlmlab.fetch.hub import fetch_tokenizer
-from mlmlab.masking import Budget, Corrupt, MaskedBatch, MaskingConfig, Unit, mask_batch
-from mlmlab.runs.exit_status import exit_status
+from mlmlab.masking import UNITS, Budget, Corrupt, MaskedBatch, MaskingConfig
+from mlmlab.masking.policy import build_policy, mask_with_policy
 from mlmlab.tracking.style import Style, styled
 
 _WIDTH = 79
 _EXAMPLES = """\
-  python -m mlmlab.show_masks "The quick brown fox jumps over the lazy dog." \\
+  %(prog)s "The quick brown fox jumps over the lazy dog." \\
       --tokenizer distilbert/distilroberta-base
-  python -m mlmlab.show_masks "unbelievably long words" --tokenizer DIR \\
+  %(prog)s "unbelievably long words" --tokenizer DIR \\
       --unit word --rate 0.3 --epochs 3
-  python -m mlmlab.show_masks "$(cat my.txt)" --tokenizer RUN_DIR --unit span
+  %(prog)s "$(cat my.txt)" --tokenizer RUN_DIR --unit span
+  %(prog)s "a policy of your own" --tokenizer RUN_DIR \\
+      --unit my_ideas:EveryOther --option share=0.2
 """
 _MARKS = {
     # state: what is around the token without colours, its style, and its explanation
@@ -34,7 +38,7 @@ _MARKS = {
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = Arguments(
-        "python -m mlmlab.show_masks", "Shows what a masking policy does to a text.", _EXAMPLES
+        invocation("show_masks"), "Shows what a masking policy does to a text.", _EXAMPLES
     )
     parser.add_argument("text", metavar="TEXT", help="what to mask")
     parser.add_argument(
@@ -44,8 +48,21 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="a tokenizer's, checkpoint's or run's folder, or owner/name",
     )
     defaults = MaskingConfig()
+    parser.add_argument(
+        "--unit",
+        default=defaults.unit,
+        metavar="NAME",
+        help=f"what is selected together: {', '.join(UNITS)}; or package.module:name, your own "
+        "policy (%(default)s)",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of your own policy; may be repeated",
+    )
     for name, default, text in (
-        ("unit", defaults.unit, "what is selected together"),
         ("corrupt", defaults.corrupt, "mask / random / keep drawn for each of these"),
         ("budget", defaults.budget, "independent, or the same share in every text"),
     ):
@@ -79,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = _arguments(arguments)
     config = MaskingConfig(
         rate=options.rate,
-        unit=Unit(options.unit),
+        unit=options.unit,
+        options=parsed_overrides(options.option),
         corrupt=Corrupt(options.corrupt),
         budget=Budget(options.budget),
         mask_fraction=options.mask_fraction,
@@ -88,19 +106,21 @@ def main(arguments: list[str] | None = None) -> None:
     problems = list(schema.all_problems(config, config.path))
     if problems:
         raise UserError(problems)
+    policy = build_policy(config)
     tokenizer = load_tokenizer(fetch_tokenizer(options.tokenizer)[0])
     ids = np.array([tokenizer.encode(options.text)])
     starts = np.array(tokenizer.word_starts_batch([options.text]))
     print(_legend(), end="\n\n")
     for epoch in range(options.epochs):
-        batch = mask_batch(
+        batch = mask_with_policy(
+            policy,
             ids,
             example_ids=np.zeros(1, np.int64),
             epoch=epoch,
             seed=options.seed,
             config=config,
             vocabulary=tokenizer.vocabulary(),
-            word_starts=None if config.unit is Unit.TOKEN else starts,
+            word_starts=starts,
         )
         states = _states(ids[0], batch, tokenizer)
         head = f"epoch {epoch}: " if options.epochs > 1 else ""
@@ -176,6 +196,10 @@ def _shown(number: int, tokenizer: Tokenizer) -> str:
     return tokenizer.decode([int(number)], skip_special_tokens=False).strip().removeprefix("##")
 
 
+def command() -> None:
+    """The command as a process."""
+    as_command(main)
+
+
 if __name__ == "__main__":
-    with exit_status():
-        main()
+    command()

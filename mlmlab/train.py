@@ -1,4 +1,4 @@
-"""python -m mlmlab.train: Hydra composes a config, `run` does what it says."""
+"""python -m mlmlab.train: Hydra composes a config, `execute` does what it says."""
 
 import hashlib
 import os
@@ -10,13 +10,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mlmlab.cli.commands import config_folder
+from mlmlab.cli.commands import as_command, config_folder, invocation
 from mlmlab.cli.compose import plain, run_mapping, with_own_options
-from mlmlab.cli.hydra_errors import as_command
+from mlmlab.cli.hydra_errors import composition_errors
 from mlmlab.cli.sweeps import refuse_shared_folder
 from mlmlab.config import build
 from mlmlab.errors import Code, UserError
-from mlmlab.runs import run
+from mlmlab.runs import execute
 from mlmlab.runs.exit_status import exit_status
 
 
@@ -26,6 +26,7 @@ def _job_folder(number: int, overrides: str) -> str:
 
 
 OmegaConf.register_new_resolver("mlmlab.job", _job_folder, replace=True)
+OmegaConf.register_new_resolver("mlmlab.invocation", invocation, replace=True)  # for --help
 
 
 @hydra.main(config_path=str(config_folder()), config_name="train", version_base="1.3")
@@ -55,19 +56,26 @@ def _refuse_under_torchrun() -> None:
 
 
 def _run(mapping: dict[str, Any], overrides: list[str]) -> float:
-    result = run(build(run_mapping(mapping, overrides)))
+    outcome = execute(build(run_mapping(mapping, overrides)))
     from mlmlab.runs.replay import Replay
 
-    return result.loss if isinstance(result, Replay) else result.figures[result.monitor]
+    return outcome.loss if isinstance(outcome, Replay) else outcome.figures[outcome.monitor]
 
 
 def main() -> None:
-    """The command itself."""
+    """Composes the config, or those of a sweep, and runs them."""
     if not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]):
         _refuse_under_torchrun()  # now: for its first job, Hydra creates the sweep's folder
     sys.argv[1:] = with_own_options(sys.argv[1:])
-    train()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits before we see its errors
+    with composition_errors(sys.argv[1:]):
+        train()
+
+
+def command() -> None:
+    """The command as a process."""
+    as_command(main)
 
 
 if __name__ == "__main__":
-    as_command(main)
+    command()

@@ -26,6 +26,7 @@ from mlmlab.checkpoints import save_pretrained
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.tokenizer import Tokenizer, train_tokenizer, word_tokenizer
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
+from mlmlab.model.families import ARCHITECTURES
 
 LIMIT_SECONDS = 10
 MEMORY_BYTES = 16 << 30
@@ -90,7 +91,6 @@ def write_folders(root: Path) -> None:
 
 
 def _model(family: Family, tokenizer: Tokenizer) -> MaskedLanguageModel:
-    roberta, token_types = family is Family.ROBERTA, {"bert": 2, "roberta": 1, "distilbert": 0}
     config = ModelConfig(
         family=family,
         vocabulary_size=tokenizer.vocabulary_size,
@@ -99,8 +99,7 @@ def _model(family: Family, tokenizer: Tokenizer) -> MaskedLanguageModel:
         heads=2,
         intermediate_size=24,
         max_positions=20,
-        position_offset=tokenizer.pad_id + 1 if roberta else 0,
-        token_types=token_types[family.value],
+        token_types=ARCHITECTURES[family].token_types,
         layer_norm_eps=1e-12,
         pad_id=tokenizer.pad_id,
         dropout=0.1,

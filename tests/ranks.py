@@ -21,7 +21,7 @@ from stopping import forkserver
 from torch.distributed import TCPStore
 
 import mlmlab
-from mlmlab.cli.hydra_errors import as_command
+from mlmlab.cli.commands import as_command
 
 PATIENCE_SECONDS = 60.0
 """So long after one of its processes has gone, a run may still be there."""

@@ -121,8 +121,8 @@ def forkserver() -> ForkServerContext:
 
 
 def _train(arguments: Sequence[str], folder: Path, output: Path) -> None:
-    from mlmlab.cli.hydra_errors import as_command
-    from mlmlab.train import train
+    from mlmlab.cli.commands import as_command
+    from mlmlab.train import main
 
     multiprocessing.set_start_method("fork", force=True)  # as in a process started by hand
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -130,7 +130,7 @@ def _train(arguments: Sequence[str], folder: Path, output: Path) -> None:
     os.dup2(file, 2)
     os.chdir(folder)
     sys.argv = ["train", *arguments]
-    as_command(train)
+    as_command(main)
 
 
 def as_killed(run_dir: Path, copy: Path, *, checkpoints: Sequence[int]) -> Path:

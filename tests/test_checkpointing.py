@@ -40,7 +40,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _resume(run_dir: Path, *overrides: str) -> Summary:
-    return mlmlab.run(mlmlab.compose(f"resume={run_dir}", *overrides))
+    return mlmlab.run(mlmlab.compose(f"resume={run_dir}", *overrides)).summary
 
 
 # Damaged
@@ -341,7 +341,7 @@ def test_a_run_ends_after_evaluations_that_are_no_better_and_its_best_checkpoint
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
-    summary = mlmlab.run(mlmlab.compose(*PATIENT, f"run_dir={run_dir}"), quiet=True)
+    summary = mlmlab.run(mlmlab.compose(*PATIENT, f"run_dir={run_dir}"), quiet=True).summary
     assert summary.steps == 40  # an equal one is no better
     assert summary.exported_step == 20
     assert summary.best_eval_perplexity == pytest.approx(np.exp(3.0))
@@ -437,7 +437,7 @@ def test_a_run_may_export_its_best_weights_without_stopping_early(
     known_losses |= {50: 3.5, 60: 4.0}
     run_dir = tmp_path / "run"
     endless = ("train.early_stopping_patience=null", "train.export=best")
-    summary = mlmlab.run(mlmlab.compose(*PATIENT, *endless, f"run_dir={run_dir}"))
+    summary = mlmlab.run(mlmlab.compose(*PATIENT, *endless, f"run_dir={run_dir}")).summary
     assert (summary.steps, summary.exported_step) == (60, 20)
     assert _weights(run_dir / "export") == _weights(run_dir / "checkpoints" / "step_20")
     rows = capsys.readouterr().out.splitlines()
@@ -450,7 +450,7 @@ def test_weights_that_training_only_makes_worse_are_exported_as_they_were(
 ) -> None:
     known_losses |= {10: 6.0, 20: 7.0}
     run_dir = tmp_path / "run"
-    summary = mlmlab.run(mlmlab.compose(*PATIENT, f"run_dir={run_dir}"), quiet=True)
+    summary = mlmlab.run(mlmlab.compose(*PATIENT, f"run_dir={run_dir}"), quiet=True).summary
     assert (summary.steps, summary.exported_step) == (20, 0)
     assert summary.eval_loss == pytest.approx(5.0)
     names = [folder.name for folder in checkpoint_folders(run_dir)]
@@ -498,7 +498,7 @@ def test_an_evaluation_that_predicted_no_token_is_neither_initial_nor_best_nor_w
 ) -> None:
     known_losses |= {0: None, 10: 4.0, 20: None, 30: 3.0, 40: None, 50: None, 60: 3.5}
     run_dir = tmp_path / "run"
-    summary = mlmlab.run(mlmlab.compose(*PATIENT, f"run_dir={run_dir}"), quiet=True)
+    summary = mlmlab.run(mlmlab.compose(*PATIENT, f"run_dir={run_dir}"), quiet=True).summary
     assert summary.steps == 60
     assert summary.best_eval_perplexity == pytest.approx(np.exp(3.0))
     newest = run_dir / "checkpoints" / "step_60" / "progress.json"
@@ -516,7 +516,7 @@ def test_a_run_that_is_never_asked_to_predict_a_test_token_ends_without_a_result
 ) -> None:
     few = ("data.limit=40", "data.test_fraction=0.05", "eval.masking.rate=0.01", "data.seed=2")
     keys = (*TINY, *few, "train.max_steps=4", "eval.every_steps=2", f"run_dir={tmp_path / 'run'}")
-    assert mlmlab.run(mlmlab.compose(*keys)).eval_masked_tokens == 0
+    assert mlmlab.run(mlmlab.compose(*keys)).summary.eval_masked_tokens == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     unknown = {key for key, value in summary.items() if value is None}
     assert unknown >= {
@@ -529,7 +529,7 @@ def test_a_learning_rate_that_makes_it_worse_ends_the_run_early(tmp_path: Path) 
     run_dir = tmp_path / "run"
     worse = ("train.learning_rate=0.5", "train.warmup_steps=0", "train.early_stopping_patience=1")
     config = mlmlab.compose(*PATIENT, *worse, f"run_dir={run_dir}")
-    summary = mlmlab.run(config, quiet=True)
+    summary = mlmlab.run(config, quiet=True).summary
     assert summary.steps < 60
     assert summary.exported_step < summary.steps
     assert summary.eval_perplexity == summary.best_eval_perplexity

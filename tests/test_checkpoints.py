@@ -454,7 +454,7 @@ def test_saving_and_loading_gives_the_same_bits(family: str, tmp_path: Path) -> 
 
 def test_the_names_of_a_family_are_its_files_names(bert: Path, roberta: Path) -> None:
     for folder in (bert, roberta):
-        table = hub_names(load_model(str(folder)).model.config)
+        table = hub_names(load_model(str(folder)).model)
         theirs = [name for names in table.values() for name in names]
         assert sorted(theirs) == sorted(load_file(str(folder / "model.safetensors")))
         assert len(theirs) == len(set(theirs))

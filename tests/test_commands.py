@@ -9,17 +9,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from refusals import check, refusal
 
 import mlmlab
 from mlmlab import evaluate, fill_mask
-from mlmlab.cli.hydra_errors import as_command
+from mlmlab.cli.commands import as_command
 from mlmlab.config import RunConfig
 from mlmlab.errors import Code, RunFailed, UserError
+from mlmlab.runs.folder import run_folder
 from mlmlab.runs.setup import set_up
-from mlmlab.train import train
+from mlmlab.train import main
 
 UNREACHABLE = "http://127.0.0.1:9"
 
@@ -138,11 +141,12 @@ def command(
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: this takes it back
+    monkeypatch.setattr(sys, "path", [*sys.path])  # so is this
 
     def run(*arguments: str) -> Finished:
         monkeypatch.setattr(sys, "argv", ["train", *arguments])
         with pytest.raises(SystemExit) as end:
-            as_command(train)
+            as_command(main)
         output = capfd.readouterr()
         assert isinstance(end.value.code, int)
         return Finished(end.value.code, output.out, output.err, folder)
@@ -215,7 +219,7 @@ def test_the_help_of_the_other_commands_shows_examples_in_eighty_columns(
 
 
 def end_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def train(_: RunConfig, *, quiet: bool) -> None:
+    def train(_: RunConfig, **_options: object) -> None:
         raise error
 
     monkeypatch.setattr("mlmlab.runs.train.train", train)
@@ -248,6 +252,85 @@ def test_a_defect_of_ours_keeps_its_traceback(
     end_with(monkeypatch, error)
     with pytest.raises(type(error), match="ours"):
         command()
+
+
+# Options of one's own, in a folder of one's own
+
+
+@pytest.fixture
+def own_options(tmp_path: Path) -> Path:
+    """A folder with an experiment, which chooses a model of its own, and a new group."""
+    folder = tmp_path / "a folder, of one's own"
+    files = {
+        "experiment/mine.yaml": "# @package _global_\n"
+        "defaults: [override /model: small, override /masking: whole_word]\n"
+        "name: mine\ntrain: {max_steps: 1}\ndata: {limit: 400}\n",
+        "model/small.yaml": "defaults: [tiny]\nlayers: 1\nhidden_size: 32\n",
+        "pace/fast.yaml": "# @package train\nlearning_rate: 0.5\n",
+        "data/held.yaml": "defaults: [text]\npath: held.txt\n",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_python_finds_an_experiment_and_groups_of_ones_own(
+    own_options: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = mlmlab.compose("+experiment=mine", "+pace=fast", "seed=3", config_dir=own_options)
+    assert (config.name, config.seed, config.train.max_steps) == ("mine", 3, 1)
+    assert (config.model.layers, config.model.heads) == (1, 4)  # ours for the rest
+    assert (config.masking.unit, config.train.learning_rate) == ("word", 0.5)
+    monkeypatch.chdir(own_options.parent)
+    assert mlmlab.compose("+experiment=mine", config_dir=own_options.name).name == "mine"
+    evaluation = mlmlab.compose_evaluation("checkpoint=x", "data=held", config_dir=own_options)
+    assert evaluation.data.path == "held.txt"
+
+
+def test_the_documents_experiment_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = (Path(mlmlab.__file__).parents[1] / "docs" / "extending.md").read_text()
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)
+    (tmp_path / "my_conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "my_conf" / "experiment" / "mine.yaml").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+    config = mlmlab.compose("+experiment=mine", config_dir="my_conf")
+    assert (config.name, config.data.path, config.masking.unit) == ("mine", "my.txt", "word")
+
+
+def test_without_the_folder_its_options_are_unknown_and_a_missing_one_is_named(
+    own_options: Path,
+) -> None:
+    with refusal("experiment", Code.UNKNOWN_OPTION, "eli5"):
+        mlmlab.compose("+experiment=mine")
+    for compose in (mlmlab.compose, mlmlab.compose_evaluation):
+        with refusal("config_dir", Code.NOT_FOUND, own_options / "nowhere"):
+            compose("checkpoint=x", config_dir=own_options / "nowhere")
+
+
+def test_a_group_of_ones_own_is_a_group_for_a_resume_too(own_options: Path, tmp_path: Path) -> None:
+    own: dict[str, Any] = {"config_dir": own_options}
+    run_dir = tmp_path / "run"
+    with run_folder(mlmlab.compose("+pace=fast", f"run_dir={run_dir}", **own)):
+        pass
+    again = mlmlab.compose("+pace=fast", f"run_dir={run_dir}", "resume=auto", **own)
+    assert (again.resume, again.train.learning_rate) == (str(run_dir), 0.5)
+    with refusal("pace", Code.CONFLICT, "the whole group pace"):
+        mlmlab.compose("+pace=fast", f"resume={run_dir}", **own)
+
+
+def test_the_command_and_its_sweeps_find_them_too(command: Command, own_options: Path) -> None:
+    own = ("--config-dir", str(own_options), "+experiment=mine", "+pace=fast", "runtime.device=cpu")
+    again = (*own, "resume=auto", "run_dir=run")
+    for _ in range(2):
+        finished = command(*again)
+        assert finished.status == 0, finished.stderr
+    assert "nothing left to do" in finished.stdout
+    assert OmegaConf.load(finished.folder / "run" / "config.yaml").name == "mine"
+    swept = command("-m", *own, "seed=0,1", "sweep_dir=sweep")
+    assert swept.status == 0, swept.stderr
+    configs = map(OmegaConf.load, (swept.folder / "sweep").glob("*/config.yaml"))
+    assert sorted((c.seed, c.model.layers) for c in configs) == [(0, 1), (1, 1)]
 
 
 # Composition and inputs without a command

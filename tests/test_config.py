@@ -519,6 +519,7 @@ FINE_TUNING = {
     "masking": {
         "rate": 0.15,
         "unit": "token",
+        "options": {},
         "corrupt": "token",
         "mask_fraction": 0.8,
         "random_fraction": 0.1,
@@ -528,6 +529,7 @@ FINE_TUNING = {
         "start_rate": None,
         "rate_steps": [],
     },
+    "objective": {"name": "mlm", "options": {}},
     "model": dict.fromkeys(field.name for field in dataclasses.fields(ModelSettings)),
     "train": {
         "epochs": 3,
@@ -560,6 +562,8 @@ FINE_TUNING = {
         "device": "auto",
         "precision": "auto",
         "tf32": False,
+        "cuda_graphs": True,
+        "compile": False,
         "parallel": "ddp",
         "processes": None,
         "deterministic": False,
@@ -582,6 +586,7 @@ EVALUATION: dict[str, Any] = {
     "masking": {
         "rate": 0.15,
         "unit": "token",
+        "options": {},
         "corrupt": "token",
         "mask_fraction": 0.8,
         "random_fraction": 0.1,

@@ -15,7 +15,7 @@ from mlmlab.data.batch import Masker
 from mlmlab.data.corpus import Corpus
 from mlmlab.data.loader import EvalChunk, EvalLoader
 from mlmlab.errors import Code
-from mlmlab.masking import EvalMaskingConfig, Unit
+from mlmlab.masking import EvalMaskingConfig
 from mlmlab.random import Seeds
 from mlmlab.runs.setup import set_up
 
@@ -47,8 +47,9 @@ def test_all_jobs_of_a_sweep_over_the_masking_score_the_same_tokens(
 def _chunks(*overrides: str) -> list[EvalChunk]:
     config = mlmlab.compose(*SHORT, *overrides)
     inputs = set_up(config)
-    masker = Masker(config.eval.masking, inputs.tokenizer.vocabulary())
-    return list(EvalLoader(inputs.test, masker, seeds=Seeds.of(0, config.eval.seed, 0)).chunks())
+    seed = Seeds.of(0, config.eval.seed, 0).eval_masks
+    masker = Masker(config.eval.masking, inputs.tokenizer.vocabulary(), seed)
+    return list(EvalLoader(inputs.test, masker).chunks())
 
 
 def test_the_positions_of_an_evaluation_do_not_depend_on_the_training_policy() -> None:
@@ -61,7 +62,7 @@ def test_the_positions_of_an_evaluation_do_not_depend_on_the_training_policy() -
 
 def test_the_evaluations_policy_is_a_group_and_keys() -> None:
     config = mlmlab.compose("masking@eval.masking=whole_word", "eval.masking.rate=0.2")
-    assert config.eval.masking == EvalMaskingConfig(unit=Unit.WORD, rate=0.2)
+    assert config.eval.masking == EvalMaskingConfig(unit="word", rate=0.2)
     assert config.masking == mlmlab.compose().masking
 
 
@@ -86,12 +87,12 @@ def test_words_of_the_evaluation_alone_are_found_too() -> None:
 def test_the_floor_is_that_of_the_evaluations_policy(tmp_path: Path) -> None:
     words = mlmlab.run(
         mlmlab.compose(*SHORT, "masking=whole_word", f"run_dir={tmp_path / 'words'}"), quiet=True
-    )
+    ).summary
     assert words.floor_perplexity is not None
     scored = mlmlab.run(
         mlmlab.compose(*SHORT, "masking@eval.masking=whole_word", f"run_dir={tmp_path / 'scored'}"),
         quiet=True,
-    )
+    ).summary
     assert scored.floor_perplexity is None
 
 
@@ -100,7 +101,7 @@ def test_evaluate_scores_a_run_with_the_runs_policy_or_another(tmp_path: Path) -
     summary = mlmlab.run(
         mlmlab.compose(*SHORT, "eval.masking.rate=0.3", "masking.rate=0.1", f"run_dir={run}"),
         quiet=True,
-    )
+    ).summary
     report = mlmlab.evaluate_checkpoint(mlmlab.compose_evaluation(f"checkpoint={run}"), quiet=True)
     assert report.evaluation.loss == summary.eval_loss
     other = mlmlab.evaluate_checkpoint(
@@ -113,10 +114,10 @@ def test_evaluate_scores_a_run_with_the_runs_policy_or_another(tmp_path: Path) -
 def test_a_capped_run_and_its_evaluation_score_the_same_prefix(tmp_path: Path) -> None:
     run = tmp_path / "run"
     keys = (*SHORT, "data.limit=8000", "model.hidden_size=16")
-    full = mlmlab.run(mlmlab.compose(*keys, f"run_dir={tmp_path / 'full'}"), quiet=True)
+    full = mlmlab.run(mlmlab.compose(*keys, f"run_dir={tmp_path / 'full'}"), quiet=True).summary
     capped = mlmlab.run(
         mlmlab.compose(*keys, "eval.max_examples=256", f"run_dir={run}"), quiet=True
-    )
+    ).summary
     assert capped.eval_masked_tokens == pytest.approx(8192 * 0.15, rel=0.1)
     assert capped.eval_masked_tokens < full.eval_masked_tokens / 2
     report = mlmlab.evaluate_checkpoint(mlmlab.compose_evaluation(f"checkpoint={run}"), quiet=True)

@@ -37,7 +37,6 @@ def _model(dropout: float = 0.1) -> MaskedLanguageModel:
             heads=4,
             intermediate_size=96,
             max_positions=BLOCK,
-            position_offset=0,
             token_types=2,
             layer_norm_eps=1e-12,
             pad_id=0,
@@ -62,8 +61,7 @@ def _loader(examples: int = 2 * CHUNK_TOKENS // BLOCK + 37) -> EvalLoader:
     tokens = np.random.default_rng(0).integers(5, 300, count).astype(np.uint16)
     return EvalLoader(
         blocks=PackedBlocks(_shard(tokens), BLOCK, keep_rest=True),
-        masker=Masker(MaskingConfig(), VocabularyInfo(300, 4, (0, 1, 2, 3, 4))),
-        seeds=SEEDS,
+        masker=Masker(MaskingConfig(), VocabularyInfo(300, 4, (0, 1, 2, 3, 4)), SEEDS.eval_masks),
     )
 
 
@@ -148,7 +146,7 @@ def test_evaluation_masks_are_not_the_training_masks() -> None:
         evaluation.blocks,
         Order(len(evaluation.blocks), 64, 0),
         64,
-        evaluation.masker,
+        dataclasses.replace(evaluation.masker, seed=SEEDS.masks),
         SEEDS,
     )
     _, examples = train.order.batch(0)
@@ -161,7 +159,8 @@ def test_evaluation_masks_are_not_the_training_masks() -> None:
 
 def test_another_eval_seed_masks_other_tokens() -> None:
     loader = _loader()
-    other = dataclasses.replace(loader, seeds=Seeds.of(0, 1, 0))
+    masker = dataclasses.replace(loader.masker, seed=Seeds.of(0, 1, 0).eval_masks)
+    other = dataclasses.replace(loader, masker=masker)
     first, second = next(loader.chunks()), next(other.chunks())
     assert not torch.equal(first.batch.masked.input_ids, second.batch.masked.input_ids)
 
@@ -267,7 +266,7 @@ def test_a_run_on_the_small_world_knows_its_floor_and_writes_its_folder(
         "data.limit=200", "model.hidden_size=32", "train.max_steps=12", "run_dir=run",
         "eval.every_steps=6", "runtime.threads=1", "eval.fill_mask=['the cow <mask> .']",
     )  # fmt: skip
-    summary = mlmlab.run(config, quiet=True)
+    summary = mlmlab.run(config, quiet=True).summary
     assert summary.floor_perplexity is not None
     assert 1 < summary.floor_perplexity < summary.eval_perplexity < summary.initial_eval_perplexity
     run = tmp_path / "run"
@@ -321,4 +320,4 @@ def test_a_folder_of_ones_own_text_has_no_floor(
         "data=text", "data.path=text.txt", "data.block_size=16", "tokenizer.vocabulary_size=300",
         "model.hidden_size=32", "train.max_steps=2", "runtime.threads=1",
     )  # fmt: skip
-    assert mlmlab.run(config, quiet=True).floor_perplexity is None
+    assert mlmlab.run(config, quiet=True).summary.floor_perplexity is None

@@ -6,6 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
+from mlmlab.model.families import ARCHITECTURES
 from mlmlab.model.flops import actual_flops, dense_equivalent_flops
 
 TINY = {"hidden_size": 32, "layers": 2, "heads": 4, "intermediate_size": 64, "vocabulary_size": 60}
@@ -20,8 +21,7 @@ def _config(family: Family, sizes: dict[str, int]) -> ModelConfig:
         **sizes,
         family=family,
         max_positions=64,
-        position_offset=2 if family is Family.ROBERTA else 0,
-        token_types={Family.BERT: 2, Family.ROBERTA: 1, Family.DISTILBERT: 0}[family],
+        token_types=ARCHITECTURES[family].token_types,
         layer_norm_eps=1e-12,
         pad_id=1,
         initializer_range=0.02,

@@ -90,7 +90,7 @@ def test_a_run_pins_its_tokenizer_to_the_commit_and_resumes_by_the_name_too(
     )  # fmt: skip
     mlmlab.run(mlmlab.compose(*command), quiet=True)
     assert OmegaConf.load("run/config.yaml").tokenizer.path == f"{REPOSITORY}@{COMMIT}"
-    assert mlmlab.run(mlmlab.compose(*command), quiet=True).steps == 2
+    assert mlmlab.run(mlmlab.compose(*command), quiet=True).summary.steps == 2
     with refusal("tokenizer.path", Code.CHANGED, "owner/other"):
         mlmlab.compose(*command, "tokenizer.path=owner/other")
 
@@ -185,15 +185,15 @@ def test_a_run_on_a_data_set_records_the_commit_and_runs_again_offline(
         "data.block_size=16", "tokenizer.vocabulary_size=300", "model.hidden_size=32",
         "train.max_steps=2", "runtime.threads=1",
     )  # fmt: skip
-    first = mlmlab.run(mlmlab.compose(*settings, "run_dir=first"), quiet=True)
+    first = mlmlab.run(mlmlab.compose(*settings, "run_dir=first"), quiet=True).summary
     config = OmegaConf.load("first/config.yaml")
     assert config.data.revision == COMMIT
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     pinned = (*settings, f"data.revision={COMMIT}", "run_dir=second")
-    assert mlmlab.run(mlmlab.compose(*pinned), quiet=True).eval_loss == first.eval_loss
+    assert mlmlab.run(mlmlab.compose(*pinned), quiet=True).summary.eval_loss == first.eval_loss
     assert capsys.readouterr().err == ""
     by_name = (*settings, "run_dir=third")
-    assert mlmlab.run(mlmlab.compose(*by_name), quiet=True).eval_loss == first.eval_loss
+    assert mlmlab.run(mlmlab.compose(*by_name), quiet=True).summary.eval_loss == first.eval_loss
     assert f"using the cached copy {COMMIT}" in capsys.readouterr().err
 
 

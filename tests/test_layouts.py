@@ -20,6 +20,7 @@ from mlmlab.data.tokenizer import train_tokenizer
 from mlmlab.evaluation.masked_perplexity import evaluate
 from mlmlab.masking import MaskingConfig, VocabularyInfo
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
+from mlmlab.model.families import ARCHITECTURES
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
 from mlmlab.tracking.progress_bar import ProgressBar
@@ -152,7 +153,7 @@ def test_a_tokenizers_frame_is_what_it_puts_around_a_text(kind: TokenizerKind) -
 @pytest.mark.parametrize("pad_id", [PAD, SEP, MASK])
 def test_padding_is_never_predicted_whatever_id_pads(cut_off: bool, pad_id: int) -> None:
     blocks = blocks_of(shard_of([3, 20, 7, 60] * 20), 32, cut_off=cut_off, pad_id=pad_id)
-    loader = EvalLoader(blocks, Masker(MaskingConfig(rate=0.9), VOCABULARY), seeds=SEEDS)
+    loader = EvalLoader(blocks, Masker(MaskingConfig(rate=0.9), VOCABULARY, SEEDS.eval_masks))
     real = 0
     for chunk in loader.chunks():
         batch = chunk.batch
@@ -167,7 +168,6 @@ def test_padding_is_never_predicted_whatever_id_pads(cut_off: bool, pad_id: int)
 
 
 def _model(family: Family, dropout: float = 0.0) -> MaskedLanguageModel:
-    roberta = family is Family.ROBERTA
     model = MaskedLanguageModel(
         ModelConfig(
             family=family,
@@ -177,8 +177,7 @@ def _model(family: Family, dropout: float = 0.0) -> MaskedLanguageModel:
             heads=4,
             intermediate_size=64,
             max_positions=64,
-            position_offset=PAD + 1 if roberta else 0,
-            token_types=1 if roberta else 0,
+            token_types=ARCHITECTURES[family].token_types,
             layer_norm_eps=1e-5,
             pad_id=PAD,
             initializer_range=0.3,  # wide, so that tokens do influence each other
@@ -193,7 +192,7 @@ def _model(family: Family, dropout: float = 0.0) -> MaskedLanguageModel:
 @pytest.mark.parametrize("family", [Family.ROBERTA, Family.DISTILBERT])
 def test_padded_rows_are_scored_as_each_row_alone(family: Family) -> None:
     blocks = blocks_of(shard_of([3, 20, 7, 60] * 20), 32, cut_off=False)
-    loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seeds=SEEDS)
+    loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY, SEEDS.eval_masks))
     model = _model(family)
     result = evaluate(model, loader, CPU, ProgressBar(0, quiet=True))
     alone = 0.0
@@ -268,7 +267,7 @@ def test_isolation_reaches_the_loss_of_training_and_evaluation() -> None:
     losses = []
     for isolate in (False, True):
         blocks = PackedBlocks(shard, 32, isolate=isolate, keep_rest=True)
-        loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY), seeds=SEEDS)
+        loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY, SEEDS.eval_masks))
         losses.append(
             evaluate(_model(Family.ROBERTA), loader, CPU, ProgressBar(0, quiet=True)).loss
         )

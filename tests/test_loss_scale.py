@@ -39,7 +39,7 @@ def _begin_with(monkeypatch: pytest.MonkeyPatch, scale: LossScale) -> None:
 
 
 def _run(run_dir: Path, *overrides: str) -> Summary:
-    return mlmlab.run(mlmlab.compose(*FP16, *overrides, f"run_dir={run_dir}"), quiet=True)
+    return mlmlab.run(mlmlab.compose(*FP16, *overrides, f"run_dir={run_dir}"), quiet=True).summary
 
 
 def _progress(run_dir: Path) -> dict[str, Any]:

@@ -21,8 +21,9 @@ def shard() -> Shard:
 
 
 def test_a_micro_batch_without_predictions_keeps_its_rows() -> None:
-    masker = Masker(MaskingConfig(), VOCABULARY)
-    micro = masker.micro_batch(PackedBlocks(shard(), 64), np.arange(2), epoch=0, seed=0, rate=0.5)
+    masker = Masker(MaskingConfig(rate=0.5), VOCABULARY)
+    rows = PackedBlocks(shard(), 64).take(np.arange(2))
+    micro = masker.micro_batch(rows, np.arange(2), epoch=0)
     empty = micro.without_predictions()
     assert micro.masked_count > 0
     assert (empty.masked_count, empty.token_count) == (0, 0)

@@ -65,9 +65,7 @@ def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run(*overrides: str) -> Summary:
-    summary = mlmlab.run(mlmlab.compose(*overrides), quiet=True)
-    assert isinstance(summary, Summary)
-    return summary
+    return mlmlab.run(mlmlab.compose(*overrides), quiet=True).summary
 
 
 def _logged(run_dir: str) -> dict[int, dict[str, float]]:

@@ -120,7 +120,7 @@ def _loss_and_gradients(
     loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters()}
     named = {}
-    for name, theirs in hub_names(model.config).items():
+    for name, theirs in hub_names(model).items():
         gradient = gradients[name]
         assert gradient is not None
         named |= dict(zip(theirs, gradient.chunk(len(theirs)), strict=True))
@@ -210,7 +210,13 @@ def test_twenty_adamw_steps_follow_transformers(
     compute = Compute(torch.device("cpu"), Precision.FP32)
     for number, (micro, loss) in enumerate(zip(batches, expected, strict=True)):
         step = StepBatch(
-            number, 0, (micro,), micro.masked_count, micro.masked.input_ids.numel(), 0.15
+            number,
+            0,
+            (micro,),
+            micro.masked_count,
+            micro.masked_count,
+            micro.masked.input_ids.numel(),
+            0.15,
         )
         result = train_step(
             Replica(ours, ALONE, compute),

@@ -116,8 +116,8 @@ def test_a_small_model_trains_and_is_evaluated_in_fp32_unless_asked_otherwise(
     monkeypatch.setattr(devices, "_native_bf16", lambda _: is_native)
     exact = mlmlab.run(
         mlmlab.compose(*SHORT, "runtime.precision=fp32", f"run_dir={tmp_path}/fp32"), quiet=True
-    )
-    auto = mlmlab.run(mlmlab.compose(*SHORT, f"run_dir={tmp_path}/auto"), quiet=True)
+    ).summary
+    auto = mlmlab.run(mlmlab.compose(*SHORT, f"run_dir={tmp_path}/auto"), quiet=True).summary
     assert auto.eval_loss == exact.eval_loss
     report = mlmlab.evaluate_checkpoint(
         mlmlab.compose_evaluation(f"checkpoint={tmp_path}/auto"), quiet=True

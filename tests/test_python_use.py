@@ -1,5 +1,6 @@
 """mlmlab from Python: README's lines run as written, and give what transformers gives."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -10,14 +11,25 @@ from typing import Any
 import pytest
 import torch
 from reference.hub_models import FAMILIES, padded_batch, write_reference
+from refusals import refusals
 
 import mlmlab
 from mlmlab.checkpoints import load_model
+from mlmlab.config import (
+    DataConfig,
+    EvaluateConfig,
+    ModelSettings,
+    RunConfig,
+    RuntimeConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.tokenizer import Tokenizer, train_tokenizer
-from mlmlab.errors import UserError
+from mlmlab.errors import Code, UserError
 from mlmlab.evaluation import fill_mask
 from mlmlab.model import MaskedLanguageModel
+from mlmlab.model.config import Family
 
 README = Path(__file__).parents[1] / "README.md"
 TEXTS = ["the cow", "the cow lives in the barn, and the dog sat on the mat!", "", "Ünïcödé 数字"]
@@ -223,6 +235,88 @@ def test_filling_leaves_every_module_in_the_mode_it_was_in(
     assert [module.training for module in model.modules()] == modes
 
 
+# A config made in Python
+
+
+def own_config(folder: Path, **changes: Any) -> RunConfig:
+    """A small run on a file, made of dataclasses alone, with values as YAML has them."""
+    (folder / "my.txt").write_text("\n".join(CORPUS))
+    keys = {
+        "name": "mine",
+        "run_dir": folder / "run",
+        "data": DataConfig(path=folder / "my.txt", block_size=16),
+        "tokenizer": TokenizerConfig(vocabulary_size=300),
+        "model": ModelSettings(
+            family="roberta", hidden_size=32, layers=1, heads=2, intermediate_size=64,
+            max_positions=32, initializer_range=0.02, dropout=0,
+        ),
+        "train": TrainConfig(max_steps=2, learning_rate=1e-3),
+        "runtime": RuntimeConfig(device="cpu", threads=1),
+    }  # fmt: skip
+    return RunConfig(**(keys | changes))
+
+
+def test_a_config_made_of_dataclasses_is_checked_and_runs(tmp_path: Path) -> None:
+    config = own_config(tmp_path)
+    result = mlmlab.run(config, quiet=True)
+    assert result.summary.steps == 2
+    assert result.model.config.family is Family.ROBERTA
+    wrong = dataclasses.replace(
+        config, train=TrainConfig(learning_rate=-1, epochs="three"), run_dir=tmp_path / "other"
+    )
+    with refusals(("train.epochs", Code.WRONG_TYPE)):
+        mlmlab.run(wrong, quiet=True)
+    wrong = dataclasses.replace(wrong, train=TrainConfig(learning_rate=-1))
+    with refusals(("train.learning_rate", Code.INVALID)):
+        mlmlab.run(wrong, quiet=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_same_call_begins_and_resumes_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = own_config(tmp_path, resume="auto")
+    assert mlmlab.run(config, quiet=True).summary.steps == 2
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=3))
+    assert mlmlab.run(longer).summary.steps == 3
+    assert "from step 2" in capsys.readouterr().out
+    with refusals(("seed", Code.CHANGED)):
+        mlmlab.run(dataclasses.replace(longer, seed=1), quiet=True)
+    with refusals(("resume", Code.MISSING)):
+        mlmlab.run(dataclasses.replace(config, run_dir=None), quiet=True)
+
+
+def test_an_evaluation_config_made_of_dataclasses_scores_all_of_the_text(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint("roberta", tmp_path / "checkpoint")
+    data = own_config(tmp_path).data
+    report = mlmlab.evaluate_checkpoint(
+        EvaluateConfig(checkpoint=checkpoint, data=data), quiet=True
+    )
+    assert report.documents == len(CORPUS)
+    assert report.to_mapping()["split"] == "all"
+    with refusals(("checkpoint", Code.MISSING)):
+        mlmlab.evaluate_checkpoint(EvaluateConfig(data=data), quiet=True)
+
+
+def test_an_assignment_to_a_config_says_what_to_do_instead() -> None:
+    config: Any = mlmlab.compose()
+    parts = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    groups = [part for part in parts if dataclasses.is_dataclass(part)]
+    assert len(groups) >= 8
+    for part in (config, config.eval.masking, *groups):
+        name = dataclasses.fields(part)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError) as error:
+            setattr(part, name, 1)
+        assert f"dataclasses.replace(config, {name}=...)" in str(error.value)
+        assert "mlmlab.compose" in str(error.value)
+
+
+def test_an_evaluations_config_says_so_too() -> None:
+    config: Any = mlmlab.compose_evaluation("checkpoint=x", "data.path=x")
+    with pytest.raises(dataclasses.FrozenInstanceError, match="replace"):
+        config.eval.seed = 1
+
+
 def test_readmes_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     hub_id = '"distilbert/distilroberta-base"'
@@ -232,7 +326,7 @@ def test_readmes_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "my.txt").write_text("\n".join(CORPUS))
     names: dict[str, Any] = {}
     for block in blocks:
-        # The last one would train on the Hub's data.
+        # The recipe would train on the Hub's data.
         local = block.replace(hub_id, repr(str(checkpoint))).replace(
             '"+experiment=eli5", "train.max_steps=10"', '"debug=one_step"'
         )
@@ -242,3 +336,6 @@ def test_readmes_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.Monk
     again, _ = mlmlab.load_pretrained("out", quiet=True)
     assert torch.equal(again(**names["batch"]), names["model"](**names["batch"]))
     assert names["report"].tokens > 0
+    assert len(names["losses"]) == 1
+    assert [result.summary.seed for result in names["results"]] == [0, 1]
+    assert names["result"].summary.steps == 10

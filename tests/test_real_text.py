@@ -55,7 +55,7 @@ def test_the_eli5_recipe_runs_through_at_full_size(
             "run_dir=run",
         ),
         quiet=True,
-    )  # fmt: skip
+    ).summary  # fmt: skip
     assert summary.steps == 5
     assert summary.eval_perplexity < summary.initial_eval_perplexity
     opened, info = transformers.AutoModelForMaskedLM.from_pretrained(
@@ -83,7 +83,7 @@ def test_a_real_encoder_without_a_head_learns_one(
             "run_dir=run",
         ),
         quiet=True,
-    )  # fmt: skip
+    ).summary  # fmt: skip
     assert summary.initial_eval_perplexity > 10_000
     assert summary.eval_perplexity < 150
     assert math.log(summary.eval_perplexity) == pytest.approx(summary.eval_loss)

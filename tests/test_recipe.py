@@ -38,7 +38,6 @@ def tiny_roberta(folder: Path, text: Path) -> None:
             heads=4,
             intermediate_size=64,
             max_positions=512,
-            position_offset=tokenizer.pad_id + 1,
             token_types=1,
             layer_norm_eps=1e-5,
             pad_id=tokenizer.pad_id,

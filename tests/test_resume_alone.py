@@ -155,7 +155,7 @@ def test_a_run_whose_folder_was_moved_goes_on_where_it_is(
     run_dir = as_killed(whole, tmp_path / "elsewhere" / "run", checkpoints=[30, 45])
     whole.rename(away)
     try:
-        summary = mlmlab.run(mlmlab.compose(*how.format(run_dir).split()), quiet=True)
+        summary = mlmlab.run(mlmlab.compose(*how.format(run_dir).split()), quiet=True).summary
         replay(mlmlab.compose(f"resume={run_dir}", "debug=replay", "debug.step=50"), quiet=True)
         assert not whole.exists()
     finally:

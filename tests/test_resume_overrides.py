@@ -31,7 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _resume(run_dir: Path, *overrides: str) -> Summary:
-    return mlmlab.run(mlmlab.compose(f"resume={run_dir}", *overrides))
+    return mlmlab.run(mlmlab.compose(f"resume={run_dir}", *overrides)).summary
 
 
 @contextmanager

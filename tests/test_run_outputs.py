@@ -121,7 +121,7 @@ def test_a_sweep_of_two_jobs_in_two_processes_makes_two_runs_and_goes_on(tmp_pat
     assert [first["seed"], second["seed"]] == [0, 1]
     alone = mlmlab.run(
         mlmlab.compose(*TINY, "train.max_steps=10", f"run_dir={tmp_path / 'alone'}"), quiet=True
-    )
+    ).summary
     assert first["eval_loss"] == pytest.approx(alone.eval_loss, rel=1e-6)
 
     (runs[0] / "summary.json").unlink()  # as if the sweep had been stopped

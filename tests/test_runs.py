@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from refusals import refusal
 from stopping import TINY, bits, listing
@@ -39,7 +40,7 @@ def test_run_starts_the_processes_that_the_config_asks_for(
     finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = mlmlab.compose(*SHORT, "runtime.processes=2", f"run_dir={tmp_path / 'run'}")
-    summary = mlmlab.run(config)
+    summary = mlmlab.run(config).summary
     assert "2 processes" in capfd.readouterr().out
     alone = json.loads((finished / "summary.json").read_text())
     assert summary.eval_loss == pytest.approx(alone["eval_loss"], rel=1e-5)
@@ -57,7 +58,7 @@ def test_a_finished_run_has_nothing_left_to_do_and_says_so(
     finished: Path, capsys: pytest.CaptureFixture[str], resume: str
 ) -> None:
     before = listing(finished)
-    summary = mlmlab.run(mlmlab.compose(*resume.format(finished).split()))
+    summary = mlmlab.run(mlmlab.compose(*resume.format(finished).split())).summary
     assert listing(finished) == before
     assert summary.steps == 20
     assert summary.eval_loss == json.loads((finished / "summary.json").read_text())["eval_loss"]
@@ -74,7 +75,8 @@ def test_a_longer_horizon_resumes_a_finished_run(
     config.run_dir = str(run_dir)
     OmegaConf.save(config, run_dir / "config.yaml")
     overrides = resume.format(run_dir).split()
-    assert mlmlab.run(mlmlab.compose(*overrides, "train.max_steps=26"), quiet=True).steps == 26
+    result = mlmlab.run(mlmlab.compose(*overrides, "train.max_steps=26"), quiet=True)
+    assert result.summary.steps == 26
 
 
 def test_the_summary_of_a_finished_run_may_have_an_unknown_loss(
@@ -84,7 +86,7 @@ def test_the_summary_of_a_finished_run_may_have_an_unknown_loss(
     shutil.copytree(finished, run_dir)
     content = json.loads((run_dir / "summary.json").read_text())
     (run_dir / "summary.json").write_text(json.dumps({**content, "eval_loss": None}))
-    summary = mlmlab.run(mlmlab.compose(f"resume={run_dir}"), quiet=True)
+    summary = mlmlab.run(mlmlab.compose(f"resume={run_dir}"), quiet=True).summary
     assert summary.eval_loss != summary.eval_loss
 
 
@@ -214,7 +216,7 @@ def test_a_run_is_not_evaluated_on_changed_text(text: Path, changed: str, key: s
 def test_a_touched_file_is_no_changed_text(text: Path) -> None:
     run_dir = _killed(text)
     os.utime(text, (1_000_000_000, 1_000_000_000))
-    assert mlmlab.run(mlmlab.compose(f"resume={run_dir}"), quiet=True).steps == 6
+    assert mlmlab.run(mlmlab.compose(f"resume={run_dir}"), quiet=True).summary.steps == 6
 
 
 def test_the_file_that_changed_is_named_among_several(text: Path) -> None:
@@ -261,3 +263,27 @@ def test_a_summary_names_the_machine_and_how_it_was_used(finished: Path) -> None
     assert (summary["threads"], summary["world_size"]) == (1, 1)
     assert summary["processor"]
     assert "cuda_version" in summary
+
+
+# What a run gives
+
+
+def test_the_result_has_the_exported_model_its_tokenizer_and_the_metrics(
+    finished: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    result = mlmlab.run(mlmlab.compose(*SHORT, f"run_dir={run_dir}"), quiet=True)
+    assert isinstance(result, mlmlab.RunResult)
+    exported, _ = mlmlab.load_pretrained(str(run_dir), quiet=True)
+    shutil.rmtree(run_dir)  # nothing is read later
+    assert not result.model.training
+    state = exported.state_dict()
+    assert result.model.state_dict().keys() == state.keys()
+    assert all(torch.equal(t, state[name]) for name, t in result.model.state_dict().items())
+    batch = result.tokenizer("the day after monday is <mask> .")
+    assert result.model(**batch).shape[-1] == result.tokenizer.vocabulary_size
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line).get("train/loss") for line in lines]
+    assert [event.get("train/loss") for event in result.metrics] == losses
+    assert result.metrics[-1]["step"] == result.summary.steps == 20
+    assert result.summary.run_dir == str(run_dir)

@@ -16,7 +16,7 @@ import mlmlab
 import mlmlab.evaluate
 from mlmlab.errors import Code, RunFailed
 from mlmlab.tracking.summary import Summary
-from mlmlab.training.step import micro_batch_loss
+from mlmlab.training.objective import masked_token_loss
 
 IDEAS = '''
 import torch
@@ -171,10 +171,10 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight_whoever_steps(
     def poisoned(*arguments: object) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        loss = micro_batch_loss(*arguments)  # type: ignore[arg-type]
+        loss = masked_token_loss(*arguments)  # type: ignore[arg-type]
         return loss * math.nan if calls == 7 else loss
 
-    monkeypatch.setattr("mlmlab.training.step.micro_batch_loss", poisoned)
+    monkeypatch.setattr("mlmlab.training.objective.masked_token_loss", poisoned)
     with pytest.raises(RunFailed, match="step 7"):
         _run(*TINY, "train.optimizer=my_ideas:muon", "run_dir=run")
     kept, _ = mlmlab.load_pretrained("run/failures/step_7")
@@ -336,14 +336,16 @@ def test_the_document_on_extending_can_be_followed(
 ) -> None:
     document = (Path(mlmlab.__file__).parents[1] / "docs" / "extending.md").read_text()
     code = document.split("```python\n")[1].split("```")[0]
-    blocks = document.replace("\\\n", "").split("```bash\n")
-    commands, monitored = (block.split("```")[0].splitlines() for block in blocks[1:3])
+    section = document.replace("\\\n", "").split("## What an evaluator gets and gives")[1]
+    commands, monitored = (
+        text.split("```bash\n")[1].split("```")[0].splitlines() for text in (document, section)
+    )
     (tmp_path / "my_ideas.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_ideas", raising=False)
-    assert len(commands) == 4
-    commands[3:] = monitored  # the last is a sweep, as in the test above
+    assert len(commands) == 5
+    commands[4:] = monitored  # the last is a sweep, as in the test above
     for number, command in enumerate(commands):
         overrides = shlex.split(command.removeprefix("python -m mlmlab.train "))
         _run(*TINY, *overrides, "train.max_steps=3", f"run_dir=run{number}")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mlmlab.masking import Budget, Corrupt, MaskingConfig, Unit, VocabularyInfo, mask_batch
+from mlmlab.masking import Budget, Corrupt, MaskingConfig, VocabularyInfo, mask_batch
 
 VOCABULARY = VocabularyInfo(1000, 4, (0, 1, 2, 3, 4))
 RANDOM = np.random.default_rng(0)
@@ -29,16 +29,45 @@ def selection_of(batch) -> NDArray[np.bool_]:  # type: ignore[no-untyped-def]
     "policy",
     [
         MaskingConfig(rate=0.3, budget=Budget.EXACT),
-        MaskingConfig(rate=0.3, unit=Unit.WORD),
-        MaskingConfig(rate=0.3, unit=Unit.SPAN, mask_fraction=0.5, random_fraction=0.5),
+        MaskingConfig(rate=0.3, unit="word"),
+        MaskingConfig(rate=0.3, unit="span", mask_fraction=0.5, random_fraction=0.5),
     ],
 )
 def test_tokens_selected_elsewhere_are_corrupted_as_the_policys_own(policy: MaskingConfig) -> None:
-    starts = None if policy.unit is Unit.TOKEN else STARTS
+    starts = None if policy.unit == "token" else STARTS
     own = masked(policy, word_starts=starts)
     given = masked(policy, selection_of(own))
     for one, other in zip(own, given, strict=True):
         assert np.array_equal(one, other)
+
+
+def test_words_selected_elsewhere_are_corrupted_at_once_as_the_policys_own() -> None:
+    config = MaskingConfig(rate=0.3, unit="word", corrupt=Corrupt.UNIT, mask_fraction=0.5)
+    own = masked(config, word_starts=STARTS)
+    begins = STARTS.astype(bool) | (IDS <= 4)  # at a special token, after one, and with the row
+    begins[:, 1:] |= IDS[:, :-1] <= 4
+    units = np.cumsum(begins, axis=1)
+    for names in (units, units * -7):  # whatever numbers name them
+        given = masked(config, selection_of(own), units=names)
+        for one, other in zip(own, given, strict=True):
+            assert np.array_equal(one, other)
+
+
+def test_units_are_for_what_is_selected_elsewhere_and_corrupted_by_units() -> None:
+    chosen, units = np.ones(IDS.shape, np.bool_), np.zeros(IDS.shape, np.int64)
+    per_unit = MaskingConfig(corrupt=Corrupt.UNIT)
+    with pytest.raises(ValueError, match="units"):
+        masked(per_unit, units=units)
+    with pytest.raises(ValueError, match="units"):
+        masked(MaskingConfig(), chosen, units=units)
+    for wrong in (units[1:], units.astype(np.float32)):
+        with pytest.raises(ValueError, match="units: integers"):
+            masked(per_unit, chosen, units=wrong)
+
+
+def test_a_policy_of_ones_own_needs_the_tokens_that_it_has_selected() -> None:
+    with pytest.raises(ValueError, match="my_ideas:EveryOther"):
+        masked(MaskingConfig(unit="my_ideas:EveryOther"))
 
 
 def test_the_rate_does_not_count() -> None:

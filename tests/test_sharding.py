@@ -19,7 +19,7 @@ from ranks import (
     forked_to_the_end,
     in_ranks,
 )
-from shares import CPU, SEEDS, Sharing, evaluation, loader_of, small_model
+from shares import CPU, Sharing, eval_masker, evaluation, loader_of, small_model
 from stopping import GETTING_WORSE, as_killed, events, results
 from torch.distributed.tensor import DTensor
 
@@ -158,7 +158,7 @@ def test_a_shard_that_is_not_finite_is_suppressed_in_all_processes() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
 def test_every_process_has_a_chunk_in_every_round_and_each_example_counts_once(size: int) -> None:
     loader = loader_of()
-    chunks = EvalLoader(loader.blocks, loader.masker, seeds=SEEDS, draws=3)
+    chunks = EvalLoader(loader.blocks, eval_masker(loader), draws=3)
     shares = [list(chunks.chunks(Ranks(rank, size))) for rank in range(size)]
     assert {len(share) for share in shares} == {-(-3 // size)}
     dealt = [chunk for share in shares for chunk in share]

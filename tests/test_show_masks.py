@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_word_starts import TEXTS, TOKENIZERS
 
-from mlmlab.masking import MaskingConfig, Unit, mask_batch
+from mlmlab.masking import UNITS, MaskingConfig, mask_batch
 from mlmlab.show_masks import main
 from mlmlab.tracking.style import styled
 
@@ -19,21 +19,19 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out.split("\n\n", 1)[1]
 
 
-@pytest.mark.parametrize("unit", Unit)
+@pytest.mark.parametrize("unit", UNITS)
 def test_the_marks_are_the_kernels_decisions(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], unit: Unit
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], unit: str
 ) -> None:
     tokenizer = WORDPIECE()
     tokenizer.save(tmp_path)
     text = " ".join(TEXTS[:4])
-    output = shown(
-        capsys, text, "--tokenizer", str(tmp_path), "--unit", unit.value, "--rate", "0.5"
-    )
+    output = shown(capsys, text, "--tokenizer", str(tmp_path), "--unit", unit, "--rate", "0.5")
     starts = np.array(tokenizer.word_starts_batch([text]))
     batch = mask_batch(
         np.array([tokenizer.encode(text)]), example_ids=np.zeros(1, np.int64), epoch=0, seed=0,
         config=MaskingConfig(unit=unit, rate=0.5), vocabulary=tokenizer.vocabulary(),
-        word_starts=None if unit is Unit.TOKEN else starts,
+        word_starts=None if unit == "token" else starts,
     )  # fmt: skip
     head, body = output.split("\n", 1)
     hidden = int((batch.input_ids == tokenizer.mask_id).sum())

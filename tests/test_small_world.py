@@ -139,7 +139,7 @@ def test_a_run_on_ones_own_text_never_compiles_the_grammar(tmp_path: Path) -> No
     small_world.cache_clear()
     keys = ("data=text", f"data.path={text}", "data.block_size=16", "tokenizer.vocabulary_size=300")
     config = mlmlab.compose(*TINY, *keys, "train.max_steps=2", f"run_dir={tmp_path / 'run'}")
-    summary = mlmlab.run(config, quiet=True)
+    summary = mlmlab.run(config, quiet=True).summary
     mlmlab.evaluate_checkpoint(
         mlmlab.compose_evaluation(f"checkpoint={tmp_path / 'run'}"), quiet=True
     )

@@ -56,7 +56,6 @@ def _model(dropout: float = 0.0, seed: int = 0, **changes: int) -> MaskedLanguag
         heads=4,
         intermediate_size=64,
         max_positions=BLOCK,
-        position_offset=2,
         token_types=1,
         layer_norm_eps=1e-5,
         pad_id=1,
@@ -76,7 +75,7 @@ def _loader(micro_batch_size: int, *, rate: float = 0.15, batch_size: int = 16) 
         blocks=blocks,
         order=Order(len(blocks), batch_size, 0),
         micro_batch_size=micro_batch_size,
-        masker=Masker(MaskingConfig(rate=rate), VOCABULARY),
+        objective=Masker(MaskingConfig(rate=rate), VOCABULARY),
         seeds=SEEDS,
     )
 
@@ -169,10 +168,8 @@ def test_batches_prepared_ahead_are_those_asked_for_one_by_one() -> None:
 def test_static_masking_repeats_the_masks_and_dynamic_masking_does_not() -> None:
     for mode, same in ((MaskingMode.STATIC, True), (MaskingMode.DYNAMIC, False)):
         loader = _loader(50, batch_size=50)
-        masking = dataclasses.replace(loader.masker.config, mode=mode)
-        loader = dataclasses.replace(
-            loader, masker=dataclasses.replace(loader.masker, config=masking)
-        )
+        masker = Masker(MaskingConfig(mode=mode), VOCABULARY)
+        loader = dataclasses.replace(loader, objective=masker)
         epochs = []
         for number in (0, 1):
             _, examples = loader.order.batch(number)
@@ -361,11 +358,11 @@ def test_a_run_with_the_same_config_has_the_same_bits(
     runs = []
     for name in ("a", "b"):
         config = mlmlab.compose(*SHORT, "train.max_steps=12", f"run_dir={name}")
-        runs.append(mlmlab.run(config, quiet=True))
+        runs.append(mlmlab.run(config, quiet=True).summary)
     assert runs[0].eval_loss == runs[1].eval_loss
     weights = [(tmp_path / n / "export" / "model.safetensors").read_bytes() for n in "ab"]
     assert weights[0] == weights[1]
-    other = mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=12", "seed=1"), quiet=True)
+    other = mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=12", "seed=1"), quiet=True).summary
     assert other.eval_loss != runs[0].eval_loss
     assert other.eval_masked_tokens == runs[0].eval_masked_tokens  # the test set is the same
 
@@ -374,9 +371,9 @@ def test_max_steps_counts_steps_and_epochs_count_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=3"), quiet=True).steps == 3
-    two = mlmlab.run(mlmlab.compose(*SHORT, "train.epochs=2"), quiet=True)
-    one = mlmlab.run(mlmlab.compose(*SHORT, "train.epochs=1"), quiet=True)
+    assert mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=3"), quiet=True).summary.steps == 3
+    two = mlmlab.run(mlmlab.compose(*SHORT, "train.epochs=2"), quiet=True).summary
+    one = mlmlab.run(mlmlab.compose(*SHORT, "train.epochs=1"), quiet=True).summary
     assert (two.steps, two.tokens) == (2 * one.steps, 2 * one.tokens)
 
 
@@ -427,7 +424,7 @@ def test_the_reported_speed_leaves_the_evaluations_out(
     evaluate = loop.evaluate
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loop, "evaluate", slow)
-    summary = mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=4"), quiet=True)
+    summary = mlmlab.run(mlmlab.compose(*SHORT, "train.max_steps=4"), quiet=True).summary
     assert summary.tokens / summary.tokens_per_second <= summary.seconds - 2 * 0.5
 
 
@@ -486,8 +483,9 @@ def test_the_memory_of_an_evaluation_is_near_what_it_takes(hidden: int, vocabula
               np.array([0, count])),
         length,
     )  # fmt: skip
-    masker = Masker(EvalMaskingConfig(), VocabularyInfo(vocabulary, 4, (0, 1, 2, 3, 4)))
-    loader = EvalLoader(blocks, masker, seeds=SEEDS)
+    known = VocabularyInfo(vocabulary, 4, (0, 1, 2, 3, 4))
+    masker = Masker(EvalMaskingConfig(), known, SEEDS.eval_masks)
+    loader = EvalLoader(blocks, masker)
     tracker = MemTracker()
     with tracker:
         evaluate(model, loader, CPU, ProgressBar(0, quiet=True))

@@ -169,7 +169,7 @@ def test_a_run_that_masks_words_masks_them_whole(
     )  # fmt: skip
     inputs = set_up(config)
     loader = EvalLoader(
-        inputs.test, Masker(config.masking, inputs.tokenizer.vocabulary()), seeds=SEEDS
+        inputs.test, Masker(config.masking, inputs.tokenizer.vocabulary(), SEEDS.eval_masks)
     )
     pieces = 0
     for chunk in loader.chunks():
@@ -237,7 +237,7 @@ def test_the_rate_follows_the_steps_and_the_masks_the_batches(fresh_cache: Path)
     vocabulary = TOKENIZERS["byte-level BPE"]().vocabulary()
     loader = TrainLoader(
         blocks, Order(len(blocks), 16, 0), 16,
-        Masker(moving(RateSchedule.LINEAR, start_rate=0.9), vocabulary), SEEDS, total_steps=5,
+        Masker(moving(RateSchedule.LINEAR, start_rate=0.9), vocabulary, total_steps=5), SEEDS,
     )  # fmt: skip
     batches = loader.batches(first=3, step=0)
     rates = [next(batches).masking_rate for _ in range(5)]

@@ -22,12 +22,12 @@ from refusals import Refusal, check, refusal, summary
 
 import mlmlab
 from mlmlab import evaluate, fill_mask, show_masks
-from mlmlab.cli.hydra_errors import as_command
+from mlmlab.cli.commands import as_command
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.tokenizer import train_tokenizer, word_tokenizer
 from mlmlab.errors import Code, Problem, UserError
 from mlmlab.runs.folder import run_folder
-from mlmlab.train import train
+from mlmlab.train import main
 
 WORDS = [f"w{number}" for number in range(VOCABULARY - 5)]
 TEXT = "\n".join(f"{word} and {word}" for word in WORDS)
@@ -104,7 +104,7 @@ def _write_headless(folder: Path) -> None:
 
 
 MAINS: dict[str, Callable[[], object]] = {
-    "train": train,
+    "train": main,
     "evaluate": evaluate.main,
     "fill_mask": fill_mask.main,
     "show_masks": show_masks.main,
@@ -161,6 +161,13 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     "train eval.mask_draws=0": ("eval.mask_draws", Code.INVALID),
     "train eval.split=all": ("eval.split", Code.REMOVED_KEY),
     "train eval.batch_size=64": ("eval.batch_size", Code.REMOVED_KEY),
+    "train masking.unit=wrod": ("masking.unit", Code.WRONG_TYPE),
+    "train masking.unit=no_such_module:Policy": ("masking.unit", Code.NOT_FOUND),
+    "train masking.unit=contextlib:closing": ("masking.unit", Code.INVALID),  # it selects nothing
+    "train masking.unit=my_ideas:EveryOther masking.budget=exact": (
+        "masking.budget",
+        Code.CONFLICT,
+    ),
     "train eval.masking.mode=static": ("eval.masking.mode", Code.UNKNOWN_KEY),
     "train eval.masking.rate=0": ("eval.masking.rate", Code.INVALID),
     "train train.warmup_fraction=0.1": ("train.warmup_fraction", Code.CONFLICT),
@@ -192,6 +199,7 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     "train seed=0,1": ("the command line", Code.SYNTAX),
     "train seed=range(3)": ("the command line", Code.SYNTAX),
     "train +train.epochs=3": ("the command line", Code.SYNTAX),
+    "train --config-dir nowhere +experiment=mine": ("--config-dir", Code.NOT_FOUND),
     # Sweeps, of which no job is run
     "train -m seed=0,1 masking.rate=0.15,3 debug=one_step": ("masking.rate", Code.INVALID),
     "train -m train.epochs=1,three seed=0,x debug=one_step": [
@@ -206,6 +214,7 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     # Text
     "train data.source=file": ("data.path", Code.MISSING),
     "train data.path=$/good.txt": ("data.path", Code.CONFLICT),
+    f"train {OWN} data.source=documents": ("documents", Code.MISSING),
     f"train {OWN} data.path=missing.txt": ("data.path", Code.NOT_FOUND),
     f"train {OWN} data.path=$": ("data.path", Code.NOT_FOUND),
     f"train {OWN} data.path='$/*.nothing'": ("data.path", Code.NOT_FOUND),
@@ -294,7 +303,9 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     f"fill_mask --checkpoint $/bert '<mask> {' '.join(WORDS[:60])}'": ("the text", Code.INVALID),
     # Show-masks
     "show_masks w1 --tokenizer $/bert --rate 1.5": ("masking.rate", Code.INVALID),
-    "show_masks w1 --tokenizer $/bert --unit wrod": ("the command line", Code.SYNTAX),
+    "show_masks w1 --tokenizer $/bert --unit wrod": ("masking.unit", Code.WRONG_TYPE),
+    "show_masks w1 --tokenizer $/bert --option share": ("the command line", Code.SYNTAX),
+    "show_masks w1 --tokenizer $/bert --option share=1": ("masking.options", Code.INVALID),
     "show_masks w1 --tokenizer $/bert --epochs 0": ("the command line", Code.SYNTAX),
     "show_masks w1 --tokenizer $/gone": ("tokenizer.path", Code.NOT_FOUND),
 }
@@ -356,6 +367,7 @@ def refused(
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: this takes it back
+    monkeypatch.setattr(sys, "path", [*sys.path])  # so is this
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
     def run(line: str) -> UserError:

@@ -5,49 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mlmlab.checkpoints.key_maps import KEY_MAPS
 from mlmlab.data.json_file import Kind, number, read_json_object, whole_number, wrong_values
 from mlmlab.errors import Code, Problem, UserError
 from mlmlab.model import Family, ModelConfig
-
-_MODEL_TYPES: Mapping[str, Family] = {
-    "bert": Family.BERT,
-    "roberta": Family.ROBERTA,
-    "camembert": Family.ROBERTA,
-    "xlm-roberta": Family.ROBERTA,
-    "distilbert": Family.DISTILBERT,
-}
-
-_BERT_NAMES: Mapping[str, str] = {
-    "vocabulary_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "token_types": "type_vocab_size",
-    "layer_norm_eps": "layer_norm_eps",
-    "pad_id": "pad_token_id",
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "initializer_range": "initializer_range",
-}
-_DISTILBERT_NAMES: Mapping[str, str] = {
-    "vocabulary_size": "vocab_size",
-    "hidden_size": "dim",
-    "layers": "n_layers",
-    "heads": "n_heads",
-    "intermediate_size": "hidden_dim",
-    "max_positions": "max_position_embeddings",
-    "pad_id": "pad_token_id",
-    "dropout": "dropout",
-    "attention_dropout": "attention_dropout",
-    "initializer_range": "initializer_range",
-}
-_NAMES: Mapping[Family, Mapping[str, str]] = {
-    Family.BERT: _BERT_NAMES,
-    Family.ROBERTA: _BERT_NAMES,
-    Family.DISTILBERT: _DISTILBERT_NAMES,
-}
+from mlmlab.model.families import ARCHITECTURES
 
 _KINDS: Mapping[str, Kind] = {
     "vocabulary_size": whole_number(1, 10**8),
@@ -65,29 +27,12 @@ _KINDS: Mapping[str, Kind] = {
 }
 """Far above any published model; it is the weights that decide whether a size is right."""
 
-_DEFAULTS: Mapping[str, Any] = {
-    "layer_norm_eps": 1e-12,
-    "token_types": 2,
-    "dropout": 0.1,
-    "attention_dropout": 0.1,
-    "initializer_range": 0.02,
+_CONSTANTS: Mapping[str, Any] = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "tie_word_embeddings": True,
 }
-"""What the Hub's own reader assumes where a file is silent (old files leave these out)."""
-_FIXED: Mapping[Family, Mapping[str, Any]] = {
-    Family.BERT: {},
-    Family.ROBERTA: {},
-    Family.DISTILBERT: {"token_types": 0, "layer_norm_eps": 1e-12},
-}
-_PAD_IDS: Mapping[Family, int] = {Family.BERT: 0, Family.ROBERTA: 1, Family.DISTILBERT: 0}
-
-_REQUIRED_VALUES: Mapping[str, tuple[Any, ...]] = {
-    "hidden_act": ("gelu",),
-    "activation": ("gelu",),
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "tie_word_embeddings": (True,),
-}
-"""Options of the Hub's format that change the model, with the values this encoder implements."""
+"""Options of the Hub's format for every family, with the values that this encoder implements."""
 
 _REMEDY = "fetch or save the checkpoint again"
 
@@ -109,36 +54,40 @@ def read_hub_config(folder: Path) -> ModelConfig:
         )
     content = read_json_object(file, remedy=_REMEDY)
     model_type = content.get("model_type")
-    family = _MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
-    if family is None:
+    families = {name: family for family, names in KEY_MAPS.items() for name in names.model_types}
+    if not isinstance(model_type, str) or model_type not in families:
         raise UserError.of(
             f"checkpoint {file}",
             code=Code.UNSUPPORTED,
             found=f"model_type={reprlib.repr(model_type)}",
-            expected=f"one of {', '.join(_MODEL_TYPES)}",
+            expected=f"one of {', '.join(families)}",
             remedy="choose a checkpoint of the BERT family",
         )
-    return _model_config(family, content, file)
+    return _model_config(families[model_type], content, file)
 
 
 def _model_config(family: Family, content: Mapping[str, Any], file: Path) -> ModelConfig:
-    where, names = f"checkpoint {file}", _NAMES[family]
+    where, key_map, architecture = f"checkpoint {file}", KEY_MAPS[family], ARCHITECTURES[family]
     given = {key: value for key, value in content.items() if value is not None}
     problems = [
         Problem(
             where,
             f"{key}={reprlib.repr(given[key])}",
-            " or ".join(str(value) for value in allowed),
+            str(value),
             "choose another checkpoint: this encoder has no such option",
             code=Code.UNSUPPORTED,
         )
-        for key, allowed in _REQUIRED_VALUES.items()
-        if key in given and given[key] not in allowed
+        for key, value in {**key_map.constants, **_CONSTANTS}.items()
+        if key in given and given[key] != value
     ]
-    kinds = {theirs: _KINDS[ours] for ours, theirs in names.items()}
+    kinds = {theirs: _KINDS[ours] for ours, theirs in key_map.config.items()}
     problems += wrong_values(given, kinds, where, remedy=_REMEDY)
-    values: dict[str, Any] = {**_DEFAULTS, "pad_id": _PAD_IDS[family], **_FIXED[family]}
-    for ours, theirs in names.items():
+    values: dict[str, Any] = {
+        "token_types": architecture.token_types,
+        "layer_norm_eps": architecture.layer_norm_eps,
+        **key_map.defaults,
+    }
+    for ours, theirs in key_map.config.items():
         if theirs in given:
             values[ours] = given[theirs]
         elif ours not in values:
@@ -147,7 +96,7 @@ def _model_config(family: Family, content: Mapping[str, Any], file: Path) -> Mod
             )
     if problems:
         raise UserError(problems)
-    offset = values["pad_id"] + 1 if family is Family.ROBERTA else 0
+    offset = architecture.position_offset(values["pad_id"])
     values["max_positions"] -= offset  # the Hub counts rows of the table, we count tokens
     mismatches = []
     if values["hidden_size"] % values["heads"]:
@@ -161,25 +110,18 @@ def _model_config(family: Family, content: Mapping[str, Any], file: Path) -> Mod
         mismatches.append((found, f"an id below vocab_size={values['vocabulary_size']}"))
     if mismatches:
         raise UserError(Problem(where, *pair, _REMEDY, code=Code.CORRUPT) for pair in mismatches)
-    return ModelConfig(family=family, position_offset=offset, **values)
-
-
-_ARCHITECTURES: Mapping[Family, str] = {
-    Family.BERT: "BertForMaskedLM",
-    Family.ROBERTA: "RobertaForMaskedLM",
-    Family.DISTILBERT: "DistilBertForMaskedLM",
-}
+    return ModelConfig(family=family, **values)
 
 
 def hub_config(config: ModelConfig) -> dict[str, Any]:
     """The content of config.json for a model of ours."""
-    values = {theirs: getattr(config, ours) for ours, theirs in _NAMES[config.family].items()}
-    values["max_position_embeddings"] += config.position_offset
-    activation = "activation" if config.family is Family.DISTILBERT else "hidden_act"
+    key_map = KEY_MAPS[config.family]
+    values = {theirs: getattr(config, ours) for ours, theirs in key_map.config.items()}
+    values[key_map.config["max_positions"]] += config.position_offset
     return {
-        "architectures": [_ARCHITECTURES[config.family]],
-        "model_type": config.family.value,
-        activation: "gelu",
+        "architectures": [key_map.model_class],
+        "model_type": key_map.model_types[0],
+        **key_map.constants,
         **values,
         "tie_word_embeddings": True,
         "torch_dtype": "float32",

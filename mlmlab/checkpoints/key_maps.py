@@ -1,24 +1,79 @@
-"""The Hub's parameter names, as tables: ours on the left, theirs on the right.
+"""The Hub's names, as tables: ours on the left, theirs on the right. One map per family.
 
-One table per family; where ours is made of several of theirs, they are joined along the first
-dimension (query, key and value are one matrix here). The inverse, for saving, is derived.
-`{i}` is the layer's number.
+Where a parameter of ours is made of several of theirs, they are joined along the first dimension
+(query, key and value are one matrix here). The inverse, for saving, is derived. `{i}` is the
+layer's number.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from mlmlab.model import Family, ModelConfig
+from mlmlab.model import Family, MaskedLanguageModel
 
-Names = Mapping[str, tuple[str, ...]]
+Names = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyMap:
+    """How one family's files name things."""
+
+    model_types: tuple[str, ...]
+    """What config.json may call the family; the first is what we write."""
+    model_class: str
+    """The class of transformers that opens it, for config.json."""
+    config: Mapping[str, str]
+    """Fields of ModelConfig with their keys in config.json. What has none is in the family's
+    record (model/families.py)."""
+    constants: Mapping[str, Any]
+    """Keys of config.json that change the model, with the values that this encoder implements.
+    They are written; a file with other values is refused."""
+    defaults: Mapping[str, Any]
+    """What the Hub's own reader assumes of our fields where a file is silent (old files are)."""
+    prefix: str
+    """In front of the body's names; a file of the bare encoder lacks it."""
+    head_prefixes: tuple[str, ...]
+    """In front of the masked-LM head's names. Other names belong to heads of other tasks."""
+    body: Names
+    """Every parameter that a model of the family may have. What a model lacks (biases, token types)
+    its files lack, too."""
+    head: Names
+    tied: Mapping[str, str]
+    """Names that a file may give to a tensor a second time, with the name they repeat (theirs)."""
+    ignored: tuple[str, ...]
+    """Beginnings of names in the body that this model has no use for. They and the foreign heads
+    are listed in the report; any other unknown name is an error."""
 
 
 def _both(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
-    """A module that has a weight and a bias."""
+    """A module that has a weight and, in most families, a bias."""
     return {
         f"{ours}.{kind}": tuple(f"{name}.{kind}" for name in theirs) for kind in ("weight", "bias")
     }
 
+
+_BERT_CONFIG: Mapping[str, str] = {
+    "vocabulary_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "token_types": "type_vocab_size",
+    "layer_norm_eps": "layer_norm_eps",
+    "pad_id": "pad_token_id",
+    "dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "initializer_range": "initializer_range",
+}
+
+_DEFAULTS: Mapping[str, Any] = {
+    "pad_id": 0,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+    "initializer_range": 0.02,
+}
+_BERT_DEFAULTS: Mapping[str, Any] = {**_DEFAULTS, "token_types": 2, "layer_norm_eps": 1e-12}
 
 _BERT_BODY: Names = {
     "embeddings.token.weight": ("embeddings.word_embeddings.weight",),
@@ -38,45 +93,15 @@ _BERT_BODY: Names = {
     **_both("layers.{i}.feed_forward_norm", "encoder.layer.{i}.output.LayerNorm"),
 }
 
-_DISTILBERT_BODY: Names = {
-    "embeddings.token.weight": ("embeddings.word_embeddings.weight",),
-    "embeddings.position.weight": ("embeddings.position_embeddings.weight",),
-    **_both("embeddings.norm", "embeddings.LayerNorm"),
-    **_both(
-        "layers.{i}.attention.qkv",
-        "transformer.layer.{i}.attention.q_lin",
-        "transformer.layer.{i}.attention.k_lin",
-        "transformer.layer.{i}.attention.v_lin",
-    ),
-    **_both("layers.{i}.attention.output", "transformer.layer.{i}.attention.out_lin"),
-    **_both("layers.{i}.attention_norm", "transformer.layer.{i}.sa_layer_norm"),
-    **_both("layers.{i}.feed_forward.up", "transformer.layer.{i}.ffn.lin1"),
-    **_both("layers.{i}.feed_forward.down", "transformer.layer.{i}.ffn.lin2"),
-    **_both("layers.{i}.feed_forward_norm", "transformer.layer.{i}.output_layer_norm"),
-}
-
-
-@dataclass(frozen=True)
-class FamilyNames:
-    """How one family's files name things."""
-
-    prefix: str
-    """In front of the body's names; a file of the bare encoder lacks it."""
-    head_prefix: str
-    """In front of the masked-LM head's names. Other names belong to heads of other tasks."""
-    body: Names
-    head: Names
-    tied: Mapping[str, str]
-    """Names that a file may give to a tensor a second time, with the name they repeat (theirs)."""
-    ignored: tuple[str, ...]
-    """Parts of the body that this model has no use for: regular expressions on the names in a file.
-    They and the foreign heads are listed in the report; any other unknown name is an error."""
-
-
-FAMILIES: Mapping[Family, FamilyNames] = {
-    Family.BERT: FamilyNames(
+KEY_MAPS: Mapping[Family, KeyMap] = {
+    Family.BERT: KeyMap(
+        model_types=("bert",),
+        model_class="BertForMaskedLM",
+        config=_BERT_CONFIG,
+        constants={"hidden_act": "gelu"},
+        defaults=_BERT_DEFAULTS,
         prefix="bert.",
-        head_prefix="cls.predictions.",
+        head_prefixes=("cls.predictions.",),
         body=_BERT_BODY,
         head={
             **_both("head.dense", "cls.predictions.transform.dense"),
@@ -87,11 +112,16 @@ FAMILIES: Mapping[Family, FamilyNames] = {
             "cls.predictions.decoder.bias": "cls.predictions.bias",
             "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         },
-        ignored=(r"bert\.embeddings\.position_ids", r"bert\.pooler\."),
+        ignored=("embeddings.position_ids", "pooler."),
     ),
-    Family.ROBERTA: FamilyNames(
+    Family.ROBERTA: KeyMap(
+        model_types=("roberta", "camembert", "xlm-roberta"),
+        model_class="RobertaForMaskedLM",
+        config=_BERT_CONFIG,
+        constants={"hidden_act": "gelu"},
+        defaults={**_BERT_DEFAULTS, "pad_id": 1},
         prefix="roberta.",
-        head_prefix="lm_head.",
+        head_prefixes=("lm_head.",),
         body=_BERT_BODY,
         head={
             **_both("head.dense", "lm_head.dense"),
@@ -102,30 +132,63 @@ FAMILIES: Mapping[Family, FamilyNames] = {
             "lm_head.decoder.bias": "lm_head.bias",
             "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         },
-        ignored=(r"roberta\.embeddings\.position_ids", r"roberta\.pooler\."),
+        ignored=("embeddings.position_ids", "pooler."),
     ),
-    Family.DISTILBERT: FamilyNames(
+    Family.DISTILBERT: KeyMap(
+        model_types=("distilbert",),
+        model_class="DistilBertForMaskedLM",
+        config={
+            "vocabulary_size": "vocab_size",
+            "hidden_size": "dim",
+            "layers": "n_layers",
+            "heads": "n_heads",
+            "intermediate_size": "hidden_dim",
+            "max_positions": "max_position_embeddings",
+            "pad_id": "pad_token_id",
+            "dropout": "dropout",
+            "attention_dropout": "attention_dropout",
+            "initializer_range": "initializer_range",
+        },
+        constants={"activation": "gelu"},
+        defaults=_DEFAULTS,
         prefix="distilbert.",
-        head_prefix="vocab_",
-        body=_DISTILBERT_BODY,
+        head_prefixes=("vocab_",),
+        body={
+            "embeddings.token.weight": ("embeddings.word_embeddings.weight",),
+            "embeddings.position.weight": ("embeddings.position_embeddings.weight",),
+            **_both("embeddings.norm", "embeddings.LayerNorm"),
+            **_both(
+                "layers.{i}.attention.qkv",
+                "transformer.layer.{i}.attention.q_lin",
+                "transformer.layer.{i}.attention.k_lin",
+                "transformer.layer.{i}.attention.v_lin",
+            ),
+            **_both("layers.{i}.attention.output", "transformer.layer.{i}.attention.out_lin"),
+            **_both("layers.{i}.attention_norm", "transformer.layer.{i}.sa_layer_norm"),
+            **_both("layers.{i}.feed_forward.up", "transformer.layer.{i}.ffn.lin1"),
+            **_both("layers.{i}.feed_forward.down", "transformer.layer.{i}.ffn.lin2"),
+            **_both("layers.{i}.feed_forward_norm", "transformer.layer.{i}.output_layer_norm"),
+        },
         head={
             **_both("head.dense", "vocab_transform"),
             **_both("head.norm", "vocab_layer_norm"),
             "head.decoder_bias": ("vocab_projector.bias",),
         },
         tied={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
-        ignored=(r"distilbert\.embeddings\.position_ids",),
+        ignored=("embeddings.position_ids",),
     ),
 }
 
 
-def hub_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """Every parameter of ours with the full names that make it up in a file of its family."""
-    names = FAMILIES[config.family]
-    table: dict[str, tuple[str, ...]] = {}
-    for ours, theirs in names.body.items():
-        if ours.startswith("embeddings.token_type") and not config.token_types:
-            continue
-        for i in range(config.layers) if "{i}" in ours else (0,):
-            table[ours.format(i=i)] = tuple(names.prefix + name.format(i=i) for name in theirs)
-    return table | dict(names.head)
+def hub_names(model: MaskedLanguageModel) -> dict[str, tuple[str, ...]]:
+    """Every parameter of a model with the full names that make it up in a file of its family."""
+    key_map = KEY_MAPS[model.config.family]
+    table = {
+        ours.format(i=i): tuple(key_map.prefix + name.format(i=i) for name in theirs)
+        for ours, theirs in key_map.body.items()
+        for i in range(model.config.layers)
+    }
+    names = {name for name, _ in model.named_parameters()}
+    table = {ours: theirs for ours, theirs in (table | key_map.head).items() if ours in names}
+    assert table.keys() == names, f"without a name on the Hub: {names - table.keys()}"
+    return table

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mlmlab.checkpoints.hub_config import read_hub_config
-from mlmlab.checkpoints.key_maps import FAMILIES, hub_names
+from mlmlab.checkpoints.key_maps import KEY_MAPS, hub_names
 from mlmlab.checkpoints.weights import read_tensors
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer
 from mlmlab.errors import Code, UserError
@@ -19,7 +19,6 @@ from mlmlab.model import MaskedLanguageModel, ModelConfig
 from mlmlab.model.encoder import initialize_module
 
 _LAYER_NORM_DIALECT = {"gamma": "weight", "beta": "bias"}
-_BODY = re.compile(r"(embeddings|encoder|transformer)\.")
 _PADDED_VOCABULARY = 128
 """Tables are rounded up to a multiple of at most this many rows, for the hardware's sake."""
 
@@ -117,14 +116,16 @@ def canonical_names(
     parameter may be called gamma for another reason), and files of a bare encoder lack the
     family's prefix.
     """
-    prefix = FAMILIES[config.family].prefix
+    key_map = KEY_MAPS[config.family]
+    roots = {name.partition(".")[0] for theirs in key_map.body.values() for name in theirs}
+    of_the_body = (*(f"{root}." for root in roots), *key_map.ignored)
     renamed: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         name = re.sub(
             r"(?<=LayerNorm\.)(gamma|beta)$", lambda m: _LAYER_NORM_DIALECT[m.group()], name
         )
-        if _BODY.match(name) or name.startswith("pooler."):
-            name = prefix + name
+        if name.startswith(of_the_body):
+            name = key_map.prefix + name
         renamed[name] = tensor
     return renamed
 
@@ -136,10 +137,11 @@ def _fill(
     fresh_head_seed: int | None,
 ) -> LoadReport:
     """Gives the model memory, copies the tensors, accounts for every name on both sides."""
-    names = FAMILIES[model.config.family]
-    table = hub_names(model.config)
+    key_map = KEY_MAPS[model.config.family]
+    table = hub_names(model)
+    head = {ours: theirs for ours, theirs in table.items() if ours in key_map.head}
     tied: list[str] = []
-    for alias, original in names.tied.items():
+    for alias, original in key_map.tied.items():
         if alias in tensors:
             repeated = tensors.pop(alias)
             tied.append(alias)
@@ -154,14 +156,14 @@ def _fill(
                 )
     known = {name for theirs in table.values() for name in theirs}
     missing = known - tensors.keys()
-    headless = all(name in missing for theirs in names.head.values() for name in theirs)
-    fresh = set(names.head) if headless and fresh_head_seed is not None else set()
+    headless = all(name in missing for theirs in head.values() for name in theirs)
+    fresh = set(head) if headless and fresh_head_seed is not None else set()
     if headless and fresh_head_seed is None:
         raise UserError.of(
             f"checkpoint {source}",
             code=Code.MISMATCH,
             found="a checkpoint without a masked-LM head",
-            expected=f"{', '.join(name for theirs in names.head.values() for name in theirs)}",
+            expected=f"{', '.join(name for theirs in head.values() for name in theirs)}",
             remedy="checkpoint_head=fresh trains a new head on this encoder",
         )
     lacking = [
@@ -171,8 +173,8 @@ def _fill(
     # Buffers, a pooler, heads of other tasks: no part of the encoder or of our head.
     foreign = [
         n for n in unknown
-        if not n.startswith((names.prefix, names.head_prefix))
-        or any(re.match(pattern, n) for pattern in names.ignored)
+        if not n.startswith((key_map.prefix, *key_map.head_prefixes))
+        or n.removeprefix(key_map.prefix).startswith(key_map.ignored)
     ]  # fmt: skip
     surplus = [n for n in unknown if n not in foreign]
     _refuse_incomplete(source, lacking, surplus)

@@ -17,7 +17,7 @@ def hub_tensors(model: MaskedLanguageModel) -> dict[str, torch.Tensor]:
     """The model's parameters under the Hub's names, on the CPU; tied ones once."""
     parameters = dict(model.named_parameters())
     tensors: dict[str, torch.Tensor] = {}
-    for ours, theirs in hub_names(model.config).items():
+    for ours, theirs in hub_names(model).items():
         parts = parameters[ours].detach().cpu().chunk(len(theirs))
         tensors |= {name: part.clone() for name, part in zip(theirs, parts, strict=True)}
     return tensors

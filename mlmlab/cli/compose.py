@@ -1,6 +1,7 @@
 """Hydra composes the YAML under conf/; `config.build` makes a run's config of it."""
 
 import copy
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,29 +16,37 @@ from omegaconf import DictConfig, OmegaConf
 
 from mlmlab import schema
 from mlmlab.cli.commands import EVALUATE, TRAIN, Command, config_folder
-from mlmlab.cli.hydra_errors import OF_THE_RUN, composition_errors
+from mlmlab.cli.hydra_errors import OF_THE_RUN, composition_errors, no_config_folder
 from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
 from mlmlab.errors import Code, UserError
-from mlmlab.runs.folder import allowed_changes, check_version, keep_pins, read_snapshot
+from mlmlab.runs.folder import (
+    allowed_changes,
+    check_version,
+    keep_pins,
+    read_snapshot,
+    run_to_resume,
+)
 
 
-def compose(*overrides: str) -> RunConfig:
+def compose(*overrides: str, config_dir: str | Path | None = None) -> RunConfig:
     """The config that `python -m mlmlab.train OVERRIDES` would run.
 
     Args:
         overrides: as on the command line: "+experiment=eli5", "train.max_steps=10".
+        config_dir: a folder with options of your own, such as experiment/mine.yaml for
+            "+experiment=mine"; --config-dir on the command line.
 
     Raises:
         UserError: whatever is wrong with them.
     """
     given = with_own_options(overrides)
-    return build(run_mapping(composed(TRAIN, given), given))
+    return build(run_mapping(composed(TRAIN, given, config_dir), given))
 
 
 def with_own_options(overrides: Sequence[str]) -> list[str]:
     """The overrides, with ++ where one adds a key to a free mapping (train.schedule_options.decay):
     Hydra takes any other key that is not in the YAML for a mistake."""
-    own = re.compile(r"\w+\.(\w+_)?options\.")
+    own = re.compile(r"(\w+\.)+(\w+_)?options\.")
     return [f"++{override}" if own.match(override) else override for override in overrides]
 
 
@@ -56,30 +65,21 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
             would make it another run.
     """
     mapping = {key: value for key, value in composed.items() if key != "sweep_dir"}
-    if mapping["resume"] is None:
-        return mapping
     is_auto = mapping["resume"] == "auto"
-    if is_auto:
-        if mapping["run_dir"] is None:
-            raise UserError.of(
-                "resume",
-                code=Code.MISSING,
-                found="auto, with run_dir=null",
-                expected="a folder that says which run",
-                remedy="run_dir=RUN_DIR resume=auto; or resume=RUN_DIR",
-            )
-        mapping["resume"] = mapping["run_dir"]
-        if not (Path(mapping["run_dir"]) / "config.yaml").is_file():
-            return mapping | {"resume": None}
-    run_dir = str(mapping["resume"])
+    mapping["resume"] = run_dir = run_to_resume(mapping)
+    if run_dir is None:
+        return mapping
     snapshot = read_snapshot(Path(run_dir))
     check_version(run_dir, snapshot, mapping)
     resumed = copy.deepcopy(snapshot) | {"resume": run_dir}
     says_which = {"resume", "sweep_dir"} | ({"run_dir"} if is_auto else set())
     given = [
-        key for key in _parsed(overrides) if key not in says_which and not key.startswith("hydra.")
+        key
+        for key in parsed_overrides(overrides)
+        if key not in says_which and not key.startswith("hydra.")
     ]
-    if is_auto and any(_is_group(key) for key in given):  # the command that began the run, again
+    has_groups = any(_is_group(key, mapping) for key in given)
+    if is_auto and has_groups:  # the command that began the run, again
         resumed, given = copy.deepcopy(mapping) | {"run_dir": snapshot.get("run_dir")}, []
     for key in given:
         if key == "debug":
@@ -91,14 +91,17 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     return resumed
 
 
-def _is_group(key: str) -> bool:
-    """Whether an overridden key is a group of options, such as masking or masking@eval.masking."""
-    return (config_folder() / key.partition("@")[0]).is_dir()
+def _is_group(key: str, mapping: Mapping[str, Any]) -> bool:
+    """Whether an overridden key is a group of options, such as masking or masking@eval.masking, or
+    one of the user's own, which is no key."""
+    keys = {*mapping, *(field.name for field in dataclasses.fields(RunConfig))}
+    name = key.partition("@")[0]
+    return (config_folder() / name).is_dir() or name.partition(".")[0] not in keys
 
 
 def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:
     """Sets a dotted key to what was composed for it."""
-    if _is_group(key):
+    if _is_group(key, mapping):
         raise UserError.of(
             key,
             code=Code.CONFLICT,
@@ -122,7 +125,7 @@ def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:
     target[name] = source[name]
 
 
-def compose_evaluation(*overrides: str) -> EvaluateConfig:
+def compose_evaluation(*overrides: str, config_dir: str | Path | None = None) -> EvaluateConfig:
     """The config that `python -m mlmlab.evaluate OVERRIDES` would score.
 
     Where `checkpoint` is a run's folder, or one of its checkpoints, the run's own data, runtime and
@@ -130,21 +133,22 @@ def compose_evaluation(*overrides: str) -> EvaluateConfig:
 
     Args:
         overrides: as on the command line: "checkpoint=RUN_DIR", "eval.mask_draws=4".
+        config_dir: a folder with options of your own, such as data/mine.yaml for "data=mine".
 
     Raises:
         UserError: whatever is wrong with them.
     """
-    chosen = with_own_options(overrides)
-    given = _parsed(chosen)
+    given = parsed_overrides(overrides)
     folder = Path(str(given.get("checkpoint")))
     run_dir = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    chosen = with_own_options(overrides)
     is_run = (run_dir / "config.yaml").is_file()
     names_data = any(key == "data" or key in _ADDRESSES for key in given)
     if is_run:
         chosen = [*_as_in_the_run(run_dir / "config.yaml", given), *chosen]
         if names_data:
             chosen += [key for key in _OF_THE_RUNS_TEXT if key.partition("=")[0] not in given]
-    mapping = composed(EVALUATE, chosen)
+    mapping = composed(EVALUATE, chosen, config_dir)
     if mapping["eval"]["split"] is None:
         mapping["eval"]["split"] = "test" if is_run and not names_data else "all"
     return build_evaluation(mapping)
@@ -160,7 +164,7 @@ _OF_THE_RUNS_TEXT = (
 """What says nothing about other text than the run's."""
 
 
-def _parsed(overrides: Sequence[str]) -> dict[str, Any]:
+def parsed_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """The overridden keys and their values."""
     with composition_errors(overrides):
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -196,8 +200,20 @@ def _as_in_the_run(snapshot: Path, given: Mapping[str, Any]) -> list[str]:
         ) from error
 
 
-def composed(command: Command, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What Hydra makes of a command's defaults and the overrides."""
+def composed(
+    command: Command, overrides: Sequence[str] = (), config_dir: str | Path | None = None
+) -> dict[str, Any]:
+    """What Hydra makes of a command's defaults and the overrides.
+
+    Args:
+        config_dir: where else than in conf/ options are.
+    """
+    if config_dir is not None:
+        folder = Path(config_dir).absolute()
+        if not folder.is_dir():
+            raise UserError([no_config_folder("config_dir", str(folder))])
+        quoted = str(folder).replace("'", r"\'")
+        overrides = [*overrides, f"hydra.searchpath=['file://{quoted}']"]
     outer = GlobalHydra.instance().hydra  # that of a notebook, or of a job that composes another
     GlobalHydra.instance().clear()
     try:
@@ -205,7 +221,7 @@ def composed(command: Command, overrides: Sequence[str] = ()) -> dict[str, Any]:
             composition_errors(overrides, command),
             initialize_config_dir(version_base="1.3", config_dir=str(config_folder())),
         ):
-            return plain(hydra_compose(command.primary, list(overrides)))
+            return plain(hydra_compose(command.name, list(overrides)))
     finally:
         GlobalHydra.instance().hydra = outer
 

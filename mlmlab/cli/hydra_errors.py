@@ -1,32 +1,20 @@
 """Hydra's and OmegaConf's errors as messages of ours."""
 
 import difflib
-import os
 import re
-import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
 from mlmlab import schema
-from mlmlab.cli.commands import TRAIN, Command
+from mlmlab.cli.commands import TRAIN, Command, invocation
 from mlmlab.errors import Code, Problem, UserError
-from mlmlab.runs.exit_status import exit_status
 
 OF_THE_RUN = "of_the_run"
 """The option that an evaluated run's own group becomes; no user chooses it."""
-
-
-def as_command(main: Callable[[], object]) -> NoReturn:
-    """Runs a Hydra main as a process: one message and a status in place of a traceback."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits before we see its errors
-    with exit_status(), composition_errors(sys.argv[1:]):
-        main()
-    sys.exit(0)
 
 
 @contextmanager
@@ -64,6 +52,21 @@ def _syntax(override: str) -> Problem:
     )
 
 
+def no_config_folder(where: str, folder: str) -> Problem:
+    """The problem with a folder for one's own options that is not there.
+
+    Args:
+        where: how it was named, --config-dir or config_dir.
+    """
+    return Problem(
+        where,
+        f"{folder}: no such folder",
+        "a folder with options of your own, such as experiment/mine.yaml",
+        f"{where}=FOLDER, then +experiment=mine",
+        code=Code.NOT_FOUND,
+    )
+
+
 def _explained(text: str, command: Command) -> Problem:
     """What we know better than Hydra, or else Hydra's own text, which often has the remedy."""
     if found := re.search(r"To append to your config use \+(.+?)=(.*)", text):
@@ -82,10 +85,12 @@ def _explained(text: str, command: Command) -> Problem:
             f"for instance {plus}{group}={closest}",
             code=Code.UNKNOWN_OPTION,
         )
+    if found := re.search(r"Additional config directory '(.*)' not found", text):
+        return no_config_folder("--config-dir", found.group(1))
     return Problem(
         "the command line",
         " ".join(text.split()),
         "KEY=VALUE, GROUP=OPTION or +experiment=NAME",
-        f"python -m {command.name} --help lists groups, options and keys",
+        f"{invocation(command.name)} --help lists groups, options and keys",
         code=Code.SYNTAX,
     )

@@ -4,16 +4,28 @@ B sequences   T positions   M predicted tokens
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mlmlab.data.blocks import Blocks
-from mlmlab.masking import MaskedBatch, MaskingPolicy, Unit, VocabularyInfo, mask_batch
+from mlmlab.data.blocks import Examples
+from mlmlab.masking import (
+    MaskedBatch,
+    MaskingConfig,
+    MaskingMode,
+    MaskingPolicy,
+    VocabularyInfo,
+)
+from mlmlab.masking.policy import KernelPolicy, OwnPolicy, build_policy, mask_with_policy
+from mlmlab.random import Domain, derive_seed, uniforms
 
+_IGNORED = -100
+"""The label that PyTorch's cross-entropy leaves out."""
 Policy = TypeVar("Policy", bound=MaskingPolicy, covariant=True)
 
 
@@ -28,23 +40,48 @@ class MicroBatch:
     """int64 `[B, T]`, each token's document where documents are hidden from each other."""
     token_count: int = 0
     """Real tokens, padding not counted."""
+    has_fixed_shape: bool = False
+    """Whether all micro-batches of as many examples have as many positions (`fixed_shape`)."""
+    masking_rate: float | None = None
+    """The share of its tokens that was to be predicted; None: an objective of one's own selected
+    them."""
+    weights: torch.Tensor | None = None
+    """fp32 `[M]`, what each prediction's loss is multiplied by; None: 1."""
+    loss_weight: float | None = None
+    """What it adds to the number that the step's loss is divided by; None: its predicted tokens."""
 
     @property
     def masked_count(self) -> int:
         """Predicted tokens."""
-        return len(self.masked.labels)
+        return int(self.masked.row_offsets[-1])
 
-    def model_inputs(self, device: torch.device) -> dict[str, torch.Tensor | None]:
-        """The arguments of the model's forward pass, on their way to the device."""
-        tensors = {
+    @property
+    def divisor(self) -> float:
+        """`loss_weight`, as a number."""
+        return self.masked_count if self.loss_weight is None else self.loss_weight
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on its way to the device, but for `row_offsets`, which the host alone reads."""
+
+        def moved(tensor: torch.Tensor | None) -> Any:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        ids, positions, labels, row_offsets = self.masked
+        return dataclasses.replace(
+            self,
+            masked=MaskedBatch(moved(ids), moved(positions), moved(labels), row_offsets),
+            attention_mask=moved(self.attention_mask),
+            documents=moved(self.documents),
+            weights=moved(self.weights),
+        )
+
+    def model_inputs(self) -> dict[str, torch.Tensor | None]:
+        """The arguments of the model's forward pass."""
+        return {
             "input_ids": self.masked.input_ids,
             "attention_mask": self.attention_mask,
             "positions": self.masked.positions,
             "documents": self.documents,
-        }
-        return {
-            name: None if tensor is None else tensor.to(device, non_blocking=True)
-            for name, tensor in tensors.items()
         }
 
     def without_predictions(self) -> "MicroBatch":
@@ -52,7 +89,10 @@ class MicroBatch:
         still reaches every parameter, as DDP and FSDP expect of each rank."""
         ids, positions, labels, row_offsets = self.masked
         masked = MaskedBatch(ids, positions[:0], labels[:0], torch.zeros_like(row_offsets))
-        return dataclasses.replace(self, masked=masked, token_count=0)
+        weights = None if self.weights is None else self.weights[:0]
+        return dataclasses.replace(
+            self, masked=masked, token_count=0, weights=weights, loss_weight=None
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,31 +101,60 @@ class Masker(Generic[Policy]):
 
     config: Policy
     vocabulary: VocabularyInfo
+    seed: int = 0
+    """Of the masks."""
+    total_steps: int = 1
+    """Of the whole run, for a masking rate that moves."""
     pin_memory: bool = False
     """Whether tensors are in page-locked memory, which is copied to CUDA asynchronously."""
+    fixed_for_rate: float | None = None
+    """Where given, micro-batches without padding get as many positions as up to this rate are
+    needed (`fixed_shape`)."""
+
+    @cached_property
+    def policy(self) -> KernelPolicy | OwnPolicy:
+        """What selects the tokens, built once."""
+        return build_policy(self.config)
+
+    def rate_at(self, step: int) -> float:
+        """The masking rate after so many steps."""
+        if isinstance(self.config, MaskingConfig):
+            return self.config.rate_at(step, self.total_steps)
+        return self.config.rate
 
     def micro_batch(
-        self, blocks: Blocks, example_ids: NDArray[np.int64], *, epoch: int, seed: int, rate: float
+        self,
+        examples: Examples,
+        example_ids: NDArray[np.int64],
+        *,
+        epoch: int,
+        step: int = 0,
+        selected: NDArray[np.bool_] | None = None,
     ) -> MicroBatch:
         """Masks some examples.
 
         Args:
             example_ids: int64 `[B]`.
-            epoch: for an evaluation, the draw.
-            rate: replaces the config's, where a schedule moves it.
+            epoch: for an evaluation, the draw. It does not count where masks are static.
+            step: steps applied before, which decide the rate.
+            selected: bool `[B, T]`, the tokens to predict, in place of those that the policy
+                selects (`mask_batch`).
         """
-        examples = blocks.take(example_ids)
         config: MaskingPolicy = self.config
-        if rate != config.rate:
+        if isinstance(config, MaskingConfig) and config.mode is MaskingMode.STATIC:
+            epoch = 0
+        if (rate := self.rate_at(step)) != config.rate:
             config = dataclasses.replace(config, rate=rate)
-        masked = mask_batch(
+        masked = mask_with_policy(
+            self.policy,
             examples.input_ids,
             example_ids=example_ids,
             epoch=epoch,
-            seed=seed,
+            seed=self.seed,
             config=config,
             vocabulary=self.vocabulary,
-            word_starts=None if config.unit is Unit.TOKEN else examples.word_starts,
+            word_starts=examples.word_starts,
+            selected=selected,
         )
         lengths, width = examples.lengths, masked.input_ids.shape[1]
         attention_mask, token_count = None, masked.input_ids.size
@@ -93,13 +162,60 @@ class Masker(Generic[Policy]):
             token_count = int(lengths.sum())
             if lengths.min() < width:
                 attention_mask = self._tensor(np.arange(width) < lengths[:, None])
+        has_fixed_shape = False
+        if self.fixed_for_rate is not None and lengths is None and examples.documents is None:
+            masked, has_fixed_shape = fixed_shape(masked, self.fixed_for_rate)
         return MicroBatch(
             MaskedBatch(*map(self._tensor, masked)),
             attention_mask,
             None if examples.documents is None else self._tensor(examples.documents),
             token_count,
+            has_fixed_shape,
+            rate if selected is None else None,
         )
+
+    def prepare(
+        self, examples: Examples, example_ids: NDArray[np.int64], epoch: int, step: int
+    ) -> MicroBatch:
+        """What masked language modelling trains on."""
+        return self.micro_batch(examples, example_ids, epoch=epoch, step=step)
+
+    def uniform(
+        self, example_ids: NDArray[np.int64], epoch: int, *, length: int = 1, stream: int = 0
+    ) -> NDArray[np.float64]:
+        """Random numbers for an objective of one's own, in [0, 1), float64 `[B, length]`: each a
+        function of the seed, the epoch, the example's id, its place in the row and the stream."""
+        seed = derive_seed(self.seed, Domain.OBJECTIVE, stream)
+        return uniforms(seed, Domain.OBJECTIVE, example_ids, length, epoch)
 
     def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory() if self.pin_memory else tensor
+
+
+def fixed_shape(
+    masked: MaskedBatch[NDArray[Any]], rate: float
+) -> tuple[MaskedBatch[NDArray[Any]], bool]:
+    """Positions up to a number that depends on the batch's size alone.
+
+    Those in addition are of tokens that are not predicted, with the label that the loss ignores,
+    -100. Their number is the mean plus eight standard deviations, in multiples of 64.
+
+    Args:
+        rate: the highest share of predicted tokens.
+
+    Returns:
+        The batch, and whether it has the number: it keeps its own where that is larger.
+    """
+    ids, positions, labels, row_offsets = masked
+    mean = rate * ids.size
+    likely = mean + 8.0 * math.sqrt(mean * (1.0 - rate))
+    extra = min(ids.size, 64 * math.ceil(likely / 64)) - len(positions)
+    if extra < 0:
+        return masked, False
+    is_predicted = np.zeros(ids.size, bool)
+    is_predicted[positions] = True
+    others = np.flatnonzero(~is_predicted)[:extra]
+    positions = np.concatenate((positions, others))
+    labels = np.concatenate((labels, np.full(extra, _IGNORED)))
+    return MaskedBatch(ids, positions, labels, row_offsets), True

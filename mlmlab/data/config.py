@@ -16,6 +16,7 @@ class Source(Enum):
     FILE = "file"
     URL = "url"
     HUB = "hub"
+    DOCUMENTS = "documents"
 
 
 class OnBadRow(Enum):
@@ -54,7 +55,7 @@ class DataConfig:
 
     source: Source = Source.FILE
     """builtin: the small world. file: `path`. url: `url`, checked against `sha256`. hub: `files` of
-    the data set `repository`."""
+    the data set `repository`. documents: what Python code passes to mlmlab.run."""
     path: str | None = None
     """A file or a glob: .txt (`document`), .jsonl, .json, .csv, .tsv, .parquet; each also gzipped.
     """

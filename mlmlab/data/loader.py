@@ -6,15 +6,16 @@ B sequences   T positions   M predicted tokens
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mlmlab.data.batch import Masker, MicroBatch
-from mlmlab.data.blocks import Blocks, Order
-from mlmlab.masking import MaskingConfig, MaskingMode, MaskingPolicy
+from mlmlab.data.blocks import Blocks, Examples, Order
+from mlmlab.errors import Code, UserError
+from mlmlab.masking import MaskingPolicy
 from mlmlab.random import Seeds
 from mlmlab.runtime.distributed import ALONE, Ranks
 from mlmlab.runtime.signals import Requests
@@ -50,15 +51,32 @@ class StepBatch:
     epoch: int
     micro_batches: tuple[MicroBatch, ...]
     masked_count: int
-    """Predicted tokens of the whole step, over all processes: what the loss is divided by."""
+    """Predicted tokens of the whole step, over all processes."""
+    loss_weight: float
+    """What the loss of the whole step is divided by, over all processes; 0: nothing to learn."""
     token_count: int
     """Real tokens of the whole step, predicted or not."""
     masking_rate: float
-    """The share of them that was to be predicted."""
+    """The share of them that was to be predicted, or was, where one's own objective decides."""
     example_count: int = 0
     """Examples of the whole step."""
     requests: Requests = field(default_factory=Requests)
     """All that had been asked for when this batch was prepared."""
+
+
+class Prepares(Protocol):
+    """What the loader asks of an objective; masked language modelling needs a `Masker` alone."""
+
+    def prepare(
+        self, examples: Examples, example_ids: NDArray[np.int64], epoch: int, step: int
+    ) -> MicroBatch:
+        """A micro-batch of these examples, a function of the arguments.
+
+        Args:
+            example_ids: int64 `[B]`.
+            epoch: from 0.
+            step: steps applied before it.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +87,8 @@ class TrainLoader:
     order: Order
     micro_batch_size: int
     """Examples per forward pass, in each process."""
-    masker: Masker[MaskingConfig]
+    objective: Prepares
     seeds: Seeds
-    total_steps: int = 1
-    """Steps of the whole run, for a masking rate that moves."""
     ranks: Ranks = ALONE
     """Of a batch's examples, this process takes every `size`-th, from its rank on."""
     requested: Callable[[], Requests] = Requests
@@ -86,43 +102,49 @@ class TrainLoader:
             step: steps applied before it: decides the masking rate.
         """
         epoch, example_ids = self.order.batch(number)
-        rate = self.masker.config.rate_at(step, self.total_steps)
-        micro_batches = tuple(self._micro_batches(example_ids, epoch, rate))
+        micro_batches = tuple(self._micro_batches(example_ids, epoch, step))
         requests = self.requested()
-        masked, tokens, stops, saves = self.ranks.sum_ahead(
+        weight, masked, tokens, stops, saves = self.ranks.sum_ahead(
             [
+                sum(micro.divisor for micro in micro_batches),
                 sum(micro.masked_count for micro in micro_batches),
                 sum(micro.token_count for micro in micro_batches),
                 requests.stops,
                 requests.saves,
             ]
         )
+        rate = micro_batches[0].masking_rate
         return StepBatch(
             number=number,
             epoch=epoch,
             micro_batches=micro_batches,
-            masked_count=masked,
-            token_count=tokens,
-            masking_rate=rate,
+            loss_weight=weight,
+            masked_count=int(masked),
+            token_count=int(tokens),
+            masking_rate=masked / tokens if rate is None else rate,
             example_count=len(example_ids),
-            requests=Requests(stops=stops, saves=saves),
+            requests=Requests(stops=int(stops), saves=int(saves)),
         )
 
     def _micro_batches(
-        self, example_ids: NDArray[np.int64], epoch: int, rate: float
+        self, example_ids: NDArray[np.int64], epoch: int, step: int
     ) -> Iterator[MicroBatch]:
         mine = example_ids[self.ranks.rank :: self.ranks.size]
         most = -(-len(example_ids) // self.ranks.size)  # those of rank 0
-        is_static = self.masker.config.mode is MaskingMode.STATIC
         for start in range(0, most, self.micro_batch_size):
             chosen = mine[start : start + self.micro_batch_size]
-            micro = self.masker.micro_batch(
-                self.blocks,
-                chosen if len(chosen) else example_ids[:1],
-                epoch=0 if is_static else epoch,
-                seed=self.seeds.masks,
-                rate=rate,
-            )
+            ids = chosen if len(chosen) else example_ids[:1]
+            micro = self.objective.prepare(self.blocks.take(ids), ids, epoch, step)
+            if not isinstance(micro, MicroBatch):
+                raise UserError.of(
+                    "objective.name",
+                    code=Code.INVALID,
+                    found=f"{type(self.objective).__name__}, whose prepare returned "
+                    f"{type(micro).__name__}",
+                    expected="a MicroBatch",
+                    remedy="return what masker.micro_batch(...) returns, changed with "
+                    "dataclasses.replace",
+                )
             yield micro if len(chosen) else micro.without_predictions()
 
     def batches(self, first: int, step: int) -> Generator[StepBatch, None, None]:
@@ -130,13 +152,13 @@ class TrainLoader:
 
         Args:
             first: the number of the first.
-            step: steps applied before it; each batch with a predicted token is one more.
+            step: steps applied before it; each batch with something to learn is one more.
         """
 
         def prepared(number: int) -> StepBatch:
             nonlocal step
             batch = self.batch(number, step)
-            step += batch.masked_count > 0
+            step += batch.loss_weight > 0
             return batch
 
         return _ahead(prepared, first)
@@ -148,7 +170,6 @@ class EvalLoader:
 
     blocks: Blocks
     masker: Masker[MaskingPolicy]
-    seeds: Seeds
     draws: int = 1
     """How often each example is scored, each time with other masks."""
     max_examples: int | None = None
@@ -204,13 +225,7 @@ class EvalLoader:
 
     def _chunk(self, draw: int, first: int, end: int) -> EvalChunk:
         example_ids = np.arange(first, end)
-        batch = self.masker.micro_batch(
-            self.blocks,
-            example_ids,
-            epoch=draw,
-            seed=self.seeds.eval_masks,
-            rate=self.masker.config.rate,
-        )
+        batch = self.masker.micro_batch(self.blocks.take(example_ids), example_ids, epoch=draw)
         rows, places = np.divmod(batch.masked.positions.numpy(), batch.masked.input_ids.shape[1])
         document_ids = self.blocks.document_ids(example_ids[rows], places)
         return EvalChunk(batch, torch.from_numpy(document_ids))

@@ -1,9 +1,9 @@
-"""Files and the small world, as streams of documents (str)."""
+"""Files, the small world and Python's own texts, as streams of documents (str)."""
 
 import dataclasses
 import glob
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -161,6 +161,68 @@ class FileSource:
                     bad_rows.add(dataclasses.replace(problem, found=found))
                 else:
                     yield text
+
+
+@dataclass(frozen=True, eq=False)
+class PassedDocuments:
+    """Documents that Python code passes to `mlmlab.run` (`checked_documents`)."""
+
+    texts: Sequence[str]
+    limit: int | None
+    on_bad_row: OnBadRow = OnBadRow.STOP
+    description: str = "documents from Python"
+
+    @property
+    def has_line_documents(self) -> bool:
+        return False
+
+    def fingerprint(self) -> str:
+        return f"documents {self.text_fingerprint()} limit {self.limit}"
+
+    def text_fingerprint(self) -> str:
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for text in self.texts:
+            encoded = text.encode()
+            digest.update(len(encoded).to_bytes(8, "little"))
+            digest.update(encoded)
+        return digest.hexdigest()
+
+    def documents(self, bad_rows: BadRows | None = None) -> Iterator[str]:
+        return islice(self.texts, self.limit)
+
+
+def checked_documents(documents: Iterable[str]) -> tuple[str, ...]:
+    """The documents of an iterable, which is read once: a run reads them several times.
+
+    Raises:
+        UserError: it is none, or one of them is no text.
+    """
+    if isinstance(documents, str | bytes) or not isinstance(documents, Iterable):
+        raise _no_documents(f"{_kind(documents)}: {documents!r:.60}")
+    texts = tuple(documents)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise _no_documents(f"documents[{number}] is {_kind(text)}: {text!r:.60}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"half a character ({text[error.start]!a}, a lone surrogate)"
+            raise _no_documents(f"documents[{number}] has {half}") from error
+    return texts
+
+
+def _no_documents(found: str) -> UserError:
+    return UserError.of(
+        "documents",
+        code=Code.WRONG_TYPE,
+        found=found,
+        expected="a list, or another iterable, of texts (str): a document each",
+        remedy='documents=["one text", "another"]',
+    )
 
 
 def text_at(row: Any, field: str) -> str:

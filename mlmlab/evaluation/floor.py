@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmlab.masking.config import MaskingPolicy, Unit, VocabularyInfo
+from mlmlab.masking.config import MaskingPolicy, VocabularyInfo
 
 Floats = NDArray[np.float64]
 
@@ -108,7 +108,7 @@ def token_posteriors(
     Raises:
         ValueError: a block that the chain and this policy cannot produce.
     """
-    assert config.unit is Unit.TOKEN, "only independent token masks have a known floor"
+    assert config.unit == "token", "only independent token masks have a known floor"
     open_to_masks = ~vocabulary.protected  # bool [V]
     kept = max(0.0, 1.0 - config.mask_fraction - config.random_fraction)
     replaced = np.zeros(vocabulary.size)  # [V], chance that a selected token shows up as this id

@@ -140,10 +140,10 @@ def evaluate(
 def _score_chunk(
     model: MaskedLanguageModel, chunk: EvalChunk, loader: EvalLoader, compute: Compute
 ) -> _ChunkScore:
-    batch = chunk.batch
-    labels = batch.masked.labels.to(compute.device)
+    batch = chunk.batch.to(compute.device)
+    labels = batch.masked.labels
     with compute.autocast():
-        logits = model(**batch.model_inputs(compute.device))
+        logits = model(**batch.model_inputs())
     return _ChunkScore(
         losses=token_losses(logits, labels).double().cpu(),
         ranks=_ranks(logits, labels).cpu(),

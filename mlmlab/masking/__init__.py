@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mlmlab.masking.config import (
+    UNITS,
     Budget,
     Corrupt,
     EvalMaskingConfig,
@@ -11,14 +12,15 @@ from mlmlab.masking.config import (
     MaskingMode,
     MaskingPolicy,
     RateSchedule,
-    Unit,
     VocabularyInfo,
 )
 
 if TYPE_CHECKING:
     from mlmlab.masking.kernel import MaskedBatch, mask_batch
+    from mlmlab.masking.policy import PolicyBatch
 
 __all__ = [
+    "UNITS",
     "Budget",
     "Corrupt",
     "EvalMaskingConfig",
@@ -26,8 +28,8 @@ __all__ = [
     "MaskingConfig",
     "MaskingMode",
     "MaskingPolicy",
+    "PolicyBatch",
     "RateSchedule",
-    "Unit",
     "VocabularyInfo",
     "mask_batch",
 ]
@@ -37,4 +39,5 @@ def __getattr__(name: str) -> Any:
     """Imports the kernel when it is first used: checking a config needs no compiler."""
     if name not in __all__:
         raise AttributeError(f"module 'mlmlab.masking' has no attribute {name!r}")
-    return getattr(import_module("mlmlab.masking.kernel"), name)
+    module = "policy" if name == "PolicyBatch" else "kernel"
+    return getattr(import_module(f"mlmlab.masking.{module}"), name)

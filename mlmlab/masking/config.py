@@ -3,25 +3,21 @@ and the ids that it works on (`VocabularyInfo`)."""
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlmlab import schema
 from mlmlab.errors import Code, Problem
-from mlmlab.schema import setting
+from mlmlab.schema import named, setting
 
-
-class Unit(Enum):
-    """What is selected together."""
-
-    TOKEN = "token"
-    WORD = "word"
-    SPAN = "span"
+UNITS = ("token", "word", "span")
+"""What is selected together by the built-in policies."""
 
 
 class Corrupt(Enum):
@@ -68,8 +64,11 @@ class MaskingPolicy:
 
     rate: float = setting(0.15, at_least=0, at_most=1)
     """Share of the tokens that are selected, that is, predicted."""
-    unit: Unit = Unit.TOKEN
-    """token; word: all tokens of a word together; span: runs of whole words (SpanBERT)."""
+    unit: str = named(*UNITS)
+    """token; word: all tokens of a word together; span: runs of whole words (SpanBERT). Or
+    package.module:name of one's own policy, which selects the tokens (`masking/policy.py`)."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of one's own policy."""
     corrupt: Corrupt = Corrupt.TOKEN
     """token: each selected token is masked, replaced or kept by itself. unit: its unit at once."""
     mask_fraction: float = setting(0.8, at_least=0, at_most=1)
@@ -86,7 +85,7 @@ class MaskingPolicy:
     """The dotted key of a policy, for messages; no field."""
 
     def problems(self) -> Iterator[Problem]:
-        """Shares that exceed the whole."""
+        """Shares that exceed the whole, and a budget of one's own policy."""
         if self.mask_fraction + self.random_fraction > 1.0 + 1e-9:
             yield Problem(
                 f"{self.path}.mask_fraction + {self.path}.random_fraction",
@@ -95,11 +94,19 @@ class MaskingPolicy:
                 f"for instance {self.path}.mask_fraction=0.8 {self.path}.random_fraction=0.1",
                 code=Code.CONFLICT,
             )
+        if self.budget is Budget.EXACT and self.unit not in UNITS:
+            yield Problem(
+                f"{self.path}.budget",
+                f"exact, with {self.path}.unit={self.unit}",
+                "bernoulli: your own policy decides itself how many tokens it selects",
+                f"{self.path}.budget=bernoulli, or {self.path}.unit={UNITS[0]}",
+                code=Code.CONFLICT,
+            )
 
     @cached_property
     def is_independent(self) -> bool:
         """Whether every token is selected by itself: then one random word a token decides all."""
-        return self.unit is Unit.TOKEN and self.budget is Budget.BERNOULLI
+        return self.unit == "token" and self.budget is Budget.BERNOULLI
 
     @cached_property
     def thresholds(self) -> tuple[int, int, int]:
@@ -172,7 +179,7 @@ class MaskingConfig(MaskingPolicy):
     """For steps: "STEP:RATE" each, ascending; before the first of them the rate is `rate`."""
 
     def problems(self) -> Iterator[Problem]:
-        """Shares that exceed the whole, and a schedule without its rates."""
+        """Those of any policy, and a schedule without its rates."""
         yield from super().problems()
         moves = self.schedule in (RateSchedule.LINEAR, RateSchedule.COSINE)
         if moves != (self.start_rate is not None):

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mlmlab import kernels
-from mlmlab.masking.config import Budget, Corrupt, MaskingPolicy, Unit, VocabularyInfo
+from mlmlab.masking.config import UNITS, Budget, Corrupt, MaskingPolicy, VocabularyInfo
 from mlmlab.random import EPOCHS, seed_word
 
 Array = TypeVar("Array", NDArray[Any], torch.Tensor)
@@ -41,6 +41,7 @@ def mask_batch(
     vocabulary: VocabularyInfo,
     word_starts: Array | None = None,
     selected: Array | None = None,
+    units: Array | None = None,
 ) -> MaskedBatch[Array]:
     """Selects tokens to predict and hides most of them.
 
@@ -57,8 +58,9 @@ def mask_batch(
             begins, 2 where a document does. A word also begins after a special token, and where
             the row does. None for unit `token`.
         selected: bool `[B, T]`, the tokens to predict, in place of those that the policy selects:
-            its rate, unit and budget do not count then, and each token is corrupted by itself.
-            Protected ids are left out.
+            its rate, unit and budget do not count then. Protected ids are left out.
+        units: integers `[B, T]`, with `selected` and `corrupt=unit` only: the selected tokens of a
+            row that have equal numbers are corrupted at once.
 
     Returns:
         Of the kind that went in: NumPy arrays, or torch tensors on the CPU.
@@ -71,7 +73,8 @@ def mask_batch(
     original, examples = np.asarray(input_ids), np.asarray(example_ids)
     starts = None if word_starts is None else np.asarray(word_starts)
     chosen = None if selected is None else np.asarray(selected)
-    _check(original, examples, epoch, config, starts, chosen)
+    unit_numbers = None if units is None else np.asarray(units)
+    _check(original, examples, epoch, config, starts, chosen, unit_numbers)
     rows, length = original.shape
     ids = np.empty((rows, length), np.int64)
     # Space for every token: only the pages that are written take up memory.
@@ -84,7 +87,12 @@ def mask_batch(
         vocabulary.replacement_ids, ids, positions, labels, row_offsets,
     )  # fmt: skip
     if chosen is not None:
-        count = kernels.mask_selected(*arguments, np.ascontiguousarray(chosen))
+        deciding = np.tile(np.arange(length), (rows, 1))  # each token by itself
+        if unit_numbers is not None:
+            for row, numbers in enumerate(unit_numbers):  # the first position of its unit
+                _, first, unit = np.unique(numbers, return_index=True, return_inverse=True)
+                deciding[row] = first[unit]
+        count = kernels.mask_selected(*arguments, np.ascontiguousarray(chosen), deciding)
     elif config.is_independent:
         count = kernels.mask_tokens(*arguments)
     else:
@@ -92,7 +100,7 @@ def mask_batch(
             starts = np.ones((rows, length), np.uint8)
         count = kernels.mask_units(
             *arguments, _plain(starts.astype(np.uint8, copy=False)), config.span_tables,
-            config.unit is Unit.SPAN, config.budget is Budget.EXACT, config.corrupt is Corrupt.UNIT,
+            config.unit == "span", config.budget is Budget.EXACT, config.corrupt is Corrupt.UNIT,
         )  # fmt: skip
     if count < 0:
         raise ValueError(
@@ -120,6 +128,7 @@ def _check(
     config: MaskingPolicy,
     word_starts: NDArray[np.integer] | None,
     selected: NDArray[np.bool_] | None,
+    units: NDArray[np.integer] | None,
 ) -> None:
     if input_ids.ndim != 2 or input_ids.dtype.kind not in "iu":
         raise ValueError(f"input_ids: integers [B, T], not {input_ids.dtype} {input_ids.shape}")
@@ -136,12 +145,20 @@ def _check(
             raise ValueError(
                 f"selected: bool {list(input_ids.shape)}, not {selected.dtype} {selected.shape}"
             )
-        if config.corrupt is Corrupt.UNIT:
-            raise ValueError("selected: single tokens; corrupt=unit needs units")
+        if (units is not None) != (config.corrupt is Corrupt.UNIT):
+            raise ValueError("units: for corrupt=unit, and for nothing else")
+        if units is not None and (units.shape != input_ids.shape or units.dtype.kind not in "iu"):
+            raise ValueError(
+                f"units: integers {list(input_ids.shape)}, not {units.dtype} {units.shape}"
+            )
         return
-    if (word_starts is not None) != (config.unit is not Unit.TOKEN):
+    if units is not None:
+        raise ValueError("units: of tokens that are selected elsewhere, with `selected`")
+    if config.unit not in UNITS:
+        raise ValueError(f"selected: unit `{config.unit}` needs the tokens that it has selected")
+    if (word_starts is not None) != (config.unit != "token"):
         needs = "needs them" if word_starts is None else "selects single tokens and uses none"
-        raise ValueError(f"word_starts: unit `{config.unit.value}` {needs}")
+        raise ValueError(f"word_starts: unit `{config.unit}` {needs}")
     if word_starts is not None and (
         word_starts.shape != input_ids.shape or word_starts.dtype.kind not in "biu"
     ):

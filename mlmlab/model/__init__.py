@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mlmlab.model.config import Family, ModelConfig, ModelSettings
+from mlmlab.model.config import ModelConfig, ModelSettings
+from mlmlab.model.families import Family
 
 if TYPE_CHECKING:
     from mlmlab.model.encoder import MaskedLanguageModel

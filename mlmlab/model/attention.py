@@ -1,4 +1,4 @@
-"""Multi-head self-attention.
+"""Multi-head self-attention, and what each token may see.
 
 B sequences   T positions   H heads   D head width   C hidden = H * D   M predicted positions
 """
@@ -15,10 +15,11 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        width, biases = config.hidden_size, config.architecture.biases
         self.heads = config.heads
         self.dropout = config.attention_dropout
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = nn.Linear(width, 3 * width, bias=biases)
+        self.output = nn.Linear(width, width, bias=biases)
 
     def forward(
         self,
@@ -36,27 +37,48 @@ class SelfAttention(nn.Module):
         Returns:
             `[B, T, C]`, or `[M, C]` with `positions`.
         """
-        batch, length, width = hidden.shape
-        if positions is None:
-            q, k, v = self.qkv(hidden).chunk(3, dim=-1)
-        else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q_rows = F.linear(hidden.flatten(0, 1)[positions], weight[:width], bias[:width])
-            # Attention itself is cheap next to the projections: the other queries stay zero.
-            q = q_rows.new_zeros(batch * length, width).index_copy(0, positions, q_rows)
-            k, v = F.linear(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
+        q, k, v = self._project(hidden, positions)  # [B, H, T, D] each
         context = F.scaled_dot_product_attention(
-            self._heads_first(q, batch, length),
-            self._heads_first(k, batch, length),
-            self._heads_first(v, batch, length),
-            attn_mask=visible,
-            dropout_p=self.dropout if self.training else 0.0,
+            q, k, v, attn_mask=visible, dropout_p=self.dropout if self.training else 0.0
         )  # [B, H, T, D]
-        context = context.transpose(1, 2).reshape(batch, length, width)  # [B, T, C]
+        context = context.transpose(1, 2).reshape(hidden.shape)  # [B, T, C]
         if positions is not None:
             context = context.flatten(0, 1)[positions]  # [M, C]
         mixed: torch.Tensor = self.output(context)
         return mixed
 
-    def _heads_first(self, projected: torch.Tensor, batch: int, length: int) -> torch.Tensor:
-        return projected.view(batch, length, self.heads, -1).transpose(1, 2)  # [B, H, T, D]
+    def _project(
+        self, hidden: torch.Tensor, positions: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values, `[B, H, T, D]` each; queries at `positions` only."""
+        batch, length, width = hidden.shape
+        if positions is None:
+            q, k, v = self.qkv(hidden).chunk(3, dim=-1)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+            q_rows = F.linear(hidden.flatten(0, 1)[positions], weight[:width], q_bias)
+            # Attention itself is cheap next to the projections: the other queries stay zero.
+            q = q_rows.new_zeros(batch * length, width).index_copy(0, positions, q_rows)
+            k, v = F.linear(hidden, weight[width:], kv_bias).chunk(2, dim=-1)
+        return tuple(x.view(batch, length, self.heads, -1).transpose(1, 2) for x in (q, k, v))
+
+
+def visible_by_layer(
+    config: ModelConfig, attention_mask: torch.Tensor | None, documents: torch.Tensor | None
+) -> list[torch.Tensor | None]:
+    """What each token sees, a mask a layer: bool, broadcasts to `[B, H, T, T]` (query, key).
+
+    None: all. Every family so far has the same mask in all layers.
+
+    Args:
+        config: the model.
+        attention_mask: bool `[B, T]`, True for a real token; None: no padding.
+        documents: int64 `[B, T]`, ascending in a row; None: a row is one document.
+    """
+    visible = None
+    if documents is not None:
+        visible = (documents[:, :, None] == documents[:, None, :])[:, None]  # [B, 1, T, T]
+    elif attention_mask is not None:
+        visible = attention_mask[:, None, None, :]  # [B, 1, 1, T]
+    return [visible] * config.layers

@@ -2,19 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from enum import Enum
 from typing import Any
 
 from mlmlab.errors import Code, Problem
+from mlmlab.model.families import ARCHITECTURES, Architecture, Family
 from mlmlab.schema import setting
-
-
-class Family(Enum):
-    """The published architectures. They share one implementation (`encoder.py`)."""
-
-    BERT = "bert"
-    ROBERTA = "roberta"
-    DISTILBERT = "distilbert"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +30,7 @@ class ModelSettings:
     dropout: float | None = setting(None, at_least=0, below=1, example=0.1)
     """Dropout of embeddings, sublayers and attention weights. null: the checkpoint's own."""
 
-    def architecture(self) -> dict[str, Any]:
+    def shape(self) -> dict[str, Any]:
         """The keys that a checkpoint also decides, with their values."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dropout"}
 
@@ -67,10 +59,8 @@ class ModelConfig:
     intermediate_size: int
     max_positions: int
     """The longest sequence, in tokens; the position table has `position_offset` rows more."""
-    position_offset: int
-    """Row of the first token's position: 0, or pad_id + 1 for RoBERTa."""
     token_types: int
-    """Rows of the token-type table: 2 (BERT), 1 (RoBERTa), 0 for none (DistilBERT)."""
+    """Rows of the token-type table; 0: no table."""
     layer_norm_eps: float
     pad_id: int
     dropout: float
@@ -87,18 +77,26 @@ class ModelConfig:
         Raises:
             AssertionError: a key is null (`RunConfig.problems` asks the user for it first).
         """
-        architecture = settings.architecture()
-        assert None not in architecture.values()
+        shape = settings.shape()
+        assert None not in shape.values()
         assert settings.dropout is not None
-        roberta = settings.family is Family.ROBERTA
-        token_types = {Family.BERT: 2, Family.ROBERTA: 1, Family.DISTILBERT: 0}
+        architecture = ARCHITECTURES[shape["family"]]
         return cls(
-            **architecture,
+            **shape,
             vocabulary_size=vocabulary_size,
-            position_offset=pad_id + 1 if roberta else 0,
-            token_types=token_types[architecture["family"]],
-            layer_norm_eps=1e-5 if roberta else 1e-12,
+            token_types=architecture.token_types,
+            layer_norm_eps=architecture.layer_norm_eps,
             pad_id=pad_id,
             dropout=settings.dropout,
             attention_dropout=settings.dropout,
         )
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the family has in common."""
+        return ARCHITECTURES[self.family]
+
+    @property
+    def position_offset(self) -> int:
+        """Row of the first token in the position table."""
+        return self.architecture.position_offset(self.pad_id)

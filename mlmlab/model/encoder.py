@@ -1,4 +1,4 @@
-"""The masked language model: embeddings, layers, head. BERT, RoBERTa and DistilBERT are its cases.
+"""The masked language model: embeddings, layers and head, chosen by its family's record.
 
 B sequences   T positions   C hidden   V vocabulary   M predicted positions
 """
@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mlmlab.model.attention import visible_by_layer
 from mlmlab.model.config import ModelConfig
-from mlmlab.model.embeddings import Embeddings
-from mlmlab.model.layer import EncoderLayer
+from mlmlab.model.embeddings import EMBEDDINGS
+from mlmlab.model.layer import LAYERS
 from mlmlab.model.mlm_head import MaskedLMHead
 
 
@@ -19,8 +20,9 @@ class MaskedLanguageModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embeddings = Embeddings(config)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
+        self.embeddings = EMBEDDINGS[config.architecture.positions](config)
+        layer = LAYERS[config.architecture.norms]
+        self.layers = nn.ModuleList(layer(config) for _ in range(config.layers))
         self.head = MaskedLMHead(config)
         self.gradient_checkpointing = False
         """Keep each layer's input alone for backward and compute the rest again there: the same
@@ -64,21 +66,24 @@ class MaskedLanguageModel(nn.Module):
 
         Raises:
             ValueError: a mask that is not bool (a float one would be added to the scores), padding
-                and documents at once, or rows longer than the position table.
+                and documents at once, or rows longer than the model's positions.
         """
+        length, longest = input_ids.shape[1], self.config.max_positions
+        if length > longest:
+            raise ValueError(f"{length} tokens in a row; the model has {longest}")
         if attention_mask is not None and attention_mask.dtype is not torch.bool:
             raise ValueError(f"attention_mask: bool, not {attention_mask.dtype}; use mask.bool()")
         if attention_mask is not None and documents is not None:
             raise ValueError("documents: packed rows have no padding, and need no attention_mask")
         hidden: torch.Tensor = self.embeddings(input_ids, attention_mask, documents)  # [B, T, C]
-        visible = _visible(attention_mask, documents)
+        visible = visible_by_layer(self.config, attention_mask, documents)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             rows = positions if number == last else None
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, visible, rows, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, visible[number], rows, use_reentrant=False)
             else:
-                hidden = layer(hidden, visible, rows)
+                hidden = layer(hidden, visible[number], rows)
         return hidden
 
     def initialize(self, seed: int) -> None:
@@ -93,23 +98,13 @@ class MaskedLanguageModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def _visible(
-    attention_mask: torch.Tensor | None, documents: torch.Tensor | None
-) -> torch.Tensor | None:
-    """What each token sees: bool, broadcasts to `[B, H, T, T]` (query, key); None: all."""
-    if documents is not None:
-        return (documents[:, :, None] == documents[:, None, :])[:, None]  # [B, 1, T, T]
-    return None if attention_mask is None else attention_mask[:, None, None, :]  # [B, 1, 1, T]
-
-
 def initialize_module(module: nn.Module, std: float, generator: torch.Generator) -> None:
     """Initializes a module's own parameters, not those of its children."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)
     if isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
+    if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
         nn.init.zeros_(module.bias)
     if isinstance(module, MaskedLMHead):
         nn.init.zeros_(module.decoder_bias)

@@ -3,14 +3,19 @@
 A multiply-add counts as 2, backward as twice the forward pass (the gradients of a product's two
 factors). What is small next to the products (norms, GELU, softmax, the tables' look-ups) is left
 out, as is what layers that are computed again cost (`train.gradient_checkpointing`); frozen parts
-count as if they trained. The families differ in nothing that matters here.
+count as if they trained. Families differ by their feed-forwards alone.
 
 B sequences   T positions   C hidden   I inner   V vocabulary   M predicted positions
 """
 
+from collections.abc import Mapping
+
 from mlmlab.model.config import ModelConfig
+from mlmlab.model.families import FeedForwards
 
 _FORWARD_AND_BACKWARD = 3
+_FEED_FORWARD_MATRICES: Mapping[FeedForwards, int] = {FeedForwards.GELU: 2}
+"""Matrices of C by I in a feed-forward."""
 
 
 def actual_flops(config: ModelConfig, *, examples: int, length: int, predicted: int) -> int:
@@ -47,7 +52,8 @@ def _layer(config: ModelConfig, positions: int, rows: int, length: int) -> int:
     queries_and_output = 2 * (2 * rows * hidden * hidden)  # [M, C] x [C, C], twice
     # Scores and mixture, both [T, T, D] for each of B*H heads, for all queries in any case.
     attention = 2 * (2 * positions * length * hidden)
-    feed_forward = 2 * (2 * rows * hidden * inner)  # [M, C] x [C, I] and back
+    matrices = _FEED_FORWARD_MATRICES[config.architecture.feed_forward]
+    feed_forward = matrices * (2 * rows * hidden * inner)  # [M, C] x [C, I] and back
     return keys_and_values + queries_and_output + attention + feed_forward
 
 

@@ -1,7 +1,9 @@
-"""One transformer layer, normalized after each sublayer (Vaswani et al. 2017; Devlin et al. 2019).
+"""A transformer layer and its feed-forward.
 
-B sequences   T positions   C hidden   M predicted positions
+B sequences   T positions   C hidden   I inner   M predicted positions
 """
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torch import nn
 
 from mlmlab.model.attention import SelfAttention
 from mlmlab.model.config import ModelConfig
+from mlmlab.model.families import FeedForwards, Norms
 
 
 class FeedForward(nn.Module):
@@ -16,23 +19,29 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        width, inner = config.hidden_size, config.intermediate_size
+        biases = config.architecture.biases
+        self.up = nn.Linear(width, inner, bias=biases)
+        self.down = nn.Linear(inner, width, bias=biases)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         projected: torch.Tensor = self.down(F.gelu(self.up(hidden)))
         return projected
 
 
-class EncoderLayer(nn.Module):
+FEED_FORWARDS: Mapping[FeedForwards, type[nn.Module]] = {FeedForwards.GELU: FeedForward}
+
+
+class PostNormLayer(nn.Module):
     """Attention, then feed-forward; each with dropout, a residual and a norm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        width, eps, biases = config.hidden_size, config.layer_norm_eps, config.architecture.biases
         self.attention = SelfAttention(config)
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = FeedForward(config)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention_norm = nn.LayerNorm(width, eps=eps, bias=biases)
+        self.feed_forward = FEED_FORWARDS[config.architecture.feed_forward](config)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=eps, bias=biases)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -49,3 +58,6 @@ class EncoderLayer(nn.Module):
         processed = self.dropout(self.feed_forward(hidden))
         normalized: torch.Tensor = self.feed_forward_norm(hidden + processed)
         return normalized
+
+
+LAYERS: Mapping[Norms, type[nn.Module]] = {Norms.POST: PostNormLayer}

@@ -15,14 +15,22 @@ class MaskedLMHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        width, biases = config.hidden_size, config.architecture.biases
+        self.dense = nn.Linear(width, width, bias=biases)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=biases)
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocabulary_size))
 
     def forward(self, hidden: torch.Tensor, token_table: torch.Tensor) -> torch.Tensor:
         """`[..., C]` and the tied table `[V, C]` to logits `[..., V]`."""
         transformed = self.norm(F.gelu(self.dense(hidden)))
-        return F.linear(transformed, token_table, self.decoder_bias)
+        rows = len(token_table)
+        # On CUDA, half-precision products are slow unless the table has a multiple of 8 rows; with
+        # RoBERTa's 50,265 a whole step took a quarter longer on an H200.
+        extra = -rows % 64 if token_table.is_cuda else 0
+        if not extra:
+            return F.linear(transformed, token_table, self.decoder_bias)
+        table, bias = F.pad(token_table, (0, 0, 0, extra)), F.pad(self.decoder_bias, (0, extra))
+        return F.linear(transformed, table, bias)[..., :rows]
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

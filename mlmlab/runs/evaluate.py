@@ -1,7 +1,7 @@
 """A checkpoint scored on text, in this process or as one of several."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,30 +77,43 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def score(config: EvaluateConfig, *, quiet: bool = False) -> EvaluationReport:
+def score(
+    config: EvaluateConfig, *, documents: Sequence[str] | None = None, quiet: bool = False
+) -> EvaluationReport:
     """Scores a checkpoint on text; see `mlmlab.evaluate_checkpoint`."""
     if_lost = "Nothing was written: the same command evaluates again."
     with (
         process_group(use_cuda=uses_cuda(config.runtime), if_lost=if_lost) as ranks,
         torch_settings(config.runtime, ranks.local_rank) as device,
     ):
-        return _evaluate(config, ranks, device, quiet=quiet or not ranks.is_rank_zero)
+        quiet = quiet or not ranks.is_rank_zero
+        return _evaluate(config, ranks, device, documents, quiet=quiet)
 
 
 def _evaluate(
-    config: EvaluateConfig, ranks: Ranks, device: torch.device, *, quiet: bool
+    config: EvaluateConfig,
+    ranks: Ranks,
+    device: torch.device,
+    documents: Sequence[str] | None,
+    *,
+    quiet: bool,
 ) -> EvaluationReport:
     evaluators = build_evaluators(config.eval, config)
-    config, inputs = on_rank_zero_first(set_up_evaluation, config, ranks, quiet=quiet)
+    config, inputs = on_rank_zero_first(
+        lambda config, show: set_up_evaluation(config, show, documents), config, ranks, quiet=quiet
+    )
     assert inputs.loaded is not None
-    assert config.eval.split is not None
     compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
     bar = ProgressBar(0, quiet=quiet)
     bar.line(terminal.evaluation_plan(config, inputs, compute, ranks))
     loader = EvalLoader(
         blocks=inputs.test,
-        masker=Masker(config.eval.masking, inputs.tokenizer.vocabulary(), compute.is_cuda),
-        seeds=inputs.seeds,
+        masker=Masker(
+            config.eval.masking,
+            inputs.tokenizer.vocabulary(),
+            inputs.seeds.eval_masks,
+            pin_memory=compute.is_cuda,
+        ),
         draws=config.eval.mask_draws,
         max_examples=config.eval.max_examples,
     )
@@ -117,7 +130,7 @@ def _evaluate(
         floor_perplexity=floor,
         checkpoint=inputs.loaded.resolved,
         data=inputs.text.source.description,
-        split=config.eval.split,
+        split=config.eval.split or Split.ALL,
         documents=inputs.test.shard.documents,
         tokens=inputs.test.shard.token_count,
         examples=loader.examples_per_draw,

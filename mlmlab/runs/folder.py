@@ -139,6 +139,7 @@ _FIXED = (
     "tokenizer",
     "data",
     "masking",
+    "objective",
     "model",
     "train.batch_size",
     "train.optimizer",
@@ -182,6 +183,30 @@ def read_snapshot(run_dir: Path) -> dict[str, Any]:
             remedy="resume=ANOTHER_RUN_DIR",
         )
     return {str(key): value for key, value in content.items()}
+
+
+def run_to_resume(mapping: Mapping[str, Any]) -> str | None:
+    """The folder of the run that `resume` names: for `auto` that is `run_dir`, if there is a run in
+    it. None: a new run.
+
+    Args:
+        mapping: a run's config.
+
+    Raises:
+        UserError: `auto` without a `run_dir`.
+    """
+    if mapping["resume"] != "auto":
+        return None if mapping["resume"] is None else str(mapping["resume"])
+    if mapping["run_dir"] is None:
+        raise UserError.of(
+            "resume",
+            code=Code.MISSING,
+            found="auto, with run_dir=null",
+            expected="a folder that says which run",
+            remedy="run_dir=RUN_DIR resume=auto; or resume=RUN_DIR",
+        )
+    run_dir = str(mapping["run_dir"])
+    return run_dir if (Path(run_dir) / _CONFIG).is_file() else None
 
 
 def check_version(run_dir: str, snapshot: Mapping[str, Any], composed: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """One step of a run again, looked at closely. Nothing is written."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +40,15 @@ class Replay:
     """Nats per predicted token."""
 
 
-def replay(config: RunConfig, *, quiet: bool = False) -> Replay:
+def replay(
+    config: RunConfig, *, documents: Sequence[str] | None = None, quiet: bool = False
+) -> Replay:
     """Repeats step `debug.step` of the run that `resume` names, from the state that was kept of
     it when it failed, or else from the newest checkpoint before it.
 
     Args:
         config: with `resume` and `debug=replay`.
+        documents: the run's text, for data.source=documents.
         quiet: print nothing.
 
     Raises:
@@ -62,8 +65,13 @@ def replay(config: RunConfig, *, quiet: bool = False) -> Replay:
     ):
         quiet = quiet or not ranks.is_rank_zero
         state = ranks.on_rank_zero(lambda: _state_before(config, run_dir, step))
-        config, inputs = set_up_run(config, ranks, state, quiet=quiet)
-        compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
+        config, inputs = set_up_run(config, ranks, state, documents, quiet=quiet)
+        compute = Compute.for_model(
+            inputs.model.config.hidden_size,
+            config.runtime,
+            device,
+            alone=not ranks.is_distributed,
+        )
         bar = ProgressBar(0, quiet=quiet)
         bar.line(f"replaying step {step} of {run_dir}, from {state or 'its beginning'}")
         outputs = Outputs(
@@ -78,10 +86,11 @@ def replay(config: RunConfig, *, quiet: bool = False) -> Replay:
             config, inputs, ranks, compute, horizon_of(config, inputs), [], outputs, state
         )
         batch = _advance(loop, step)
+        loop.replica.backward.replays = False  # a graph calls no hooks
         with _watched(loop.replica.model) as first_module:
             attempt = Attempt(loop.record, batch, loop.attempt(batch))
         loss_sum = math.fsum(ranks.gather(attempt.result.loss_sum.item()))
-        loss, grad_norm = loss_sum / batch.masked_count, attempt.result.grad_norm.item()
+        loss, grad_norm = loss_sum / batch.loss_weight, attempt.result.grad_norm.item()
         broken = not_finite(loop.replica)
         examples = loop.train_loader.order.batch(batch.number)[1].tolist()
         bar.line(terminal.replay(batch, loss, grad_norm, examples, first_module, broken))
@@ -118,7 +127,7 @@ def _advance(loop: Loop, step: int) -> StepBatch:
     batches = loop.train_loader.batches(loop.record.batches, loop.record.steps)
     for batch in batches:
         is_over = loop.horizon.is_reached(loop.record)
-        if is_over or (batch.masked_count and loop.record.steps == step - 1):
+        if is_over or (batch.loss_weight and loop.record.steps == step - 1):
             batches.close()
             break
         loop.advance(batch)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,13 @@ from mlmlab.data.blocks import Blocks, DocumentBlocks, PackedBlocks
 from mlmlab.data.config import DataConfig, Layout, Source, TokenizerConfig
 from mlmlab.data.corpus import Corpus, Shard, ShowCounts, TrainingDocuments, open_corpus
 from mlmlab.data.small_world.chain import small_world
-from mlmlab.data.sources import FileSource, SmallWorldSource, TextSource, matching_files
+from mlmlab.data.sources import (
+    FileSource,
+    PassedDocuments,
+    SmallWorldSource,
+    TextSource,
+    matching_files,
+)
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, word_tokenizer
 from mlmlab.data.word_starts import with_word_starts
 from mlmlab.errors import Code, Problem, UserError
@@ -26,13 +32,15 @@ from mlmlab.evaluation.config import Split
 from mlmlab.fetch.cache import absolute, built_once, cache_folder, local_path
 from mlmlab.fetch.hub import fetch_dataset, fetch_tokenizer
 from mlmlab.fetch.url import fetch_url
-from mlmlab.masking import MaskingPolicy, Unit
+from mlmlab.masking import MaskingPolicy
+from mlmlab.masking.policy import build_policy, needs_words
 from mlmlab.model import MaskedLanguageModel, ModelConfig
 from mlmlab.random import Seeds
 from mlmlab.runs.folder import is_fixed
 from mlmlab.runtime.distributed import Ranks
 from mlmlab.tracking.config import TrackingConfig
 from mlmlab.tracking.progress_bar import tokenization_bar
+from mlmlab.training.objective import find_objective
 from mlmlab.training.optimizer import freeze, optimizer_builder
 from mlmlab.training.schedule import build_schedule
 
@@ -87,7 +95,10 @@ class Inputs(EvaluationInputs):
 
 
 def set_up(
-    config: RunConfig, show_counts: ShowCounts | None = None, state: Path | None = None
+    config: RunConfig,
+    show_counts: ShowCounts | None = None,
+    state: Path | None = None,
+    documents: Sequence[str] | None = None,
 ) -> Inputs:
     """Finds, reads and tokenizes what the config names, and freezes what shall not train.
 
@@ -95,16 +106,19 @@ def set_up(
         state: a checkpoint of the run itself. Architecture and tokenizer are then its own: what the
             run began with need not be there any more. Its weights come into the model later, with
             the moments (`load_state`).
+        documents: the text of data.source=documents.
 
     Raises:
         UserError: whatever is missing or does not fit. A checkpoint and a data set that cannot be
             had are reported together.
     """
+    policies = [build_policy(config.masking), build_policy(config.eval.masking)]
     seeds = Seeds.of(config.seed, config.eval.seed, config.data.seed)
     fresh = config.checkpoint_head is CheckpointHead.FRESH
     loaded, source, data = _found(
         config.checkpoint if state is None else None,
         config.data,
+        documents,
         fresh_head_seed=seeds.weights if fresh else None,
         dropout=config.model.dropout,
     )
@@ -126,11 +140,11 @@ def set_up(
     else:
         tokenizer, tokenizer_path = _tokenizer(config.tokenizer, data, loaded, source, seeds)
     _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
-    needs_words = {config.masking.unit, config.eval.masking.unit} != {Unit.TOKEN}
-    text = _text(source, tokenizer, seeds, data.test_fraction, needs_words, show_counts)
+    with_words = any(map(needs_words, policies))
+    text = _text(source, tokenizer, seeds, data.test_fraction, with_words, show_counts)
     test_text = text
     if test_source is not None:
-        test_text = _text(test_source, tokenizer, seeds, 1.0, needs_words, show_counts)
+        test_text = _text(test_source, tokenizer, seeds, 1.0, with_words, show_counts)
     train = _blocks(text.corpus.train, data, tokenizer, keep_rest=False)
     test = _blocks(test_text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(train, "training", text), (test, "test", test_text)])
@@ -152,15 +166,18 @@ def set_up(
 
 
 def set_up_evaluation(
-    config: EvaluateConfig, show_counts: ShowCounts | None = None
+    config: EvaluateConfig,
+    show_counts: ShowCounts | None = None,
+    documents: Sequence[str] | None = None,
 ) -> EvaluationInputs:
     """As `set_up`, for an evaluation alone.
 
     Raises:
         UserError: whatever is missing or does not fit.
     """
+    with_words = needs_words(build_policy(config.eval.masking))
     seeds = Seeds.of(0, config.eval.seed, config.data.seed)  # nothing is trained
-    loaded, source, data = _found(config.checkpoint, config.data)
+    loaded, source, data = _found(config.checkpoint, config.data, documents)
     assert loaded is not None
     fraction = 1.0
     if config.eval.split is Split.TEST:
@@ -175,8 +192,7 @@ def set_up_evaluation(
         folder, tokenizer_path = fetch_tokenizer(tokenizer_path)
         tokenizer = load_tokenizer(folder)
     _check_fit(data, loaded, tokenizer, is_its_own=config.tokenizer.path is None)
-    policy = config.eval.masking
-    text = _text(source, tokenizer, seeds, fraction, policy.unit is not Unit.TOKEN, show_counts)
+    text = _text(source, tokenizer, seeds, fraction, with_words, show_counts)
     test = _blocks(text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(test, "test" if config.eval.split is Split.TEST else "own", text)])
     return EvaluationInputs(
@@ -187,7 +203,7 @@ def set_up_evaluation(
         model=loaded.model,
         loaded=loaded,
         data=data,
-        masking=policy,
+        masking=config.eval.masking,
         seeds=seeds,
     )
 
@@ -195,6 +211,7 @@ def set_up_evaluation(
 def _found(
     checkpoint: str | None,
     data: DataConfig,
+    documents: Sequence[str] | None,
     *,
     fresh_head_seed: int | None = None,
     dropout: float | None = None,
@@ -210,7 +227,7 @@ def _found(
     try:
         if data.eval_path is not None:
             data = dataclasses.replace(data, eval_path=absolute(data.eval_path))
-        source, data = open_source(data)
+        source, data = open_source(data, documents)
         key = _KEYS[data.source]
         data = dataclasses.replace(data, fingerprint=_checked(source, data.fingerprint, key))
     except UserError as error:
@@ -225,6 +242,7 @@ _KEYS = {
     Source.FILE: "data.path",
     Source.URL: "data.url",
     Source.HUB: "data.repository",
+    Source.DOCUMENTS: "documents",
 }
 
 
@@ -255,16 +273,40 @@ def _checked(source: TextSource, recorded: str | None, key: str) -> str:
     )
 
 
-def open_source(config: DataConfig) -> tuple[TextSource, DataConfig]:
+def open_source(
+    config: DataConfig, documents: Sequence[str] | None = None
+) -> tuple[TextSource, DataConfig]:
     """The stream of documents that the config names, downloaded first where it is elsewhere.
+
+    Args:
+        documents: the text of data.source=documents.
 
     Returns:
         The source; and the config, with the commit in place of a data set's branch, and an
         absolute path.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be had; or there are documents without that source, or it without them.
     """
+    if config.source is Source.DOCUMENTS and documents is None:
+        raise UserError.of(
+            "documents",
+            code=Code.MISSING,
+            found="none, with data.source=documents",
+            expected="the text, which only Python code can pass",
+            remedy="mlmlab.run(config, documents=[...]), the same ones again for a resume; or "
+            "data.source=file data.path=FILE",
+        )
+    if config.source is not Source.DOCUMENTS and documents is not None:
+        raise UserError.of(
+            "documents",
+            code=Code.CONFLICT,
+            found=f"{len(documents)} documents, with data.source={config.source.value}",
+            expected="one text: either the documents, or what the config names",
+            remedy='mlmlab.compose("data=text", "data.source=documents", ...)',
+        )
+    if documents is not None:
+        return PassedDocuments(documents, config.limit), config
     if config.source is Source.BUILTIN:
         return SmallWorldSource(config.limit), config
     if config.source is Source.URL:
@@ -298,13 +340,13 @@ def _text(
     tokenizer: Tokenizer,
     seeds: Seeds,
     test_fraction: float,
-    needs_words: bool,
+    with_words: bool,
     show_counts: ShowCounts | None,
 ) -> Text:
     corpus = open_corpus(
         source, tokenizer, test_fraction=test_fraction, seed=seeds.split, show_counts=show_counts
     )
-    if needs_words:
+    if with_words:
         corpus = with_word_starts(corpus, source, tokenizer, show_counts=show_counts)
     return Text(source, corpus)
 
@@ -417,15 +459,24 @@ def _check_blocks(sides: list[tuple[Blocks, str, Text]]) -> None:
 
 
 def set_up_run(
-    config: RunConfig, ranks: Ranks, state: Path | None, *, quiet: bool
+    config: RunConfig,
+    ranks: Ranks,
+    state: Path | None,
+    documents: Sequence[str] | None,
+    *,
+    quiet: bool,
 ) -> tuple[RunConfig, Inputs]:
     """As `set_up`, on all ranks; see `on_rank_zero_first`. The user's own code is checked first."""
     build_schedule(config.train)
     optimizer_builder(config.train)
+    find_objective(config.objective)
     config = dataclasses.replace(config, sources=_checked_sources(config))
     try:
         return on_rank_zero_first(
-            lambda config, show: set_up(config, show, state), config, ranks, quiet=quiet
+            lambda config, show: set_up(config, show, state, documents),
+            config,
+            ranks,
+            quiet=quiet,
         )
     except UserError as error:
         if config.resume is None:
@@ -443,10 +494,10 @@ def _checked_sources(config: RunConfig) -> dict[str, str]:
     of all but the sinks.
 
     Raises:
-        UserError: it is not what it was when the run began.
+        UserError: it is not there, or not what it was when the run began.
     """
     own = schema.own_names(dataclasses.replace(config, tracking=TrackingConfig()))
-    digests = {name: seams.source_digest(name) for name in own}
+    digests = {name: seams.source_digest(key, name) for name, key in own.items()}
     problems = [
         Problem(
             key,

@@ -14,7 +14,7 @@ from mlmlab.data.config import Layout
 from mlmlab.data.loader import CHUNK_TOKENS, StepBatch
 from mlmlab.evaluation.config import Split
 from mlmlab.evaluation.masked_perplexity import Evaluation, perplexity
-from mlmlab.masking import Budget, MaskingConfig, MaskingPolicy, RateSchedule, Unit
+from mlmlab.masking import UNITS, Budget, MaskingConfig, MaskingPolicy, RateSchedule
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.runs.resume import Start
 from mlmlab.runs.setup import EvaluationInputs, Inputs, Text
@@ -22,7 +22,7 @@ from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import Ranks
 from mlmlab.tracking.config import TENSORBOARD
-from mlmlab.tracking.progress_bar import shown
+from mlmlab.tracking.progress_bar import in_notebook, shown
 from mlmlab.tracking.style import Style, styled
 from mlmlab.tracking.summary import Summary
 from mlmlab.training.config import TrainConfig
@@ -77,7 +77,7 @@ def plan(
         _row("model", _model(inputs.model)),
         *_trained(inputs.model, train),
         _row("masking", _train_masking(config.masking)),
-        _row("scored", _masking(config.eval.masking)),
+        _row("scored", masking_policy(config.eval.masking)),
         _row("steps", f"{horizon.total_steps:,} of {train.batch_size} examples{accumulation}, "
              f"learning rate {train.learning_rate:g} {train.schedule}{warmup}"),
         _row("compute", _compute(compute, ranks, config.runtime.parallel)),
@@ -133,14 +133,14 @@ def evaluation_plan(
 ) -> str:
     """What is about to be scored."""
     assert inputs.loaded is not None
-    draws = config.eval.mask_draws
+    draws, policy = config.eval.mask_draws, masking_policy(config.eval.masking)
     which = "the test documents" if config.eval.split is Split.TEST else "all documents"
     rows = [
         _row("checkpoint", inputs.loaded.resolved),
         _row("model", _model(inputs.model)),
         _text("text", inputs.text),
         _row("scored", f"{which}: {_examples(inputs.test)}"),
-        _row("masking", _masking(config.eval.masking) + (f", {draws} draws" if draws > 1 else "")),
+        _row("masking", policy + (f", {draws} draws" if draws > 1 else "")),
         _row("compute", _compute(compute, ranks)),
     ]  # fmt: skip
     return "\n".join(rows) + "\n"
@@ -156,17 +156,21 @@ def _compute(compute: Compute, ranks: Ranks, parallel: Parallel = Parallel.DDP) 
     return f"{compute}, {ranks.size} processes{how}"
 
 
-def _masking(masking: MaskingPolicy) -> str:
+def masking_policy(masking: MaskingPolicy) -> str:
+    """Which tokens are predicted."""
+    if masking.unit not in UNITS:  # how many tokens it selects is its own business
+        options = ", ".join(f"{name}={value}" for name, value in masking.options.items())
+        return f"{masking.unit}({options}), rate {100 * masking.rate:g} %"
     text = f"{100 * masking.rate:g} % of the tokens"
-    if masking.unit is not Unit.TOKEN:
-        text += f", {masking.unit.value}s"
+    if masking.unit != "token":
+        text += f", {masking.unit}s"
     if masking.budget is Budget.EXACT:
         text += ", exact budget"
     return text
 
 
 def _train_masking(masking: MaskingConfig) -> str:
-    text = _masking(masking)
+    text = masking_policy(masking)
     if masking.schedule is RateSchedule.STEPS:
         text += f"; {' '.join(masking.rate_steps)}"
     elif masking.start_rate is not None:
@@ -407,17 +411,24 @@ def completion(text: str, answers: Sequence[str]) -> str:
     return "\n".join([_row("fill mask", text), *indented])
 
 
-def next_commands(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
-    """Where everything is, and what one might type next."""
+def next_steps(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
+    """Where everything is, and what one might type next: in a notebook Python, else commands."""
     checkpoints = ", checkpoints/" if config.train.keep_checkpoints else ""
     logs = run_dir if config.run_dir is not None else run_dir.parent
     has_events = TENSORBOARD in config.tracking.sinks
     mask = inputs.tokenizer.mask_token
     text = f"the day after {mask} is friday ." if inputs.has_known_floor else f"A text with {mask}."
+    written = _row(
+        "written",
+        f"{run_dir}: config.yaml, metrics.jsonl, summary.json, export/ (opens with "
+        f"transformers){checkpoints}",
+    )
+    if in_notebook():
+        call = f'mlmlab.FillMask(result.model, result.tokenizer)("{text}")'
+        return f"\n{written}\n{_verbatim('next', call)}"
     rows = [
         "",
-        _row("written", f"{run_dir}: config.yaml, metrics.jsonl, summary.json, export/ (opens with "
-             f"transformers){checkpoints}"),
+        written,
         *([_verbatim("curves", f"tensorboard --logdir {logs}")] if has_events else []),
         _verbatim(
             "next",

@@ -1,7 +1,7 @@
 """A training run from top to bottom, in this process or as one of several."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -37,20 +37,25 @@ from mlmlab.tracking.summary import (
     versions,
 )
 from mlmlab.tracking.tracker import Tracker
+from mlmlab.training.backward import Loss
 from mlmlab.training.loop import Loop, Outputs, Training
+from mlmlab.training.objective import OBJECTIVES, find_objective, masked_token_loss
 from mlmlab.training.optimizer import suppresses_non_finite
 from mlmlab.training.parallel import Replica, ShardedReplica
 from mlmlab.training.profiling import Profiler
 from mlmlab.training.schedule import Horizon
 
 
-def train(config: RunConfig, *, quiet: bool = False) -> Summary:
+def train(
+    config: RunConfig, *, documents: Sequence[str] | None = None, quiet: bool = False
+) -> Summary:
     """Trains, evaluates and exports; see `mlmlab.run`."""
     with (
         process_group(use_cuda=uses_cuda(config.runtime), if_lost=_IF_LOST) as ranks,
         torch_settings(config.runtime, ranks.local_rank) as device,
     ):
-        return _train(config, ranks, device, quiet=quiet or not ranks.is_rank_zero)
+        quiet = quiet or not ranks.is_rank_zero
+        return _train(config, ranks, device, documents, quiet=quiet)
 
 
 _IF_LOST = (
@@ -59,7 +64,14 @@ _IF_LOST = (
 )
 
 
-def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool) -> Summary:
+def _train(
+    config: RunConfig,
+    ranks: Ranks,
+    device: torch.device,
+    documents: Sequence[str] | None,
+    *,
+    quiet: bool,
+) -> Summary:
     with ExitStack() as stack:
 
         def open_folder() -> Path:
@@ -74,8 +86,13 @@ def _train(config: RunConfig, ranks: Ranks, device: torch.device, *, quiet: bool
 
         start = ranks.on_rank_zero(find_start)
         evaluators, sinks = build_evaluators(config.eval, config), find_sinks(config.tracking)
-        config, inputs = set_up_run(config, ranks, start.state, quiet=quiet)
-        compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
+        config, inputs = set_up_run(config, ranks, start.state, documents, quiet=quiet)
+        compute = Compute.for_model(
+            inputs.model.config.hidden_size,
+            config.runtime,
+            device,
+            alone=not ranks.is_distributed,
+        )
         fill_mask = FillMask(inputs.model, inputs.tokenizer)
         for text in _sentences(config, inputs):
             fill_mask.encode(text)  # refuses a text without a mask now, not after the training
@@ -125,7 +142,7 @@ def _outputs(
         tracker = Tracker(config, run_dir, sinks, sizes=sizes, tell=bar.line)
         stack.callback(tracker.close)
         if config.debug.profile_steps:
-            profiler = Profiler(run_dir, config.debug.profile_steps)
+            profiler = Profiler(run_dir, config.debug.profile_steps, compute.device)
             stack.callback(profiler.close)
 
     ranks.on_rank_zero(open_logs)
@@ -153,25 +170,42 @@ def build_loop(
 ) -> Loop:
     """The loop of a run, from its beginning or from the checkpoint in `state`."""
     vocabulary = inputs.tokenizer.vocabulary()
+    # An objective of one's own may do what no recorded step can.
+    fixes_shapes = compute.fixes_shapes and config.objective.name in OBJECTIVES
+    masker = Masker(
+        config.masking,
+        vocabulary,
+        inputs.seeds.masks,
+        horizon.total_steps,
+        compute.is_cuda,
+        config.masking.highest_rate if fixes_shapes else None,
+    )
+    objective = find_objective(config.objective)(config, masker)
+    replica = build_replica(inputs.model, ranks, compute, config.runtime.parallel, objective.loss)
+    if hasattr(objective, "setup"):
+        objective.setup(replica.model, compute.device)
     train_loader = TrainLoader(
         blocks=inputs.train,
         order=_order(config, inputs),
         micro_batch_size=config.train.micro_batch_size or config.train.batch_size,
-        masker=Masker(config.masking, vocabulary, compute.is_cuda),
+        objective=objective,
         seeds=inputs.seeds,
-        total_steps=horizon.total_steps,
         ranks=ranks,
         requested=outputs.interruptions.requests,
     )
     eval_loader = EvalLoader(
         blocks=inputs.test,
-        masker=Masker(config.eval.masking, vocabulary, compute.is_cuda),
-        seeds=inputs.seeds,
+        masker=Masker(
+            config.eval.masking,
+            vocabulary,
+            inputs.seeds.eval_masks,
+            pin_memory=compute.is_cuda,
+        ),
         draws=config.eval.mask_draws,
         max_examples=config.eval.max_examples,
     )
     return Loop(
-        build_replica(inputs.model, ranks, compute, config.runtime.parallel),
+        replica,
         train_loader,
         eval_loader,
         config=config.train,
@@ -196,13 +230,17 @@ def _order(config: RunConfig, inputs: Inputs) -> Order:
 
 
 def build_replica(
-    model: MaskedLanguageModel, ranks: Ranks, compute: Compute, parallel: Parallel
+    model: MaskedLanguageModel,
+    ranks: Ranks,
+    compute: Compute,
+    parallel: Parallel,
+    loss: Loss = masked_token_loss,
 ) -> Replica:
     """The form that `runtime.parallel` names. Without torchrun there is one process, which has all
     of the model in any case."""
     if parallel is Parallel.FSDP and ranks.is_distributed:
-        return ShardedReplica(model, ranks, compute)
-    return Replica(model, ranks, compute)
+        return ShardedReplica(model, ranks, compute, loss)
+    return Replica(model, ranks, compute, loss)
 
 
 def _written(
@@ -231,7 +269,7 @@ def _written(
     bar.line(terminal.closing(summary, training))
     if completions:
         bar.line("\n".join(terminal.completion(*completion) for completion in completions))
-    bar.line(terminal.next_commands(config, inputs, run_dir))
+    bar.line(terminal.next_steps(config, inputs, run_dir))
     return summary
 
 
@@ -302,7 +340,7 @@ def _card(config: RunConfig, inputs: Inputs, summary: Summary) -> str:
     if summary.floor_perplexity is not None:
         table["exact floor of that perplexity"] = f"{summary.floor_perplexity:.3f}"
     table |= {
-        "masking": f"{100 * masking.rate:g} %, {100 * masking.mask_fraction:g} % masked, "
+        "masking": f"{terminal.masking_policy(masking)}; {100 * masking.mask_fraction:g} % masked, "
         f"{100 * masking.random_fraction:g} % random",
         "steps": f"{summary.exported_step:,} of {train.batch_size} examples of "
         f"{data.block_size} tokens",

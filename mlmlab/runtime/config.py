@@ -41,6 +41,13 @@ class RuntimeConfig:
     fp32. fp16 scales its losses, and leaves out steps whose gradient overflows."""
     tf32: bool = False
     """Whether fp32 matrix products on CUDA may round their factors to 10 bits: faster."""
+    cuda_graphs: bool = True
+    """Whether a training step on CUDA is recorded once as a CUDA graph and then replayed: the same
+    arithmetic without the time that Python needs to launch it. Where batches have no padding,
+    documents see each other, and there is one process; else steps run as if it were false."""
+    compile: bool = False
+    """Whether torch.compile fuses the operations of a training step, in the same cases: faster,
+    after up to a minute of compilation; rounding and dropout noise are not those without it."""
     parallel: Parallel = Parallel.DDP
     """How the processes that torchrun starts share a run. ddp: each has the model, and a part of
     every batch. fsdp: each has a part of both; less memory for more traffic. The results and the

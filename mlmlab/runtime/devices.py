@@ -23,6 +23,15 @@ class Compute:
     device: torch.device
     precision: Precision
     """Never AUTO."""
+    cuda_graphs: bool = False
+    """Whether steps are replayed as CUDA graphs."""
+    compile: bool = False
+    """Whether torch.compile fuses their operations."""
+
+    @property
+    def fixes_shapes(self) -> bool:
+        """Whether micro-batches need a fixed number of positions."""
+        return self.cuda_graphs or self.compile
 
     @property
     def is_cuda(self) -> bool:
@@ -30,13 +39,31 @@ class Compute:
         return self.device.type == "cuda"
 
     @classmethod
-    def for_model(cls, hidden_size: int, config: RuntimeConfig, device: torch.device) -> "Compute":
-        """Turns `runtime.precision=auto` into what is faster for a model of this width."""
+    def for_model(
+        cls, hidden_size: int, config: RuntimeConfig, device: torch.device, *, alone: bool = True
+    ) -> "Compute":
+        """Turns `runtime.precision=auto` into what is faster for a model of this width.
+
+        Args:
+            alone: whether no other process shares the run: then steps may be CUDA graphs.
+
+        Raises:
+            UserError: `runtime.compile` in several processes.
+        """
+        if config.compile and not alone:
+            raise UserError.of(
+                "runtime.compile",
+                code=Code.CONFLICT,
+                found="true, in a run of several processes",
+                expected="one process",
+                remedy="runtime.compile=false",
+            )
         precision = config.precision
         if precision is Precision.AUTO:
             is_wide = hidden_size >= _BF16_HIDDEN_SIZE
             precision = Precision.BF16 if is_wide and _native_bf16(device) else Precision.FP32
-        return cls(device, precision)
+        cuda_graphs = config.cuda_graphs and alone and device.type == "cuda"
+        return cls(device, precision, cuda_graphs, config.compile)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context of a forward pass."""
@@ -51,7 +78,7 @@ class Compute:
         else:
             threads = torch.get_num_threads()
             name = f"cpu ({threads} thread{'s' if threads > 1 else ''})"
-        return f"{name}, {self.precision.value}"
+        return f"{name}, {self.precision.value}{', compiled' if self.compile else ''}"
 
 
 @contextmanager

@@ -49,13 +49,13 @@ class Ranks:
         """Whether torchrun started this process."""
         return self.host is not None
 
-    def sum_ahead(self, numbers: Sequence[int]) -> list[int]:
-        """Sums of integers over all processes, for the loader's thread."""
+    def sum_ahead(self, numbers: Sequence[float]) -> list[float]:
+        """Sums over all processes, for the loader's thread; those of integers are exact."""
         if self.ahead is None:
             return list(numbers)
-        total = torch.tensor(numbers, dtype=torch.int64)
+        total = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(total, group=self.ahead)
-        return [int(number) for number in total]
+        return total.tolist()
 
     def gather(self, value: Value) -> list[Value]:
         """Every process's value, in the order of their ranks."""

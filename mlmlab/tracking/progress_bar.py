@@ -1,18 +1,36 @@
-"""What a person watches: a progress bar on a terminal, a line now and then elsewhere."""
+"""What a person watches: a progress bar on a terminal or in a notebook, a line now and then
+elsewhere."""
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from tqdm import tqdm
+from tqdm import TqdmWarning
+
+with warnings.catch_warnings():
+    # A notebook without ipywidgets: the bar is made of characters then, as on a terminal.
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
 
 Chunk = TypeVar("Chunk", bound=Sized)
 
 _WIDTH = 79
 _LINES_ELSEWHERE = 10
 """Where the output is not a terminal (a log file), the training reports this often."""
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook (Jupyter, VS Code, Colab), as tqdm finds
+    out."""
+    return "ipykernel.zmqshell" in sys.modules
+
+
+def _width() -> int | None:
+    """Of a bar in characters; None in a notebook, where it has the width of its cell."""
+    return None if in_notebook() else _WIDTH
 
 
 def shown(number: float) -> str:
@@ -26,8 +44,8 @@ def shown(number: float) -> str:
 def tokenization_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """A bar for a reading of unknown length: call it with the documents and tokens so far."""
     with tqdm(
-        desc="tokenize", unit=" documents", unit_scale=True, ncols=_WIDTH, leave=False,
-        disable=True if quiet else None,
+        desc="tokenize", unit=" documents", unit_scale=True, ncols=_width(), leave=False,
+        disable=quiet or not _is_watched(),
     ) as bar:  # fmt: skip
 
         def show(documents: int, tokens: int) -> None:
@@ -37,24 +55,29 @@ def tokenization_bar(*, quiet: bool) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
+def _is_watched() -> bool:
+    """Whether a bar can move: on a terminal and in a notebook, but not in a log file."""
+    return sys.stderr.isatty() or in_notebook()
+
+
 class ProgressBar:
     """The bar of one training (none where there is no step); `quiet` for nothing at all."""
 
     def __init__(self, total_steps: int, first_step: int = 0, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.terminal = sys.stderr.isatty() and not quiet
+        self.shows_bars = _is_watched() and not quiet
         self.total = total_steps
         self.first_step = first_step
         self.steps = first_step
         self.started = time.perf_counter()
         self._next_line = 0
         self.bar: tqdm[Any] | None = None
-        if self.terminal and total_steps:
+        if self.shows_bars and total_steps:
             self.bar = tqdm(
                 total=total_steps,
                 initial=first_step,
                 desc="train",
-                ncols=_WIDTH,
+                ncols=_width(),
                 leave=False,
                 bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
                 " {elapsed}<{remaining}{postfix}",
@@ -97,7 +120,7 @@ class ProgressBar:
     def during_evaluation(
         self, chunks: Iterable[Chunk], examples: int, processes: int = 1
     ) -> Iterator[Chunk]:
-        """The chunks, with a bar of their own on a terminal.
+        """The chunks, with a bar of their own where there are bars.
 
         Args:
             chunks: each with its number of examples as its length.
@@ -105,7 +128,7 @@ class ProgressBar:
             processes: each of which scores about as many chunks.
         """
         with tqdm(
-            total=examples, desc="eval ", ncols=_WIDTH, leave=False, disable=not self.terminal
+            total=examples, desc="eval ", ncols=_width(), leave=False, disable=not self.shows_bars
         ) as bar:
             for chunk in chunks:
                 yield chunk

@@ -17,6 +17,17 @@ class Export(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the model learns."""
+
+    name: str = named("mlm")
+    """mlm: masked language modelling. Or package.module:name of one's own
+    (`training/objective.py`)."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of one's own objective."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The optimization."""
 

@@ -49,7 +49,7 @@ def write_failure(
         What to tell the user.
     """
     loss_sum = math.fsum(ranks.gather(attempt.result.loss_sum.item()))
-    loss, grad_norm = loss_sum / attempt.batch.masked_count, attempt.result.grad_norm.item()
+    loss, grad_norm = loss_sum / attempt.batch.loss_weight, attempt.result.grad_norm.item()
     folder = failure_folder(run_dir, attempt.step)
     _, examples = order.batch(attempt.batch.number)
     content = {

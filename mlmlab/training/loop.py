@@ -196,9 +196,9 @@ class Loop:
         return self.train_loader.batches(self.record.batches, self.record.steps)
 
     def advance(self, batch: StepBatch) -> StepResult | None:
-        """One step and the record of it; none for a batch in which no token is predicted."""
+        """One step and the record of it; none for a batch with nothing to learn."""
         result = None
-        if batch.masked_count:
+        if batch.loss_weight:
             before = self.record
             result = self.attempt(batch)
             self._refuse_non_finite()  # one step late, so that the device is never idle
@@ -261,7 +261,7 @@ class Loop:
 
     def _log(self, result: StepResult | None) -> None:
         self._refuse_non_finite()
-        if result is None or result.overflowed or self.window.masked_count == 0:
+        if result is None or result.overflowed or self.window.loss_weight == 0:
             return
         loss = self.window.mean_loss()  # waits for the device
         self.record = replace(self.record, train_loss=loss)

@@ -26,7 +26,7 @@ class Window:
         if len(sums) != ranks.size:  # fewer or more processes than before
             sums = (sum(sums), *[0.0] * (ranks.size - 1))
         self.loss_sum = torch.tensor(sums[ranks.rank], dtype=torch.float32, device=device)
-        self.masked_count = record.window.masked_count
+        self.loss_weight = record.window.loss_weight
         self.masking_rate = 0.0
         self._tokens = self._examples = self._predicted = 0
         self._data_seconds = 0.0
@@ -40,15 +40,15 @@ class Window:
     def add(self, result: StepResult, batch: StepBatch) -> None:
         """Counts a step in, without waiting for it."""
         self.loss_sum += result.loss_sum
-        self.masked_count += batch.masked_count
+        self.loss_weight += batch.loss_weight
         self.masking_rate = batch.masking_rate
         self._tokens += batch.token_count
         self._examples += batch.example_count
         self._predicted += batch.masked_count
 
     def mean_loss(self) -> float:
-        """Nats a predicted token, over all processes; waits for the device."""
-        return sum(self.ranks.gather(self.loss_sum.item())) / self.masked_count
+        """Nats per predicted token, over all processes; waits for the device."""
+        return sum(self.ranks.gather(self.loss_sum.item())) / self.loss_weight
 
     @property
     def seconds(self) -> float:
@@ -78,7 +78,8 @@ class Window:
         """Begins a new window."""
         self.pause()
         self.loss_sum.zero_()
-        self.masked_count = self._tokens = self._examples = self._predicted = 0
+        self.loss_weight = 0.0
+        self._tokens = self._examples = self._predicted = 0
         self._data_seconds = 0.0
         self._seconds_before = self._step_seconds
         self.resume()
@@ -106,7 +107,7 @@ class Window:
         sums = tuple(self.ranks.gather(self.loss_sum.item()))
         return replace(
             record,
-            window=LogWindow(loss_sums=sums, masked_count=self.masked_count),
+            window=LogWindow(loss_sums=sums, loss_weight=self.loss_weight),
             seconds=self._earlier.seconds + time.perf_counter() - self._started,
             step_seconds=self._earlier.step_seconds + self._step_seconds,
         )

@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import Ranks
+from mlmlab.training.backward import Backward, Loss
+from mlmlab.training.objective import masked_token_loss
 
 
 class Replica:
@@ -23,13 +25,20 @@ class Replica:
     replica, which alone knows where they are.
     """
 
-    def __init__(self, model: MaskedLanguageModel, ranks: Ranks, compute: Compute) -> None:
+    def __init__(
+        self,
+        model: MaskedLanguageModel,
+        ranks: Ranks,
+        compute: Compute,
+        loss: Loss = masked_token_loss,
+    ) -> None:
         self.model = model
         """The encoder: the names, the parameters and, in `evaluating`, the forward pass."""
         self.ranks = ranks
         self.compute = compute
         self.trained: nn.Module = self._trained()
         """What a training step calls: its backward pass averages gradients over the processes."""
+        self.backward = Backward(self.trained, compute, loss)
 
     def _trained(self) -> nn.Module:
         model = self.model.to(self.compute.device)

@@ -60,7 +60,8 @@ class LogWindow:
 
     loss_sums: tuple[float, ...] = ()
     """Of each process."""
-    masked_count: int = 0
+    loss_weight: float = 0.0
+    """What their sum is divided by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +206,7 @@ def load_state(
 
 def load_weights(folder: Path, replica: Replica) -> None:
     """Puts a checkpoint's weights into a model; every process calls it."""
-    theirs = hub_names(replica.model.config)
+    theirs = hub_names(replica.model)
     with safe_open(str(folder / _MODEL), framework="pt") as weights:
         for name, p in replica.model.named_parameters():
             whole = torch.cat([weights.get_tensor(part) for part in theirs[name]])

@@ -4,13 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from mlmlab.data.batch import MicroBatch
 from mlmlab.data.loader import StepBatch
-from mlmlab.model import token_losses
 from mlmlab.random import Seeds
-from mlmlab.runtime.devices import Compute
 from mlmlab.training.optimizer import suppresses_non_finite
 from mlmlab.training.parallel import Replica
 
@@ -39,13 +35,6 @@ class StepResult:
         return bool(self.non_finite)
 
 
-def micro_batch_loss(model: nn.Module, micro: MicroBatch, compute: Compute) -> torch.Tensor:
-    """The sum of the micro-batch's token losses, an fp32 scalar."""
-    with compute.autocast():
-        logits = model(**micro.model_inputs(compute.device))
-    return token_losses(logits, micro.masked.labels.to(compute.device, non_blocking=True)).sum()
-
-
 def train_step(
     replica: Replica,
     optimizers: Sequence[torch.optim.Optimizer],
@@ -59,8 +48,9 @@ def train_step(
 ) -> StepResult:
     """Backward over the micro-batches, then unscale, clip, check, step.
 
-    The loss is the mean over the predicted tokens of the whole step: each micro-batch's sum is
-    divided by the step's count, so that accumulation changes nothing but rounding. DDP and FSDP
+    The loss is the mean over the predicted tokens of the whole step, or what the objective puts in
+    place of their number: each micro-batch's sum is divided by that of the whole step, so that
+    accumulation changes nothing but rounding. DDP and FSDP
     average gradients over the processes, hence the factor of their number.
 
     Args:
@@ -73,17 +63,18 @@ def train_step(
     """
     replica.model.train()
     replica.model.zero_grad(set_to_none=True)
-    compute, ranks = replica.compute, replica.ranks
+    ranks, device = replica.ranks, replica.compute.device
     factor = ranks.size * (1.0 if loss_scale is None else loss_scale)
-    loss_sum = torch.zeros((), device=compute.device)
+    loss_sum = torch.zeros((), device=device)
     for number, micro in enumerate(batch.micro_batches):
-        # Dropout noise belongs to the micro-batch, not to what was drawn before it.
-        torch.manual_seed(seeds.dropout_noise(batch.number, number, ranks.rank))
         with replica.accumulating(is_last=number == len(batch.micro_batches) - 1):
-            loss = micro_batch_loss(replica.trained, micro, compute)
-            scaled = loss * factor / batch.masked_count
-            scaled.backward()  # type: ignore[no-untyped-call]
-        loss_sum += loss.detach()
+            loss_sum += replica.backward(
+                micro,
+                scale=factor,
+                divisor=batch.loss_weight,
+                # Dropout noise belongs to the micro-batch, not to what was drawn before it.
+                seed=seeds.dropout_noise(batch.number, number, ranks.rank),
+            )
 
     gradients = replica.gradients()
     if loss_scale is not None:

@@ -1,0 +1,439 @@
+"""Tokens a second in training: mlmlab's step, `Trainer`, and transformers' model in a bare loop.
+
+All three train the same weights on the same rows, in the same process, in interleaved rounds, so
+that a slow minute of the machine hits all of them. What each of them is given: `NOTES`.
+
+    python benchmarks/training.py [--sizes 8x128,32x128] [--models distilroberta,bert_base]
+"""
+
+import argparse
+import csv
+import gc
+import re
+import statistics
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from masking import hardware
+from numpy.typing import NDArray
+from transformers import (
+    AutoModelForMaskedLM,
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+import mlmlab
+from mlmlab.data.batch import Masker
+from mlmlab.data.blocks import Examples, Order
+from mlmlab.data.loader import TrainLoader
+from mlmlab.data.tokenizer import Tokenizer, word_tokenizer
+from mlmlab.masking import MaskingConfig
+from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, ModelSettings
+from mlmlab.model.flops import actual_flops, dense_equivalent_flops
+from mlmlab.random import Seeds
+from mlmlab.runtime.config import Precision
+from mlmlab.runtime.devices import Compute
+from mlmlab.runtime.distributed import ALONE
+from mlmlab.training.config import TrainConfig
+from mlmlab.training.optimizer import build_optimizers
+from mlmlab.training.parallel import Replica
+from mlmlab.training.step import train_step
+
+MODELS = {
+    "distilroberta": (Family.ROBERTA, 6, 50265),
+    "bert_base": (Family.BERT, 12, 30522),
+}
+"""Family, layers and vocabulary of published models."""
+NOTES = """\
+mlmlab    TrainLoader and train_step: rows taken by index, masked, copied to the
+          device; forward, backward (on CUDA replayed as a graph), clipping,
+          fused AdamW; compiled: the same with runtime.compile=true
+Trainer   transformers.Trainer as the Hub's guide sets it up: lists of ids, its
+          own collator, batches and optimizer; logging and saving off
+loop      transformers' model in a loop of a few lines, with batches that were
+          masked beforehand, autocast, clipping and fused AdamW
+products  the matrix products of mlmlab's step alone, in its shapes: the rate
+          that the machine's library reaches, and so the limit of the step
+"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and on what."""
+
+    model: str
+    rows: int
+    length: int
+    precision: Precision
+    device: torch.device
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.rows}x{self.length} {self.precision.value}"
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.rows * self.length
+
+    @property
+    def compute(self) -> Compute:
+        return Compute(self.device, self.precision)
+
+
+class RandomRows:
+    """Rows of random tokens in memory, as the loader takes them."""
+
+    def __init__(self, rows: int, length: int, vocabulary_size: int) -> None:
+        draw = np.random.default_rng(0)
+        self.ids: NDArray[np.uint16] = draw.integers(5, vocabulary_size, (rows, length), np.uint16)
+        self.block_size = length
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, example_ids: NDArray[np.int64]) -> Examples:
+        """The rows, without padding."""
+        return Examples(self.ids[example_ids])
+
+
+@dataclass
+class Contender:
+    """One way to train; `seconds_of(steps)` trains on and says how long the steps took."""
+
+    name: str
+    precision: Precision
+    seconds_of: Callable[[int], float]
+    flops: int
+    """Of a step, as this contender computes it."""
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for what has been queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def model_config(name: str, pad_id: int) -> ModelConfig:
+    """A published shape, with random weights."""
+    family, layers, vocabulary_size = MODELS[name]
+    settings = ModelSettings(
+        family=family,
+        hidden_size=768,
+        layers=layers,
+        heads=12,
+        intermediate_size=3072,
+        max_positions=512,
+        initializer_range=0.02,
+        dropout=0.1,
+    )
+    return ModelConfig.from_settings(settings, vocabulary_size=vocabulary_size, pad_id=pad_id)
+
+
+def mlmlab_contender(
+    folder: Path, rows: RandomRows, setting: Setting, *, compiled: bool = False
+) -> Contender:
+    """The step of a run, and its loader."""
+    model, tokenizer = mlmlab.load_pretrained(str(folder), quiet=True)
+    compute = replace(setting.compute, cuda_graphs=setting.compute.is_cuda, compile=compiled)
+    replica = Replica(model, ALONE, compute)
+    optimizers = build_optimizers(model, TrainConfig())
+    masker = Masker(
+        MaskingConfig(), tokenizer.vocabulary(), pin_memory=compute.is_cuda,
+        fixed_for_rate=0.15 if compute.fixes_shapes else None,
+    )  # fmt: skip
+    seeds = Seeds.of(0, 0, 0)
+    order = Order(len(rows), setting.rows, seeds.order)
+    loader = TrainLoader(rows, order, setting.rows, masker, seeds)  # type: ignore[arg-type]
+    batches = loader.batches(0, 0)
+    suppressed = torch.zeros((), device=setting.device)
+
+    def seconds_of(steps: int) -> float:
+        synchronize(setting.device)
+        begin = time.perf_counter()
+        for batch in islice(batches, steps):
+            train_step(
+                replica, optimizers, batch, schedule_factor=1.0, max_grad_norm=1.0, seeds=seeds,
+                suppressed=suppressed,
+            )  # fmt: skip
+        synchronize(setting.device)
+        return time.perf_counter() - begin
+
+    predicted = round(0.15 * setting.tokens)
+    flops = actual_flops(
+        model.config, examples=setting.rows, length=setting.length, predicted=predicted
+    )
+    name = "mlmlab, compiled" if compiled else "mlmlab"
+    return Contender(name, setting.precision, seconds_of, flops)
+
+
+class Clock(TrainerCallback):  # type: ignore[misc]
+    """The time between the end of a Trainer's first step and that of its last one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.times: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step in (1, state.max_steps):
+            synchronize(self.device)
+            self.times.append(time.perf_counter())
+
+
+def trainer_contender(
+    folder: Path, rows: RandomRows, setting: Setting, collator: DataCollatorForLanguageModeling
+) -> Contender:
+    """`Trainer` with the arguments of the Hub's guide."""
+    model = AutoModelForMaskedLM.from_pretrained(folder).to(setting.device)
+    examples = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in rows.ids]
+
+    def seconds_of(steps: int) -> float:
+        clock = Clock(setting.device)
+        arguments = TrainingArguments(
+            output_dir=str(folder / "trainer"), per_device_train_batch_size=setting.rows,
+            learning_rate=2e-5, weight_decay=0.01, max_steps=steps + 1, report_to=[],
+            save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            bf16=setting.precision is Precision.BF16, fp16=setting.precision is Precision.FP16,
+            use_cpu=setting.device.type == "cpu",
+        )  # fmt: skip
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=examples, data_collator=collator,
+            callbacks=[clock],
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        first, last = clock.times
+        return last - first
+
+    return Contender("Trainer", setting.precision, seconds_of, dense_flops(model, setting))
+
+
+def loop_contender(
+    folder: Path, rows: RandomRows, setting: Setting, collator: DataCollatorForLanguageModeling
+) -> Contender:
+    """What one would write by hand around transformers' model."""
+    model = AutoModelForMaskedLM.from_pretrained(folder).to(setting.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01, fused=True)
+    chosen = rows.ids[: 4 * setting.rows].reshape(-1, setting.rows, setting.length)
+    batches = [collator([{"input_ids": row.tolist()} for row in batch]) for batch in chosen]
+    if setting.device.type == "cuda":
+        batches = [{name: t.pin_memory() for name, t in batch.items()} for batch in batches]
+
+    def seconds_of(steps: int) -> float:
+        synchronize(setting.device)
+        begin = time.perf_counter()
+        for number in range(steps):
+            batch = batches[number % len(batches)]
+            on_device = {n: t.to(setting.device, non_blocking=True) for n, t in batch.items()}
+            optimizer.zero_grad()
+            with setting.compute.autocast():
+                loss = model(**on_device).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        synchronize(setting.device)
+        return time.perf_counter() - begin
+
+    return Contender("loop", setting.precision, seconds_of, dense_flops(model, setting))
+
+
+def dense_flops(model: PreTrainedModel, setting: Setting) -> int:
+    """Of a step that computes logits for every position."""
+    config = model_config(setting.model, 0)
+    return dense_equivalent_flops(config, examples=setting.rows, length=setting.length)
+
+
+def products_contender(setting: Setting) -> Contender:
+    """Forward products of a step, and the two of backward for each."""
+    config = model_config(setting.model, 0)
+    wide, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocabulary_size
+    every, some = setting.tokens, round(0.15 * setting.tokens)
+    layer = [(every, wide, 3 * wide), (every, wide, wide), (every, wide, inner)]
+    layer += [(every, inner, wide)]
+    last = [(every, wide, 2 * wide), (some, wide, wide), (some, wide, wide), (some, wide, inner)]
+    last += [(some, inner, wide), (some, wide, wide), (some, wide, vocabulary)]
+    shapes = layer * (config.layers - 1) + last  # rows, from, to
+    kind = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}.get(
+        setting.precision, torch.float16
+    )
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=setting.device).to(kind)
+
+    cases = {s: (random(s[0], s[1]), random(s[2], s[1]), random(s[0], s[2])) for s in set(shapes)}
+
+    def seconds_of(steps: int) -> float:
+        synchronize(setting.device)
+        begin = time.perf_counter()
+        for _ in range(steps):
+            for shape in shapes:
+                inputs, weight, gradient = cases[shape]
+                inputs @ weight.T, gradient @ weight, gradient.T @ inputs
+        synchronize(setting.device)
+        return time.perf_counter() - begin
+
+    flops = 3 * sum(2 * rows * width * out for rows, width, out in shapes)
+    return Contender("products", setting.precision, seconds_of, flops)
+
+
+def contenders(
+    folder: Path, setting: Setting, tokenizer: Tokenizer, compiled: bool
+) -> Iterator[Contender]:
+    """All of one setting."""
+    model = MaskedLanguageModel(model_config(setting.model, tokenizer.pad_id))
+    model.initialize(0)
+    mlmlab.save_pretrained(model, tokenizer, folder)
+    rows = RandomRows(max(256, 64 * setting.rows), setting.length, tokenizer.vocabulary_size)
+    collator = DataCollatorForLanguageModeling(PreTrainedTokenizerFast.from_pretrained(folder))
+    yield mlmlab_contender(folder, rows, setting)
+    if compiled:
+        yield mlmlab_contender(folder, rows, setting, compiled=True)
+    yield trainer_contender(folder, rows, setting, collator)
+    yield loop_contender(folder, rows, setting, collator)
+    yield products_contender(setting)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A contender's rounds at one setting."""
+
+    setting: Setting
+    contender: Contender
+    step_seconds: list[float]
+    """The mean step of each round."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.step_seconds)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.setting.tokens / self.median
+
+    @property
+    def flops_per_second(self) -> float:
+        return self.contender.flops / self.median
+
+
+def measure(
+    setting: Setting, tokenizer: Tokenizer, arguments: argparse.Namespace
+) -> list[Measurement]:
+    """Times the contenders of a setting in interleaved rounds of about `--seconds` each."""
+    with tempfile.TemporaryDirectory() as folder:
+        them = list(contenders(Path(folder), setting, tokenizer, arguments.compile))
+        samples: list[list[float]] = [[] for _ in them]
+        steps = []
+        for contender in them:
+            contender.seconds_of(3)
+            steps.append(max(3, round(arguments.seconds * 3 / contender.seconds_of(3))))
+        for turn in range(arguments.rounds):
+            for place in range(len(them)) if turn % 2 else reversed(range(len(them))):
+                gc.collect()
+                taken = them[place].seconds_of(steps[place])
+                samples[place].append(taken / steps[place])
+    return [Measurement(setting, *row) for row in zip(them, samples, strict=True)]
+
+
+def print_table(measurements: list[Measurement]) -> None:
+    """One setting."""
+    limit = measurements[-1]
+    ours = measurements[0]
+    print(f"\n{measurements[0].setting!s:<32}{'tok/s':>10}{'ms/step':>9}{'spread':>8}", end="")
+    print(f"{'TFLOP/s':>9}{'mlmlab is':>11}")
+    for m in measurements:
+        spread = (max(m.step_seconds) - min(m.step_seconds)) / m.median
+        line = f"  {m.contender.name:<30}{m.tokens_per_second:10,.0f}{m.median * 1e3:9.2f}"
+        line += f"{spread:8.0%}{m.flops_per_second / 1e12:9.3g}"
+        if m is limit:
+            line += f"{ours.flops_per_second / m.flops_per_second:9.0%} of"
+        elif "mlmlab" not in m.contender.name:
+            line += f"{m.median / ours.median:9.2f} x"
+        print(line, flush=True)
+
+
+def write_csv(path: Path, measurements: list[Measurement], machine: dict[str, Any]) -> None:
+    """A row for each contender and setting."""
+    rows = [
+        {
+            "model": m.setting.model,
+            "rows": m.setting.rows,
+            "tokens_per_row": m.setting.length,
+            "precision": m.setting.precision.value,
+            "contender": m.contender.name,
+            "tokens_per_second": f"{m.tokens_per_second:.6g}",
+            "step_ms": f"{m.median * 1e3:.5g}",
+            "fastest_ms": f"{min(m.step_seconds) * 1e3:.5g}",
+            "slowest_ms": f"{max(m.step_seconds) * 1e3:.5g}",
+            "tflops": f"{m.flops_per_second / 1e12:.5g}",
+            "rounds": len(m.step_seconds),
+            **machine,
+        }
+        for m in measurements
+    ]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Times training steps against transformers.")
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--models", default="distilroberta", help=", ".join(MODELS))
+    sizes = "8x128,64x128,256x128" if cuda else "8x128"
+    parser.add_argument("--sizes", default=sizes, help=f"ROWSxTOKENS,... (default: {sizes})")
+    parser.add_argument("--precisions", default="fp32,bf16", help="of fp32, bf16, fp16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0 if cuda else 15.0, help="of a round")
+    parser.add_argument("--compile", action="store_true", help="mlmlab with runtime.compile, too")
+    parser.add_argument("--tf32", action="store_true", help="as runtime.tf32=true, for all")
+    parser.add_argument("--out", type=Path, metavar="FOLDER")
+    arguments = parser.parse_args()
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", arguments.sizes):
+        parser.error(f"--sizes {arguments.sizes}: ROWSxTOKENS,... for instance 8x128,64x512")
+    return arguments
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    arguments = parse_arguments()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high" if arguments.tf32 else "highest")
+    machine = hardware()
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    print(textwrap.fill(", ".join(f"{n} {v}" for n, v in machine.items() if v != ""), 80))
+    name = re.sub(r"[^a-z0-9]+", "-", machine.get("gpu", machine["cpu"]).lower()).strip("-")[:32]
+    results = Path(__file__).parent / "results"
+    out = arguments.out or results / f"{machine['date']}-{name}"
+    out.mkdir(parents=True, exist_ok=True)
+    measurements: list[Measurement] = []
+    for model in arguments.models.split(","):
+        _, _, size = MODELS[model]
+        tokenizer = word_tokenizer([f"word{number}" for number in range(size - 5)])
+        for shape in arguments.sizes.split(","):
+            rows, length = map(int, shape.split("x"))
+            for precision in map(Precision, arguments.precisions.split(",")):
+                setting = Setting(model, rows, length, precision, device)
+                of_setting = measure(setting, tokenizer, arguments)
+                print_table(of_setting)
+                measurements += of_setting
+                write_csv(out / "training.csv", measurements, machine)
+    print(f"\n{NOTES}\nwritten: {out / 'training.csv'}")
+
+
+if __name__ == "__main__":
+    main()
