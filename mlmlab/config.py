@@ -15,6 +15,7 @@ from mlmlab.masking.config import EvalMaskingConfig, MaskingConfig, MaskingMode
 from mlmlab.model.config import ModelSettings
 from mlmlab.runtime.config import Parallel, RuntimeConfig
 from mlmlab.schema import setting
+from mlmlab.tracking.config import TrackingConfig
 from mlmlab.training.config import Export, ObjectiveConfig, TrainConfig
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "ScoringConfig",
     "TokenizerChoice",
     "TokenizerConfig",
+    "TrackingConfig",
     "TrainConfig",
     "TrainEvalConfig",
     "build",
@@ -100,6 +102,7 @@ class RunConfig:
     model: ModelSettings = field(default_factory=ModelSettings)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: TrainEvalConfig = field(default_factory=TrainEvalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     sources: Mapping[str, str] = field(default_factory=dict)

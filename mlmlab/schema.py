@@ -120,7 +120,7 @@ def all_problems(config: Any, path: str) -> Iterator[Problem]:
                 key,
                 shown(value),
                 f"one of {', '.join(names)}, or package.module:name of your own",
-                f"for instance {key}={names[0]}",
+                f"for instance {key}={shown(names if isinstance(value, tuple) else names[0])}",
                 code=Code.WRONG_TYPE,
             )
         if value is None or all(_COMPARISONS[name](value, limits[name]) for name in limits):
@@ -280,6 +280,8 @@ def shown(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(shown, value))}]"
     return str(value)
 
 

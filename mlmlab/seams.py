@@ -9,12 +9,12 @@ import functools
 import hashlib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mlmlab.errors import Code, UserError
+from mlmlab.errors import Code, Problem, UserError
 
 OWN_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 """What a user's own name looks like."""
@@ -91,6 +91,45 @@ def _imported(key: str, name: str) -> Any:
             remedy=f"{key}={module_name}:NAME",
         )
     return getattr(module, attribute)
+
+
+def list_problems(
+    key: str,
+    names: Sequence[str],
+    options_key: str,
+    options: Mapping[str, Any],
+    *,
+    needed: str,
+    because: str,
+) -> Iterator[Problem]:
+    """What is wrong with a list of names, and with the options beside it: a mapping for each of
+    one's own names, by what follows its colon.
+
+    Args:
+        needed: the built-in name that cannot be left out.
+        because: why.
+    """
+    shown = f"[{','.join(names)}]"
+    if needed not in names:
+        yield Problem(
+            key,
+            shown,
+            f"{needed} among them: {because}",
+            f"{key}=[{','.join([needed, *names])}]",
+            code=Code.MISSING,
+        )
+    if len(set(names)) < len(names):
+        once = ",".join(dict.fromkeys(names))
+        yield Problem(key, shown, "each name once", f"{key}=[{once}]", code=Code.CONFLICT)
+    own = [name.partition(":")[2] for name in names]
+    if unused := [name for name in options if name not in own]:
+        yield Problem(
+            options_key,
+            f"options for {', '.join(unused)}",
+            f"a mapping for each of {key} that has options",
+            f"{options_key}.NAME.OPTION=VALUE, for {key}=[...,package.module:NAME]",
+            code=Code.CONFLICT,
+        )
 
 
 def source_digest(key: str, name: str) -> str:

@@ -31,7 +31,7 @@ OmegaConf.register_new_resolver("mlmlab.invocation", invocation, replace=True)  
 
 @hydra.main(config_path=str(config_folder()), config_name="train", version_base="1.3")
 def train(composed: DictConfig) -> float:
-    """One job: the whole command, or one point of a sweep. Returns the final eval loss."""
+    """One job: the whole command, or one point of a sweep. Returns the monitored figure."""
     hydra_config, mapping = HydraConfig.get(), plain(composed)
     overrides = list(hydra_config.overrides.task)
     if hydra_config.mode is RunMode.MULTIRUN:
@@ -59,7 +59,7 @@ def _run(mapping: dict[str, Any], overrides: list[str]) -> float:
     outcome = execute(build(run_mapping(mapping, overrides)))
     from mlmlab.runs.replay import Replay
 
-    return outcome.loss if isinstance(outcome, Replay) else outcome.eval_loss
+    return outcome.loss if isinstance(outcome, Replay) else outcome.figures[outcome.monitor]
 
 
 def main() -> None:

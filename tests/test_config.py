@@ -569,12 +569,15 @@ FINE_TUNING = {
         "deterministic": False,
         "threads": None,
     },
+    "tracking": {"sinks": ["tensorboard", "jsonl"], "options": {}},
     "debug": {"mode": "none", "step": None, "profile_steps": 0},
     "sources": {},
 }
 """The published recipe: the Hub guide's arguments, and the defaults of its trainer."""
 EVALUATION: dict[str, Any] = {
     "every_steps": None,
+    "monitor": "eval/loss",
+    "monitor_mode": None,
     "evaluators": ["masked_perplexity"],
     "options": {},
     "seed": 0,

@@ -69,7 +69,8 @@ class Moments:
 
     def is_evaluating(self) -> bool:
         """Whether the last line is that of a step after which the run is evaluated."""
-        text = self.metrics.read_text() if self.is_training() else ""
+        is_open = self.is_training() and self.metrics.exists()  # the event file may come first
+        text = self.metrics.read_text() if is_open else ""
         lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
         if not lines:
             return self.is_training()

@@ -150,7 +150,7 @@ def test_a_changed_horizon_and_intervals_are_said_and_noted_and_config_yaml_stay
     assert (second["step"], sorted(second["overrides"])) == (60, sorted(order))
     assert listing(run_dir)[str(run_dir / "config.yaml")] == config
     events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [event["step"] for event in events if event["step"] > 60] == [63, 66, 66]
+    assert [event["step"] for event in events if event["step"] > 60] == [63, 66, 66, 66]
 
 
 def test_what_is_no_part_of_the_run_is_no_change_of_it(whole: Path, tmp_path: Path) -> None:

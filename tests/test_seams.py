@@ -6,13 +6,16 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from stopping import TINY, as_killed, bits, events
 
 import mlmlab
+import mlmlab.evaluate
 from mlmlab.errors import Code, RunFailed
+from mlmlab.tracking.summary import Summary
 from mlmlab.training.objective import masked_token_loss
 
 IDEAS = '''
@@ -65,6 +68,22 @@ class Pairs:
         logits = model(ids)
         assert not logits.requires_grad
         return {"scale": self.scale, "logit": logits.max()}
+
+
+class Block:
+    """Built for a run or for mlmlab.evaluate."""
+
+    name = "block"
+    built = 0
+
+    def __init__(self, config, *, scale=1.0):
+        Block.built += 1
+        self.size = scale * config.data.block_size
+
+    def run(self, model, tokenizer, device):
+        assert not torch.is_grad_enabled()
+        weight = model.embeddings.token.weight
+        return {"size": self.size, "norm": weight.norm(), "unknown": float("nan")}
 
 
 class Silent:
@@ -195,6 +214,53 @@ def test_a_run_with_ones_own_evaluator_is_resumed_with_the_same_bits(ideas: Path
     assert bits(killed) == bits(Path("whole"))
 
 
+BLOCK = "eval.evaluators=[masked_perplexity,my_ideas:Block]"
+
+
+def _strict(text: str) -> Any:
+    """JSON without NaN."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in {text}"))
+
+
+def test_ones_own_evaluator_is_built_once_and_answers_evaluate_as_it_answered_the_run(
+    ideas: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(*TINY, "train.max_steps=10", BLOCK, "run_dir=run")
+    assert sys.modules["my_ideas"].Block.built == 1
+    in_run = _strict(Path("run/summary.json").read_text())["own_figures"]
+    capsys.readouterr()
+    mlmlab.evaluate.main(["checkpoint=run", BLOCK, "eval.options.Block.scale=2"])
+    said = capsys.readouterr().out
+    found = _strict(said.splitlines()[-1])["own_figures"]
+    assert found == {**in_run, "eval/block/size": 2 * in_run["eval/block/size"]}
+    assert (found["eval/block/size"], found["eval/block/unknown"]) == (64, None)
+    (line,) = (line for line in said.splitlines() if line.startswith("evaluators"))
+    assert f"block/norm {found['eval/block/norm']:.4g}" in line
+    read = Summary.read(Path("run/summary.json"))
+    assert math.isnan(read.own_figures["eval/block/unknown"])
+    mlmlab.evaluate.main(["checkpoint=run"])
+    assert _strict(capsys.readouterr().out.splitlines()[-1])["own_figures"] == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "code"),
+    [
+        ("eval.evaluators=[masked_perplexity,my_ideas:Silent]", "eval.evaluators", Code.INVALID),
+        ("eval.evaluators=['my_ideas:Block']", "eval.evaluators", Code.MISSING),
+        ("eval.options.Block.scale=2", "eval.options", Code.CONFLICT),
+        ("eval.monitor=eval/block/norm", "eval.monitor", Code.UNKNOWN_KEY),
+    ],
+)
+def test_evaluate_refuses_what_does_not_fit(
+    ideas: Path, override: str, where: str, code: Code
+) -> None:
+    _run(*TINY, "train.max_steps=2", "run_dir=run")
+    with pytest.raises(mlmlab.UserError) as refused:
+        mlmlab.evaluate_checkpoint(mlmlab.compose_evaluation("checkpoint=run", override))
+    (problem,) = refused.value.problems
+    assert (problem.where.partition(":")[0], problem.code) == (where, code)
+
+
 WRONG = {
     "train.schedule=lineer": ("train.schedule", Code.WRONG_TYPE, "linear, cosine, constant"),
     "train.schedule=no_such_module:wsd": ("train.schedule", Code.NOT_FOUND, "no_such_module"),
@@ -270,12 +336,16 @@ def test_the_document_on_extending_can_be_followed(
 ) -> None:
     document = (Path(mlmlab.__file__).parents[1] / "docs" / "extending.md").read_text()
     code = document.split("```python\n")[1].split("```")[0]
-    commands = document.split("```bash\n")[1].split("```")[0].splitlines()
+    section = document.replace("\\\n", "").split("## What an evaluator gets and gives")[1]
+    commands, monitored = (
+        text.split("```bash\n")[1].split("```")[0].splitlines() for text in (document, section)
+    )
     (tmp_path / "my_ideas.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_ideas", raising=False)
     assert len(commands) == 5
-    for number, command in enumerate(commands[:-1]):  # the last is a sweep, as in the test above
+    commands[4:] = monitored  # the last is a sweep, as in the test above
+    for number, command in enumerate(commands):
         overrides = shlex.split(command.removeprefix("python -m mlmlab.train "))
         _run(*TINY, *overrides, "train.max_steps=3", f"run_dir=run{number}")

@@ -132,6 +132,20 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     "train train.freeze=[layers.1-4] model.layers=4": ("train.freeze", Code.INVALID),
     f"train {BERT} train.freeze=[layers.2]": ("train.freeze", Code.INVALID),
     "train train.layer_decay=1.5": ("train.layer_decay", Code.INVALID),
+    "train tracking.sinks=[tensorboard]": ("tracking.sinks", Code.MISSING),
+    "train tracking.sinks=[jsonl,jsonl]": ("tracking.sinks", Code.CONFLICT),
+    "train tracking.sinks=[jsonl,wandb]": ("tracking.sinks", Code.WRONG_TYPE),
+    "train ++tracking.options.Wandb.project=x": ("tracking.options", Code.CONFLICT),
+    "train eval.monitor=eval/accuracy": ("eval.monitor", Code.INVALID),
+    "train eval.monitor=eval/a/b eval.evaluators=[masked_perplexity,my:A]": (
+        "eval.monitor_mode",
+        Code.MISSING,
+    ),
+    "train eval.monitor_mode=max": ("eval.monitor_mode", Code.CONFLICT),
+    "evaluate checkpoint=$/bert data.path=$/good.txt eval.evaluators=[accuracy]": [
+        ("eval.evaluators", Code.WRONG_TYPE),
+        ("eval.evaluators", Code.MISSING),
+    ],
     "train masking.rate=1.5": ("masking.rate", Code.INVALID),
     "train masking.rate=0": ("masking.rate", Code.INVALID),
     "train masking.mask_fraction=0.9 masking.random_fraction=0.2": (

@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from mlmlab import seams
 from mlmlab.errors import Code, Problem
 from mlmlab.masking.config import EvalMaskingConfig
 from mlmlab.schema import listed, setting
 
 MASKED_PERPLEXITY = "masked_perplexity"
+LOSS, PERPLEXITY = "eval/loss", "eval/perplexity"
+"""The tags of its figures; those of one's own evaluators are eval/NAME/FIGURE."""
 _MOST_DRAWS = 1 << 24
 """Draws that the random numbers' counter can tell apart (`random.EPOCHS`)."""
 
@@ -34,6 +37,28 @@ class EvalConfig:
     null: all."""
     masking: EvalMaskingConfig = field(default_factory=EvalMaskingConfig)
     """Which tokens are scored, whatever training masks. As a group: masking@eval.masking=NAME."""
+    evaluators: tuple[str, ...] = listed(MASKED_PERPLEXITY)
+    """What an evaluation asks: masked_perplexity, and package.module:name of one's own."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of one's own evaluators: a mapping for each, by what follows its colon."""
+
+    def problems(self) -> Iterator[Problem]:
+        """No masked perplexity, an evaluator twice, and options of none."""
+        yield from seams.list_problems(
+            "eval.evaluators",
+            self.evaluators,
+            "eval.options",
+            self.options,
+            needed=MASKED_PERPLEXITY,
+            because="its loss and perplexity are part of every result",
+        )
+
+
+class MonitorMode(Enum):
+    """Which way a figure improves."""
+
+    MIN = "min"
+    MAX = "max"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,33 +67,50 @@ class TrainEvalConfig(EvalConfig):
 
     every_steps: int | None = setting(None, at_least=1)
     """Steps between evaluations. null: one at the end of each epoch."""
-    evaluators: tuple[str, ...] = listed(MASKED_PERPLEXITY)
-    """What every evaluation asks: masked_perplexity, and package.module:name of one's own."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of one's own evaluators: a mapping for each, by what follows its colon."""
+    monitor: str = LOSS
+    """The figure that best checkpoints, early stopping and the result of a sweep's job go by:
+    eval/loss, eval/perplexity, or eval/NAME/FIGURE of one's own evaluator."""
+    monitor_mode: MonitorMode | None = None
+    """min: less of it is better; max: more. null: min, for eval/loss and eval/perplexity alone."""
     fill_mask: tuple[str, ...] | None = None
     """Sentences that the trained model completes at the end; <mask> stands for any model's mask.
     null: the small world's own for the small world, none for other text."""
 
     def problems(self) -> Iterator[Problem]:
-        """Evaluators without the one that a run cannot do without, and options of none."""
-        if MASKED_PERPLEXITY not in self.evaluators:
+        """What is wrong with the evaluators, a figure that none of them has, and its mode."""
+        yield from super().problems()
+        if self.monitor in (LOSS, PERPLEXITY):
+            if self.monitor_mode is MonitorMode.MAX:
+                yield Problem(
+                    "eval.monitor_mode",
+                    f"max, with eval.monitor={self.monitor}",
+                    "min: the lower, the better the model",
+                    "eval.monitor_mode=null, or eval.monitor=eval/NAME/FIGURE",
+                    code=Code.CONFLICT,
+                )
+        elif len(self.evaluators) == 1:
             yield Problem(
-                "eval.evaluators",
-                f"[{','.join(self.evaluators)}]",
-                f"{MASKED_PERPLEXITY} among them: the best checkpoint is chosen by it",
-                f"eval.evaluators=[{','.join((MASKED_PERPLEXITY, *self.evaluators))}]",
+                "eval.monitor",
+                self.monitor,
+                f"{LOSS} or {PERPLEXITY}; other figures come from your own eval.evaluators",
+                f"eval.monitor={LOSS}",
+                code=Code.INVALID,
+            )
+        elif self.monitor_mode is None:
+            yield Problem(
+                "eval.monitor_mode",
+                f"null, with eval.monitor={self.monitor}",
+                "min or max: whether less or more of it is better",
+                "eval.monitor_mode=max",
                 code=Code.MISSING,
             )
-        own = [name.partition(":")[2] for name in self.evaluators]
-        if unused := [name for name in self.options if name not in own]:
-            yield Problem(
-                "eval.options",
-                f"options for {', '.join(unused)}",
-                "a mapping for each of eval.evaluators that has options",
-                "eval.options.NAME.OPTION=VALUE, for eval.evaluators=[...,package.module:NAME]",
-                code=Code.CONFLICT,
-            )
+
+    def is_better(self, value: float, best: float | None) -> bool:
+        """Whether a value of the monitored figure is better than the best one before it (None:
+        there is none). An equal one is no better."""
+        if best is None:
+            return True
+        return value > best if self.monitor_mode is MonitorMode.MAX else value < best
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a run asks of its model at every evaluation, beside masked perplexity."""
+"""What an evaluation asks of a model beside masked perplexity."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -8,8 +8,9 @@ import torch
 from mlmlab import seams
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.errors import Code, UserError
-from mlmlab.evaluation.config import MASKED_PERPLEXITY, TrainEvalConfig
+from mlmlab.evaluation.config import MASKED_PERPLEXITY, EvalConfig
 from mlmlab.model import MaskedLanguageModel
+from mlmlab.runtime.distributed import Ranks
 
 _KEY = "eval.evaluators"
 
@@ -23,13 +24,16 @@ class Evaluator(Protocol):
     def run(
         self, model: MaskedLanguageModel, tokenizer: Tokenizer, device: torch.device
     ) -> Mapping[str, float]:
-        """The figures, by name. Every process of a run calls it, without gradients, with the model
-        in evaluation mode."""
+        """The figures, by name. Every process calls it, without gradients, with the model in
+        evaluation mode."""
 
 
-def build_evaluators(config: TrainEvalConfig, run_config: Any) -> list[Evaluator]:
-    """The user's own evaluators that `eval.evaluators` names, built with the run's config and the
-    options under their name in `eval.options`.
+def build_evaluators(config: EvalConfig, whole: Any) -> list[Evaluator]:
+    """The user's own evaluators that `eval.evaluators` names, with the options under their name in
+    `eval.options`.
+
+    Args:
+        whole: the `RunConfig` or `EvaluateConfig`, which they are built with.
 
     Raises:
         UserError: one is not there, cannot be built, or is no evaluator.
@@ -42,7 +46,7 @@ def build_evaluators(config: TrainEvalConfig, run_config: Any) -> list[Evaluator
         build = seams.find(
             _KEY, name, {}, arguments=("config",), options=options, options_key="eval.options"
         )
-        evaluator = build(run_config)
+        evaluator = build(whole)
         if not isinstance(getattr(evaluator, "name", None), str) or not callable(
             getattr(evaluator, "run", None)
         ):
@@ -62,8 +66,9 @@ def figures_of(
     model: MaskedLanguageModel,
     tokenizer: Tokenizer,
     device: torch.device,
+    ranks: Ranks,
 ) -> dict[str, float]:
-    """All figures, by TensorBoard tag.
+    """All figures, by tag, the same in every process: those of rank 0.
 
     Raises:
         UserError: what an evaluator returns is no mapping of names to numbers.
@@ -83,4 +88,4 @@ def figures_of(
                 expected="a dict of names and numbers",
                 remedy='return {"accuracy": 0.7}, say',
             ) from error
-    return figures
+    return ranks.gather(figures)[0]

@@ -1,7 +1,7 @@
 """A checkpoint scored on text, in this process or as one of several."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from mlmlab.config import EvaluateConfig
 from mlmlab.data.batch import Masker
 from mlmlab.data.loader import EvalLoader
 from mlmlab.evaluation.config import Split
+from mlmlab.evaluation.evaluators import build_evaluators, figures_of
 from mlmlab.evaluation.masked_perplexity import Evaluation, Score, evaluate
 from mlmlab.evaluation.small_world_floor import floor_perplexity
 from mlmlab.runs import terminal
@@ -25,6 +26,8 @@ class EvaluationReport:
     """An evaluation, and of what."""
 
     evaluation: Evaluation
+    own_figures: Mapping[str, float]
+    """Those of the user's own evaluators, by tag (eval/NAME/...)."""
     floor_perplexity: float | None
     """The exact lowest perplexity on these blocks and masks; None where it is not known."""
     checkpoint: str
@@ -47,6 +50,7 @@ class EvaluationReport:
             "loss_standard_error": _finite(evaluation.loss_standard_error),
             "perplexity_standard_error": _finite(evaluation.perplexity_standard_error),
             **{name: _figures(score) for name, score in evaluation.parts.items()},
+            "own_figures": {tag: _finite(value) for tag, value in self.own_figures.items()},
             "floor_perplexity": self.floor_perplexity,
             "documents": self.documents,
             "examples": self.examples,
@@ -94,6 +98,7 @@ def _evaluate(
     *,
     quiet: bool,
 ) -> EvaluationReport:
+    evaluators = build_evaluators(config.eval, config)
     config, inputs = on_rank_zero_first(
         lambda config, show: set_up_evaluation(config, show, documents), config, ranks, quiet=quiet
     )
@@ -114,12 +119,14 @@ def _evaluate(
     )
     model = inputs.model.to(compute.device)
     evaluation = evaluate(model, loader, compute, bar, ranks=ranks)
+    own_figures = figures_of(evaluators, model, inputs.tokenizer, compute.device, ranks)
     floor = None
     if inputs.has_known_floor:
         floor = ranks.on_rank_zero(lambda: floor_perplexity(inputs.tokenizer, loader))
-    bar.line(terminal.scores(evaluation, floor))
+    bar.line(terminal.scores(evaluation, floor, own_figures))
     return EvaluationReport(
         evaluation=evaluation,
+        own_figures=own_figures,
         floor_perplexity=floor,
         checkpoint=inputs.loaded.resolved,
         data=inputs.text.source.description,

@@ -148,6 +148,8 @@ _FIXED = (
     "eval.mask_draws",
     "eval.max_examples",
     "eval.masking",
+    "eval.monitor",
+    "eval.monitor_mode",
     "debug.mode",
 )
 """Keys and groups that say what run it is: a resumed run may not change them."""

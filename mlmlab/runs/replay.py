@@ -83,7 +83,7 @@ def replay(
             interruptions=Interruptions(),
         )
         loop = build_loop(
-            config, inputs, ranks, compute, horizon_of(config, inputs), outputs, state
+            config, inputs, ranks, compute, horizon_of(config, inputs), [], outputs, state
         )
         batch = _advance(loop, step)
         loop.replica.backward.replays = False  # a graph calls no hooks

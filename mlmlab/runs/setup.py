@@ -29,7 +29,6 @@ from mlmlab.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, wo
 from mlmlab.data.word_starts import with_word_starts
 from mlmlab.errors import Code, Problem, UserError
 from mlmlab.evaluation.config import Split
-from mlmlab.evaluation.evaluators import build_evaluators
 from mlmlab.fetch.cache import absolute, built_once, cache_folder, local_path
 from mlmlab.fetch.hub import fetch_dataset, fetch_tokenizer
 from mlmlab.fetch.url import fetch_url
@@ -39,6 +38,7 @@ from mlmlab.model import MaskedLanguageModel, ModelConfig
 from mlmlab.random import Seeds
 from mlmlab.runs.folder import is_fixed
 from mlmlab.runtime.distributed import Ranks
+from mlmlab.tracking.config import TrackingConfig
 from mlmlab.tracking.progress_bar import tokenization_bar
 from mlmlab.training.objective import find_objective
 from mlmlab.training.optimizer import freeze, optimizer_builder
@@ -467,7 +467,6 @@ def set_up_run(
     quiet: bool,
 ) -> tuple[RunConfig, Inputs]:
     """As `set_up`, on all ranks; see `on_rank_zero_first`. The user's own code is checked first."""
-    build_evaluators(config.eval, config)
     build_schedule(config.train)
     optimizer_builder(config.train)
     find_objective(config.objective)
@@ -491,12 +490,13 @@ def set_up_run(
 
 
 def _checked_sources(config: RunConfig) -> dict[str, str]:
-    """The digest of the source file of each of the user's own objects.
+    """The digest of the source file of each of the user's own objects that the figures depend on:
+    of all but the sinks.
 
     Raises:
         UserError: it is not there, or not what it was when the run began.
     """
-    own = schema.own_names(config)
+    own = schema.own_names(dataclasses.replace(config, tracking=TrackingConfig()))
     digests = {name: seams.source_digest(key, name) for name, key in own.items()}
     problems = [
         Problem(

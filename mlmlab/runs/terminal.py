@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mlmlab.runs.setup import EvaluationInputs, Inputs, Text
 from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import Ranks
+from mlmlab.tracking.config import TENSORBOARD
 from mlmlab.tracking.progress_bar import in_notebook, shown
 from mlmlab.tracking.style import Style, styled
 from mlmlab.tracking.summary import Summary
@@ -313,14 +314,16 @@ def closing(summary: Summary, training: Training) -> str:
             f"(before training: {shown(summary.initial_eval_perplexity)})",
         ),
     ]
-    if summary.own_figures:
-        figures = (f"{tag.removeprefix('eval/')} {x:.4g}" for tag, x in summary.own_figures.items())
-        rows.append(_row("evaluators", ", ".join(figures)))
+    rows += _own_figures(summary.own_figures)
     best = Path(summary.run_dir) / "checkpoints" / f"step_{training.record.best_step}"
     if summary.exported_step != summary.steps:
         rows.append(_row("exported", f"the weights of step {summary.exported_step:,}, the best"))
     elif training.record.best_step != summary.steps and best.is_dir():
-        rows.append(_row("best", f"perplexity {shown(summary.best_eval_perplexity)}: {best}"))
+        value = ""
+        if summary.monitor in summary.own_figures:
+            value = f"{summary.monitor.removeprefix('eval/')} {summary.best_value:.4g}, "
+        value += f"perplexity {shown(summary.best_eval_perplexity)}"
+        rows.append(_row("best", f"{value}: {best}"))
     if summary.floor_perplexity is not None:
         rows.append(_floor(summary.eval_perplexity, summary.floor_perplexity))
     rows.append(
@@ -333,8 +336,19 @@ def closing(summary: Summary, training: Training) -> str:
     return "\n".join(rows) + "\n"
 
 
-def scores(evaluation: Evaluation, floor_perplexity: float | None) -> str:
-    """An evaluation, and how it differs by what stood in the predicted tokens' places."""
+def _own_figures(figures: Mapping[str, float]) -> list[str]:
+    shown_figures = (f"{tag.removeprefix('eval/')} {x:.4g}" for tag, x in figures.items())
+    return [_row("evaluators", ", ".join(shown_figures))] if figures else []
+
+
+def scores(
+    evaluation: Evaluation, floor_perplexity: float | None, own_figures: Mapping[str, float]
+) -> str:
+    """An evaluation, and how it differs by what stood in the predicted tokens' places.
+
+    Args:
+        own_figures: those of the user's own evaluators, by tag.
+    """
     result = _with_error(evaluation.perplexity, evaluation.perplexity_standard_error)
     rows = [
         _row("result", f"perplexity {result}, loss "
@@ -342,6 +356,7 @@ def scores(evaluation: Evaluation, floor_perplexity: float | None) -> str:
     ]  # fmt: skip
     if floor_perplexity is not None:
         rows.append(_floor(evaluation.perplexity, floor_perplexity))
+    rows += _own_figures(own_figures)
     rows.append(
         _row(
             "certainty",
@@ -375,25 +390,32 @@ def _floor(perplexity: float, floor: float) -> str:
     )
 
 
-def completion(
-    text: str, masks: Sequence[Sequence[dict[str, Any]]], exact: Sequence[tuple[str, float]]
-) -> str:
-    """A text and, for each of its masks, the best tokens with their probabilities."""
-    lines = [_row("fill mask", text)]
-    for number, answers in enumerate(masks):
-        best = "  ".join(f"{a['token_str'].strip()} {a['score']:.2f}" for a in answers)
+def answers(
+    masks: Sequence[Sequence[dict[str, Any]]], exact: Sequence[tuple[str, float]]
+) -> list[str]:
+    """For each mask of a text, the best tokens with their probabilities."""
+    lines = []
+    for number, completions in enumerate(masks):
+        best = "  ".join(f"{c['token_str'].strip()} {c['score']:.2f}" for c in completions)
         truth = ""
         if exact:
             word, chance = exact[number]
             truth = f"   (exact: {word} {chance:.2f})"
-        lines.append(f"{'':<{_LABEL_WIDTH}}-> {best}{truth}")
-    return "\n".join(lines)
+        lines.append(f"{best}{truth}")
+    return lines
+
+
+def completion(text: str, answers: Sequence[str]) -> str:
+    """A text and the answers for its masks."""
+    indented = (f"{'':<{_LABEL_WIDTH}}-> {answer}" for answer in answers)
+    return "\n".join([_row("fill mask", text), *indented])
 
 
 def next_steps(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
     """Where everything is, and what one might type next: in a notebook Python, else commands."""
     checkpoints = ", checkpoints/" if config.train.keep_checkpoints else ""
     logs = run_dir if config.run_dir is not None else run_dir.parent
+    has_events = TENSORBOARD in config.tracking.sinks
     mask = inputs.tokenizer.mask_token
     text = f"the day after {mask} is friday ." if inputs.has_known_floor else f"A text with {mask}."
     written = _row(
@@ -407,7 +429,7 @@ def next_steps(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
     rows = [
         "",
         written,
-        _verbatim("curves", f"tensorboard --logdir {logs}"),
+        *([_verbatim("curves", f"tensorboard --logdir {logs}")] if has_events else []),
         _verbatim(
             "next",
             f"python -m mlmlab.fill_mask --checkpoint {run_dir} \\",

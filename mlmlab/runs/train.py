@@ -1,20 +1,20 @@
 """A training run from top to bottom, in this process or as one of several."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from mlmlab import schema
 from mlmlab.checkpoints import save_pretrained
 from mlmlab.checkpoints.card import model_card
 from mlmlab.config import DebugMode, RunConfig
 from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import Order
 from mlmlab.data.loader import EvalLoader, TrainLoader
-from mlmlab.evaluation.evaluators import build_evaluators
+from mlmlab.evaluation.evaluators import Evaluator, build_evaluators
 from mlmlab.evaluation.fill_mask import FillMask
 from mlmlab.evaluation.masked_perplexity import perplexity
 from mlmlab.evaluation.small_world_floor import SENTENCES, exact_answers, floor_perplexity
@@ -28,6 +28,7 @@ from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
 from mlmlab.runtime.distributed import Ranks, process_group
 from mlmlab.runtime.signals import Interruptions
 from mlmlab.tracking.progress_bar import ProgressBar
+from mlmlab.tracking.sinks import FINAL, Sink, find_sinks
 from mlmlab.tracking.summary import (
     Summary,
     git_commit,
@@ -84,6 +85,7 @@ def _train(
             return newest_checkpoint(config)
 
         start = ranks.on_rank_zero(find_start)
+        evaluators, sinks = build_evaluators(config.eval, config), find_sinks(config.tracking)
         config, inputs = set_up_run(config, ranks, start.state, documents, quiet=quiet)
         compute = Compute.for_model(
             inputs.model.config.hidden_size,
@@ -97,9 +99,9 @@ def _train(
         run_dir = Path(config.resume) if config.resume else ranks.on_rank_zero(open_folder)
         horizon = horizon_of(config, inputs)
         outputs = _outputs(
-            config, inputs, compute, ranks, horizon, run_dir, start, stack, quiet=quiet
+            config, inputs, compute, ranks, horizon, run_dir, start, sinks, stack, quiet=quiet
         )
-        loop = build_loop(config, inputs, ranks, compute, horizon, outputs, start.state)
+        loop = build_loop(config, inputs, ranks, compute, horizon, evaluators, outputs, start.state)
         if not suppresses_non_finite(loop.optimizers):
             outputs.bar.line(terminal.host_check(config.train.optimizer))
         training = loop.train()
@@ -115,6 +117,7 @@ def _outputs(
     horizon: Horizon,
     run_dir: Path,
     start: Start,
+    sinks: Mapping[str, partial[Sink]],
     stack: ExitStack,
     *,
     quiet: bool,
@@ -130,14 +133,19 @@ def _outputs(
     if config.resume is not None:
         bar.line(terminal.resumption(start))
     tracker = profiler = None
-    if ranks.is_rank_zero:
+
+    def open_logs() -> None:
+        nonlocal tracker, profiler
         if config.resume is not None:
             start.note(run_dir)
-        tracker = Tracker(run_dir, start.record.log_sizes)
+        sizes = start.record.log_sizes
+        tracker = Tracker(config, run_dir, sinks, sizes=sizes, tell=bar.line)
         stack.callback(tracker.close)
         if config.debug.profile_steps:
             profiler = Profiler(run_dir, config.debug.profile_steps, compute.device)
             stack.callback(profiler.close)
+
+    ranks.on_rank_zero(open_logs)
     save_every_minutes = config.train.save_every_minutes if ranks.is_rank_zero else None
     return Outputs(
         run_dir=run_dir,
@@ -156,6 +164,7 @@ def build_loop(
     ranks: Ranks,
     compute: Compute,
     horizon: Horizon,
+    evaluators: list[Evaluator],
     outputs: Outputs,
     state: Path | None,
 ) -> Loop:
@@ -200,9 +209,9 @@ def build_loop(
         train_loader,
         eval_loader,
         config=config.train,
-        eval_every_steps=config.eval.every_steps,
+        eval_config=config.eval,
         horizon=horizon,
-        evaluators=build_evaluators(config.eval, config),
+        evaluators=evaluators,
         outputs=outputs,
         resumed_from=state,
     )
@@ -250,15 +259,16 @@ def _written(
     if inputs.has_known_floor:
         floor = floor_perplexity(inputs.tokenizer, loop.eval_loader)
     summary = _summary(config, training, loop.replica, floor, run_dir)
-    final = {
-        "final/eval_loss": summary.eval_loss,
-        "final/eval_perplexity": summary.eval_perplexity,
-    }
-    tracker.log_hyperparameters(schema.to_mapping(config), final)
+    final = {f"{FINAL}{tag.replace('/', '_')}": x for tag, x in summary.figures.items()}
+    tracker.log(summary.steps, {"epoch": loop.epoch, **final})
+    completions = _completions(config, inputs, FillMask(model, inputs.tokenizer))
+    if completions:
+        texts = "\n".join(" -> ".join([text, *answers]) for text, answers in completions)
+        tracker.text(summary.steps, "fill_mask", texts)
     _export(config, inputs, model, summary, run_dir)
     bar.line(terminal.closing(summary, training))
-    if _sentences(config, inputs):
-        bar.line(_filled(config, inputs, FillMask(model, inputs.tokenizer)))
+    if completions:
+        bar.line("\n".join(terminal.completion(*completion) for completion in completions))
     bar.line(terminal.next_steps(config, inputs, run_dir))
     return summary
 
@@ -268,7 +278,7 @@ def _summary(
 ) -> Summary:
     record, final, compute = training.record, training.final, replica.compute
     # Unknown where no evaluation predicted a token, for which summary.json has null.
-    best, initial = (
+    best_perplexity, initial_perplexity = (
         math.nan if loss is None else perplexity(loss)
         for loss in (record.best_eval_loss, record.initial_eval_loss)
     )
@@ -280,8 +290,10 @@ def _summary(
         eval_top1_accuracy=final.top1_accuracy,
         eval_top5_accuracy=final.top5_accuracy,
         own_figures=training.own_figures,
-        best_eval_perplexity=best,
-        initial_eval_perplexity=initial,
+        monitor=config.eval.monitor,
+        best_value=math.nan if record.best_value is None else record.best_value,
+        best_eval_perplexity=best_perplexity,
+        initial_eval_perplexity=initial_perplexity,
         floor_perplexity=floor,
         steps=record.steps,
         exported_step=training.exported_step,
@@ -354,14 +366,17 @@ def _sentences(config: RunConfig, inputs: Inputs) -> list[str]:
     return [text.replace("<mask>", inputs.tokenizer.mask_token) for text in texts]
 
 
-def _filled(config: RunConfig, inputs: Inputs, fill_mask: FillMask) -> str:
-    """The model's completions, beside the small world's exact answers where they are known."""
-    lines = []
+def _completions(
+    config: RunConfig, inputs: Inputs, fill_mask: FillMask
+) -> list[tuple[str, list[str]]]:
+    """Each text and the model's answers for its masks, beside the small world's exact ones where
+    they are known."""
+    completions = []
     for text in _sentences(config, inputs):
-        answers = fill_mask(text, top_k=3)
-        rows = answers if isinstance(answers[0], list) else [answers]
+        best = fill_mask(text, top_k=3)
+        rows = best if isinstance(best[0], list) else [best]
         exact = []
         if inputs.has_known_floor:
             exact = exact_answers(fill_mask.encode(text), config.eval.masking, inputs.tokenizer)
-        lines.append(terminal.completion(text, rows, exact))
-    return "\n".join(lines)
+        completions.append((text, terminal.answers(rows, exact)))
+    return completions

@@ -33,7 +33,12 @@ class Summary:
     """Share among its first five."""
     own_figures: Mapping[str, float]
     """Those of the user's own evaluators, by tag (eval/NAME/...)."""
+    monitor: str
+    """The tag of the figure that ranks the evaluations (eval.monitor)."""
+    best_value: float
+    """Of that figure, in the best evaluation."""
     best_eval_perplexity: float
+    """Of the best evaluation."""
     initial_eval_perplexity: float
     floor_perplexity: float | None
     """The exact lowest perplexity on these blocks and masks; null where it is not known."""
@@ -66,6 +71,13 @@ class Summary:
     versions: dict[str, str]
     run_dir: str
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """All figures of the evaluation above, by tag; `figures[monitor]` is what a sweep's job
+        comes to."""
+        own = self.own_figures
+        return {"eval/loss": self.eval_loss, "eval/perplexity": self.eval_perplexity, **own}
+
     @classmethod
     def read(cls, path: Path) -> "Summary":
         """What `write` wrote.
@@ -78,8 +90,10 @@ class Summary:
             for field in dataclasses.fields(cls):
                 if field.type is float and content[field.name] is None:
                     content[field.name] = math.nan
+            own = content["own_figures"]
+            content["own_figures"] = {tag: math.nan if x is None else x for tag, x in own.items()}
             return cls(**content)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError.of(
                 str(path),
                 code=Code.CORRUPT,
@@ -90,11 +104,15 @@ class Summary:
 
     def write(self, path: Path) -> None:
         """As strict JSON: a figure that is not finite becomes null."""
-        content = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in dataclasses.asdict(self).items()
-        }
+        content = _finite(dataclasses.asdict(self))
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """The value with None in place of what strict JSON lacks."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def peak_memory_bytes(device: torch.device) -> int:

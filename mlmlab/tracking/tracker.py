@@ -1,87 +1,98 @@
-"""Where figures go: metrics.jsonl and TensorBoard, the same numbers in both."""
+"""Every event goes to every sink; and the log files, which a resumed run cuts."""
 
-import json
-import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
-
-from mlmlab import schema
 from mlmlab.errors import RunFailed
 from mlmlab.fetch.cache import flush
+from mlmlab.tracking.sinks import BUILT_IN, EVENTS, METRICS, Sink
 
 
 class Tracker:
-    """The log files of a run: metrics.jsonl and TensorBoard's event files."""
+    """The sinks of a run.
 
-    def __init__(self, run_dir: Path, sizes: Mapping[str, int] | None = None) -> None:
-        """Opens both for appending.
+    A failure of a built-in one ends the run, which can be resumed once there is room on the disk.
+    One of the user's own that fails is reported in a line and left out from then on: a night of
+    training is worth more than a server that does not answer.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        run_dir: Path,
+        sinks: Mapping[str, partial[Sink]],
+        *,
+        sizes: Mapping[str, int],
+        tell: Callable[[str], None],
+    ) -> None:
+        """Cuts the log files of the run to those sizes, then builds the sinks.
 
         Args:
-            sizes: what `flush` returned for the checkpoint that the run resumes from. Every log
-                file is cut to its size then, and removed if it had none.
+            config: the run's.
+            sinks: from `find_sinks`.
+            sizes: what `flush` returned for the checkpoint that the run resumes from. A log file
+                that had none is removed.
+            tell: prints a line.
         """
         self.run_dir = run_dir
+        self.tell = tell
         for name, file in self._files().items():
-            size = (sizes or {}).get(name)
-            if size is None:
+            if name not in sizes:
                 file.unlink()
-            elif file.stat().st_size > size:
-                os.truncate(file, size)
-        self.metrics = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        # A new event file next to those of earlier processes: TensorBoard reads them as one run.
-        self.writer = SummaryWriter(str(run_dir / "tensorboard"))
+            elif file.stat().st_size > sizes[name]:
+                os.truncate(file, sizes[name])
+        self.sinks: dict[str, Sink] = {}
+        try:
+            for name, build in sinks.items():
+                self.sinks[name] = build(config, run_dir)
+        except BaseException:
+            self.close()  # those that are open
+            raise
 
     def _files(self) -> dict[str, Path]:
-        """The log files that exist, by their names in the run's folder."""
-        patterns = ("metrics.jsonl", "tensorboard/events.out.tfevents.*")
+        """The log files in the run's folder, by name, whatever sinks the run has now."""
+        patterns = (METRICS, f"{EVENTS}/events.out.tfevents.*")
         files = (file for pattern in patterns for file in self.run_dir.glob(pattern))
         return {file.relative_to(self.run_dir).as_posix(): file for file in files}
 
-    def log(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
-        """One event.
-
-        Args:
-            step: steps applied.
-            epoch: passes over the training examples, with its fraction.
-            figures: by TensorBoard tag, `train/loss` for instance.
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """One event; see `Sink.log`.
 
         Raises:
             RunFailed: the disk is full.
         """
-        try:
-            self._log(step, epoch, figures)
-        except OSError as error:
-            raise RunFailed(
-                f"step {step}: a figure could not be written to {self.metrics.name}: "
-                f"{error.strerror}.\nWith room on the disk, resume=RUN_DIR resumes from the newest "
-                "checkpoint."
-            ) from error
+        self._each(step, lambda sink: sink.log(step, figures))
 
-    def _log(self, step: int, epoch: float, figures: Mapping[str, float]) -> None:
-        event = {"step": step, "epoch": round(epoch, 6)}
-        finite = {tag: value if math.isfinite(value) else None for tag, value in figures.items()}
-        self.metrics.write(json.dumps({**event, **finite}) + "\n")
-        self.metrics.flush()
-        for tag, value in figures.items():
-            self.writer.add_scalar(tag, value, step)
+    def text(self, step: int, name: str, value: str) -> None:
+        """A text; see `Sink.text`.
 
-    def log_hyperparameters(self, config: Mapping[str, Any], final: Mapping[str, float]) -> None:
-        """The config beside the final figures, in the run's own event file: SummaryWriter's
-        `add_hparams` would start a second run for them."""
-        scalars = {
-            key: value if isinstance(value, bool | int | float | str) else str(value)
-            for key, value in schema.flat(config).items()
-        }
-        for summary in hparams(scalars, dict(final)):  # type: ignore[no-untyped-call]
-            self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
-        for tag, value in final.items():
-            self.writer.add_scalar(tag, value)
+        Raises:
+            RunFailed: the disk is full.
+        """
+        self._each(step, lambda sink: sink.text(step, name, value))
+
+    def _each(self, step: int, act: Callable[[Sink], None]) -> None:
+        for name, sink in list(self.sinks.items()):
+            try:
+                act(sink)
+            except Exception as error:
+                if name not in BUILT_IN:
+                    del self.sinks[name]
+                    self.tell(
+                        f"{name} FAILED at step {step:,} and gets no more figures; the run "
+                        f"continues. {type(error).__name__}: {error}"
+                    )
+                elif isinstance(error, OSError):
+                    raise RunFailed(
+                        f"step {step}: a figure could not be written to {self.run_dir} ({name}): "
+                        f"{error.strerror}.\nWith room on the disk, resume=RUN_DIR resumes from "
+                        "the newest checkpoint."
+                    ) from error
+                else:
+                    raise
 
     def flush(self) -> dict[str, int]:
         """Waits until everything logged so far is on the disk.
@@ -89,15 +100,18 @@ class Tracker:
         Returns:
             The size of each log file in bytes, by its name in the run's folder.
         """
-        self.metrics.flush()
-        self.writer.flush()  # waits for the writer's thread, which has written its whole queue then
         files = self._files()
         for file in files.values():
             flush(file)
         return {name: file.stat().st_size for name, file in files.items()}
 
     def close(self) -> None:
-        """Flushes both files. A full disk was reported when a figure was logged."""
-        for file in (self.metrics, self.writer):
-            with suppress(OSError):
-                file.close()
+        """Closes the sinks. A full disk was reported when a figure was logged."""
+        for name, sink in self.sinks.items():
+            try:
+                sink.close()
+            except Exception as error:
+                if name not in BUILT_IN:
+                    self.tell(f"{name} FAILED when it was closed. {type(error).__name__}: {error}")
+                elif not isinstance(error, OSError):
+                    raise

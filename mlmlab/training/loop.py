@@ -12,7 +12,8 @@ import torch
 
 from mlmlab.data.loader import EvalLoader, StepBatch, TrainLoader
 from mlmlab.data.tokenizer import Tokenizer
-from mlmlab.errors import Interrupted, RunFailed
+from mlmlab.errors import Code, Interrupted, RunFailed, UserError
+from mlmlab.evaluation.config import LOSS, PERPLEXITY, TrainEvalConfig
 from mlmlab.evaluation.evaluators import Evaluator, figures_of
 from mlmlab.evaluation.masked_perplexity import (
     Evaluation,
@@ -84,7 +85,7 @@ class Loop:
         eval_loader: EvalLoader,
         *,
         config: TrainConfig,
-        eval_every_steps: int | None,
+        eval_config: TrainEvalConfig,
         horizon: Horizon,
         evaluators: list[Evaluator],
         outputs: Outputs,
@@ -97,7 +98,7 @@ class Loop:
         self.train_loader = train_loader
         self.eval_loader = eval_loader
         self.config = config
-        self.eval_every_steps = eval_every_steps
+        self.eval_config = eval_config
         self.outputs = outputs
         self.bar = outputs.bar
         self.horizon = horizon
@@ -176,8 +177,8 @@ class Loop:
         folder = self.outputs.run_dir / "checkpoints" / f"step_{step}"
 
         def damage() -> str | None:
-            if self.record.best_eval_loss is None:
-                return "no evaluation predicted a token"
+            if self.record.best_value is None:
+                return f"no evaluation had a value of {self.eval_config.monitor}"
             try:
                 check_state(folder, self.outputs.fingerprint)
             except DamagedCheckpoint as error:
@@ -283,10 +284,12 @@ class Loop:
 
     def _track(self, figures: dict[str, float]) -> None:
         if self.outputs.tracker is not None:
-            self.outputs.tracker.log(self.record.steps, self._epoch(), figures)
+            self.outputs.tracker.log(self.record.steps, {"epoch": self.epoch, **figures})
 
-    def _epoch(self) -> float:
-        return self.record.batches / self.train_loader.order.batches_per_epoch
+    @property
+    def epoch(self) -> float:
+        """Passes over the training examples, with their fraction."""
+        return round(self.record.batches / self.train_loader.order.batches_per_epoch, 6)
 
     def _is_multiple(self, result: StepResult | None, steps: int) -> bool:
         """Whether this batch made the step count a multiple of `steps`."""
@@ -294,8 +297,8 @@ class Loop:
         return applied and self.record.steps % steps == 0
 
     def _evaluation_is_due(self, result: StepResult | None) -> bool:
-        if self.eval_every_steps is not None:
-            return self._is_multiple(result, self.eval_every_steps)
+        if self.eval_config.every_steps is not None:
+            return self._is_multiple(result, self.eval_config.every_steps)
         return self.record.batches % self.train_loader.order.batches_per_epoch == 0
 
     def _save_is_due(self, result: StepResult | None, evaluate_now: bool) -> bool:
@@ -324,10 +327,8 @@ class Loop:
                     ranks=self.ranks,
                     is_interrupted=lambda: self.outputs.interruptions.is_stop_asked,
                 )
-                device = self.replica.compute.device
-                self.own_figures = figures_of(
-                    self.evaluators, model, self.outputs.tokenizer, device
-                )
+                tokenizer, device = self.outputs.tokenizer, self.replica.compute.device
+                self.own_figures = figures_of(self.evaluators, model, tokenizer, device, self.ranks)
                 return evaluation
         except EvaluationInterrupted:
             self._stop()
@@ -342,17 +343,19 @@ class Loop:
                 "The weights hold inf or nan, or the forward pass overflows: try "
                 "runtime.precision=fp32, and look at what the run started from."
             )
-        self._track(
-            {
-                "eval/loss": result.loss,
-                "eval/perplexity": result.perplexity,
-                **self.own_figures,
-                "eval/seconds": time.perf_counter() - started,
-            }
-        )
+        figures = {LOSS: result.loss, PERPLEXITY: result.perplexity, **self.own_figures}
+        if self.eval_config.monitor not in figures:
+            self.bar.close()
+            raise UserError.of(
+                "eval.monitor",
+                code=Code.NOT_FOUND,
+                found=f"{self.eval_config.monitor}, which is no figure of this run's evaluations",
+                expected=f"one of {', '.join(figures)}",
+                remedy=f"eval.monitor={next(reversed(figures))}",
+            )
+        self._track(figures | {"eval/seconds": time.perf_counter() - started})
         self.record = replace(self.record, evaluation_due=False)
-        if result.masked_count:  # else there is no loss to compare
-            self._compare(result.loss)
+        self._compare(result, figures[self.eval_config.monitor])
         self.bar.line(
             f"evaluation  step {self.record.steps:,}  loss {shown(result.loss)}  "
             f"perplexity {shown(result.perplexity)} ± {shown(result.perplexity_standard_error)}"
@@ -362,14 +365,25 @@ class Loop:
         )
         return result
 
-    def _compare(self, loss: float) -> None:
-        """Notes an evaluation as the initial one, the best one, or one more that is no better."""
-        step, best = self.record.steps, self.record.best_eval_loss
-        if step == 0:
+    def _compare(self, result: Evaluation, value: float) -> None:
+        """Notes an evaluation as the initial one, the best one, or one more that is no better.
+
+        Args:
+            value: of the monitored figure; nan, where there was nothing to measure, is neither
+                better nor worse.
+        """
+        loss = result.loss if result.masked_count else None
+        if self.record.steps == 0:
             self.record = replace(self.record, initial_eval_loss=loss)
-        if best is None or loss < best:
+        if math.isnan(value):
+            return
+        if self.eval_config.is_better(value, self.record.best_value):
             self.record = replace(
-                self.record, best_eval_loss=loss, best_step=step, evaluations_since_best=0
+                self.record,
+                best_value=value,
+                best_eval_loss=loss,
+                best_step=self.record.steps,
+                evaluations_since_best=0,
             )
         else:
             since_best = self.record.evaluations_since_best + 1

@@ -79,9 +79,12 @@ class ProgressRecord:
     evaluation_due: bool = True
     """Whether an evaluation comes next, as it does before the first step."""
     initial_eval_loss: float | None = None
+    best_value: float | None = None
+    """Of the monitored figure, in the best evaluation: the one that it ranks first."""
     best_eval_loss: float | None = None
+    """The loss of that evaluation."""
     best_step: int = 0
-    """Steps applied before the best evaluation."""
+    """Steps applied before it."""
     evaluations_since_best: int = 0
     train_loss: float | None = None
     """Of the last log line."""
