@@ -596,12 +596,15 @@ EVALUATION: dict[str, Any] = {
 }
 TEXT = {
     "source": "file",
+    "builtin": "small_world",
     "path": None,
     "url": None,
     "sha256": None,
     "repository": None,
     "revision": None,
     "files": None,
+    "eval_files": None,
+    "eval_repository": None,
     "text_field": "text",
     "encoding": "utf-8",
     "document": "line",
@@ -613,6 +616,8 @@ TEXT = {
     "layout": "packed",
     "block_size": 128,
     "isolate_documents": False,
+    "train_examples": None,
+    "test_examples": None,
     "fingerprint": None,
     "eval_fingerprint": None,
 }
