@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import platform
-import sysconfig
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ def python_docs() -> tuple[str, ...]:
     Raises:
         UserError: this Python has no topics, or its library is there without its source.
     """
-    folder = Path(sysconfig.get_path("stdlib"))
+    folder = Path(ast.__file__).parent
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
