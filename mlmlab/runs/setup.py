@@ -268,10 +268,10 @@ def _sampled(blocks: Blocks, count: int | None, seed: int, key: str) -> Blocks:
         raise UserError.of(
             key,
             code=Code.NO_TEXT,
-            found=f"{count:,}, and there are {blocks.full_examples:,} "
-            f"(of {blocks.block_size} tokens)",
+            found=f"{count:,}, of a text with {blocks.full_examples:,} such examples of "
+            f"{blocks.block_size} tokens",
             expected="at most as many as there are",
-            remedy=f"{key}=null takes all of them; or more text",
+            remedy=f"{key}=null for all of them; or more text",
         )
     return SampledBlocks(blocks, count, derive_seed(seed, Domain.SAMPLE, key == _TEST_EXAMPLES))
 
