@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import assert_same_curve
 from stopping import SMALLEST, as_killed, bits, events
 
 import mlmlab
@@ -176,7 +175,8 @@ def test_a_sweep_over_the_policys_own_option_in_two_processes_follows_the_runs_i
     swept = f"masking.options.share={','.join(shares)}"
     _train(folder, "-m", *MINE, swept, "runtime.processes=2", "sweep_dir=sweep")
     jobs = sorted(path.parent for path in folder.glob("sweep/*/config.yaml"))
-    assert [f"share={share}" in job.name for job, share in zip(jobs, shares, strict=True)] == [
+    configs = [(job / "config.yaml").read_text() for job in jobs]
+    assert [f"share: {share}" in config for config, share in zip(configs, shares, strict=True)] == [
         True,
         True,
     ]
@@ -187,12 +187,14 @@ def test_a_sweep_over_the_policys_own_option_in_two_processes_follows_the_runs_i
         [{name: event[name] for name in names if name in event} for event in events(run)]
         for run in (jobs[1], alone)
     )
-    assert_same_curve(two, one)
+    assert len(two) == len(one) > 5
+    for ours, theirs in zip(two, one, strict=True):  # Muon computes in bf16
+        assert ours == pytest.approx(theirs, rel=2e-3)
 
 
 def test_a_class_without_the_methods_is_refused_with_their_names(folder: Path) -> None:
     message = _train(
-        folder, *MINE, "masking.options={}", "masking.unit=my_ideas:NoMethods", status=2
+        folder, *MINE, "~masking.options.share", "masking.unit=my_ideas:NoMethods", status=2
     )
     assert "without select(batch)" in message
     assert "Traceback" not in message

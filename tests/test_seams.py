@@ -344,8 +344,8 @@ def test_the_document_on_extending_can_be_followed(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_ideas", raising=False)
-    assert len(commands) == 5
-    commands[4:] = monitored  # the last is a sweep, as in the test above
+    assert len(commands) == 6
+    commands[5:] = monitored  # the last is a sweep, as in the test above
     for number, command in enumerate(commands):
         overrides = shlex.split(command.removeprefix("python -m mlmlab.train "))
         _run(*TINY, *overrides, "train.max_steps=3", f"run_dir=run{number}")
