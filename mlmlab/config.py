@@ -248,9 +248,10 @@ def _with_debug(config: RunConfig) -> RunConfig:
                 config.train, max_steps=1, log_every_steps=1, keep_checkpoints=1
             )
             limit = 200 if config.data.limit is None else min(200, config.data.limit)
-            return dataclasses.replace(
-                config, train=train, data=dataclasses.replace(config.data, limit=limit)
+            data = dataclasses.replace(
+                config.data, limit=limit, train_examples=None, test_examples=None
             )
+            return dataclasses.replace(config, train=train, data=data)
         case DebugMode.OVERFIT:
             # One batch, the same masks each time, nothing that regularizes: the loss must vanish.
             return dataclasses.replace(

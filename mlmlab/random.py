@@ -56,6 +56,8 @@ class Domain(IntEnum):
     """Whatever a user's own masking policy draws (`masking.policy.PolicyBatch.uniform`)."""
     OBJECTIVE = 12
     """Whatever a user's own objective draws (`data.batch.Masker.uniform`)."""
+    SAMPLE = 13
+    """The seed of the permutation whose first examples are sampled (`data.train_examples`)."""
 
 
 def seed_word(seed: int) -> np.uint64:
@@ -113,7 +115,7 @@ class Seeds:
     eval_masks: int
     """The masks of evaluations, by draw, example and position."""
     split: int
-    """Which documents are held out as the test set."""
+    """Which documents are held out as the test set, and which examples are sampled."""
 
     @classmethod
     def of(cls, seed: int, eval_seed: int, data_seed: int) -> "Seeds":

@@ -242,13 +242,13 @@ def _convert(hint: Any, value: Any, key: str, problems: list[Problem]) -> Any:
         if type(None) in options:
             return None
     else:
-        (kind,) = (option for option in options if option is not type(None))
-        if dataclasses.is_dataclass(kind):
-            read_value = read(kind, value, key, problems)  # type: ignore[arg-type]
-            return _ABSENT if read_value is None else read_value
-        converted = _scalar_or_list(kind, value)
-        if converted is not _ABSENT:
-            return converted
+        for kind in options:
+            if dataclasses.is_dataclass(kind):
+                read_value = read(kind, value, key, problems)  # type: ignore[arg-type]
+                return _ABSENT if read_value is None else read_value
+            converted = _scalar_or_list(kind, value)
+            if converted is not _ABSENT:
+                return converted
     remedy = f"for instance {key}={_example(hint, value)}"
     problems.append(Problem(key, shown(value), _expected(hint), remedy, code=Code.WRONG_TYPE))
     return _ABSENT

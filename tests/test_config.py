@@ -473,8 +473,10 @@ def test_a_debug_mode_sets_only_its_own_key() -> None:
 
 def options() -> Iterator[str]:
     """Every option of every group, as an override."""
-    for file in sorted(config_folder().glob("*/*.yaml")):
-        group = file.parent.name
+    for file in sorted(config_folder().rglob("*.yaml")):
+        group = file.parent.relative_to(config_folder()).as_posix()
+        if group == ".":  # the two primary files, which all of these tests compose
+            continue
         if file.stem == "replay":  # needs a run: tests/test_resume.py
             continue
         yield f"{'+' if group == 'experiment' else ''}{group}={file.stem}"
@@ -482,9 +484,16 @@ def options() -> Iterator[str]:
 
 FITTING = {
     "data=text": ["data.path=my.txt"],
+    "data=imdb_csv": ["data.path=my.csv"],
     "model=from_checkpoint": ["checkpoint=somewhere"],
     "+experiment=finetune": ["data.path=my.txt"],
     "+experiment=pretrain": ["data.path=my.txt"],
+    "+experiment=cramming": ["data.path=my.txt"],
+    "+experiment=eli5_askscience": ["data.path=my.json"],
+    "+experiment=imdb_bert_tpu": ["data.path=my.csv"],
+    "+experiment=mosaic": ["data.path=my.txt"],
+    "+experiment=scratch_bert_base": ["data.path=my.txt"],
+    "+experiment=scratch_roberta": ["data.path=my.txt"],
 }
 
 
@@ -596,12 +605,15 @@ EVALUATION: dict[str, Any] = {
 }
 TEXT = {
     "source": "file",
+    "builtin": "small_world",
     "path": None,
     "url": None,
     "sha256": None,
     "repository": None,
     "revision": None,
     "files": None,
+    "eval_files": None,
+    "eval_repository": None,
     "text_field": "text",
     "encoding": "utf-8",
     "document": "line",
@@ -613,6 +625,8 @@ TEXT = {
     "layout": "packed",
     "block_size": 128,
     "isolate_documents": False,
+    "train_examples": None,
+    "test_examples": None,
     "fingerprint": None,
     "eval_fingerprint": None,
 }

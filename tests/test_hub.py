@@ -163,12 +163,12 @@ def reviews(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServ
 def test_a_data_sets_files_are_read_in_order_and_nothing_else_is_downloaded(
     reviews: HubServer,
 ) -> None:
-    files, commit = fetch_dataset(REVIEWS, None, TRAIN)
+    files, commit = fetch_dataset(REVIEWS, None, [TRAIN])
     assert commit == COMMIT
     assert list(FileSource(files).documents()) == ROWS
     assert len(reviews.downloads) == 2
     for revision in ("main", "v1", COMMIT):
-        assert fetch_dataset(REVIEWS, revision, TRAIN)[1] == COMMIT
+        assert fetch_dataset(REVIEWS, revision, [TRAIN])[1] == COMMIT
     assert len(reviews.downloads) == 2
 
 
@@ -200,11 +200,11 @@ def test_a_run_on_a_data_set_records_the_commit_and_runs_again_offline(
 def test_files_that_are_not_cached_are_not_taken_for_those_that_are(
     reviews: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch_dataset(REVIEWS, None, "plain_text/train-00000*")
+    fetch_dataset(REVIEWS, None, ["plain_text/train-00000*"])
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     for pattern in (TRAIN, "plain_text/test-*"):
         with refusal("data.repository", Code.UNREACHABLE, REVIEWS, "data.source=file data.path="):
-            fetch_dataset(REVIEWS, None, pattern)
+            fetch_dataset(REVIEWS, None, [pattern])
 
 
 @pytest.mark.parametrize("pattern", [None, "*.csv"])
@@ -213,7 +213,7 @@ def test_without_a_matching_file_the_message_lists_those_there_are(
 ) -> None:
     named = (pattern or "null", REVIEWS, "README.md, plain_text/", "data.files=")
     with refusal("data.files", Code.NOT_FOUND, *named):
-        fetch_dataset(REVIEWS, None, pattern)
+        fetch_dataset(REVIEWS, None, [pattern] if pattern else [])
 
 
 def test_an_unknown_data_set_or_revision_is_named(reviews: HubServer) -> None:
@@ -223,7 +223,7 @@ def test_an_unknown_data_set_or_revision_is_named(reviews: HubServer) -> None:
         ("no such name", None, Code.INVALID, ["no such name"]),
     ):
         with refusal("data.repository", code, *named):
-            fetch_dataset(repository, revision, TRAIN)
+            fetch_dataset(repository, revision, [TRAIN])
 
 
 @pytest.mark.hub

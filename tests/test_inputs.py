@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refusal
 
 import mlmlab
+from mlmlab.data.blocks import SampledBlocks
 from mlmlab.data.corpus import Shard
+from mlmlab.errors import Code
 from mlmlab.evaluation.config import Split
 from mlmlab.runs import setup as inputs_module
 from mlmlab.runs.setup import Inputs, set_up, set_up_evaluation
@@ -41,6 +44,48 @@ def test_text_of_its_own_for_the_test_leaves_all_other_text_for_training(files: 
     assert documents(inputs, inputs.test.shard) == texts("held", 20)
     assert inputs.text.corpus.test.documents == 0
     assert inputs.data.test_fraction == 0.2  # as it stands in config.yaml
+
+
+def test_several_files_and_globs_are_one_text_and_each_file_is_read_once(files: Path) -> None:
+    inputs = set_up(
+        mlmlab.compose(*SMALL, "data.path=[other.txt,m*.txt,main.txt]", "data.eval_path=[held.txt]")
+    )
+    assert documents(inputs, inputs.train.shard) == texts("other", 7) + texts("main", 60)
+    assert documents(inputs, inputs.test.shard) == texts("held", 20)
+    assert inputs.data.path == tuple(
+        str(files / name) for name in ("other.txt", "m*.txt", "main.txt")
+    )
+    assert inputs.data.eval_path == (str(files / "held.txt"),)
+
+
+def test_a_run_on_several_files_is_resumed_by_the_names_they_were_given(files: Path) -> None:
+    keys = ("data.path=[main.txt,other.txt]", "data.train_examples=20", "data.test_examples=5")
+    small = (*SMALL, *keys, "model.hidden_size=32", "train.max_steps=1", "runtime.threads=1")
+    first = mlmlab.run(mlmlab.compose(*small, "run_dir=run"), quiet=True).summary
+    report = mlmlab.evaluate_checkpoint(mlmlab.compose_evaluation("checkpoint=run"), quiet=True)
+    assert report.evaluation.loss == first.eval_loss
+    assert report.examples == 5
+    resumed = mlmlab.compose("resume=run", *keys, "train.max_steps=2")
+    assert mlmlab.run(resumed, quiet=True).summary.steps == 2
+    for key in ("data.train_examples=21", "data.path=[other.txt,main.txt]"):
+        with refusal(key.partition("=")[0], Code.CHANGED):
+            mlmlab.compose("resume=run", key)
+
+
+def test_a_sample_belongs_to_the_data_seed_alone(files: Path) -> None:
+    def chosen(*keys: str) -> list[list[int]]:
+        sampled = ("data.path=main.txt", "data.eval_path=held.txt", "data.test_examples=5")
+        inputs = set_up(mlmlab.compose(*SMALL, *sampled, "data.train_examples=20", *keys))
+        assert isinstance(inputs.train, SampledBlocks)
+        assert isinstance(inputs.test, SampledBlocks)
+        return [inputs.train.chosen.tolist(), inputs.test.chosen.tolist()]
+
+    first = chosen()
+    assert [len(side) for side in first] == [20, 5]
+    assert chosen("seed=1", "train.batch_size=3") == first
+    other = chosen("data.seed=1")
+    assert other[0] != first[0]
+    assert other[1] != first[1]
 
 
 def test_the_limit_is_one_of_the_training_text(files: Path) -> None:

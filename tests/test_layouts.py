@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from reference import chi_square
 from shares import SEEDS
 
 from mlmlab.data.batch import Masker
-from mlmlab.data.blocks import DocumentBlocks, Order, PackedBlocks
+from mlmlab.data.blocks import DocumentBlocks, Order, PackedBlocks, SampledBlocks
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.corpus import Shard
 from mlmlab.data.loader import EvalLoader, TrainLoader
@@ -111,6 +112,41 @@ def test_rows_are_only_as_wide_as_their_longest() -> None:
     assert blocks.take(np.array([0])).input_ids.shape == (1, 8)
     assert blocks.take(np.array([0, 1])).input_ids.shape == (2, 16)
     assert blocks.take(np.array([0, 2])).input_ids.shape == (2, 104)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=8, max_size=20),
+    layout=st.sampled_from(["packed", "kept rest", "lines", "documents"]),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_a_sample_is_some_of_the_full_examples_in_their_order(
+    lengths: list[int], layout: str, seed: int
+) -> None:
+    shard = shard_of(lengths)
+    blocks: Any = PackedBlocks(shard, 8, keep_rest=layout == "kept rest")
+    if layout in ("lines", "documents"):
+        blocks = blocks_of(shard, 8, cut_off=layout == "lines")
+    whole = SampledBlocks(blocks, blocks.full_examples, seed)
+    assert whole.chosen.tolist() == list(range(blocks.full_examples))
+    count = max(1, blocks.full_examples // 2)
+    sample = SampledBlocks(blocks, count, seed)
+    assert len(sample) == sample.full_examples == len(set(sample.chosen.tolist())) == count
+    assert sorted(sample.chosen) == sample.chosen.tolist()
+    ids = np.arange(count)
+    taken, same = sample.take(ids), blocks.take(sample.chosen)
+    assert taken.input_ids.tolist() == same.input_ids.tolist()
+    owners = sample.document_ids(ids, np.zeros_like(ids))
+    assert owners.tolist() == blocks.document_ids(sample.chosen, np.zeros_like(ids)).tolist()
+    assert sample.account().startswith(f"{count} of {blocks.full_examples} ")
+
+
+def test_every_example_is_as_likely_in_a_sample() -> None:
+    blocks = PackedBlocks(shard_of([30] * 10), 16)  # 20 examples, of which 5 are drawn
+    counts = np.zeros(20, np.int64)
+    for seed in range(2000):
+        counts[SampledBlocks(blocks, 5, seed).chosen] += 1
+    assert chi_square.p_value(counts) > 1e-4
 
 
 def test_the_rest_of_a_packed_shard_is_dropped_or_a_shorter_example() -> None:

@@ -101,7 +101,7 @@ def test_domain_numbers_never_change() -> None:
     assert {domain.name: domain.value for domain in Domain} == {
         "SELECT": 1, "REPLACE": 2, "ORDER": 3, "SPLIT": 4,
         "DROPOUT": 5, "INITIALIZE": 6, "SMALL_WORLD": 7, "EVALUATE": 8, "CORRUPT": 9, "BUDGET": 10,
-        "POLICY": 11, "OBJECTIVE": 12,
+        "POLICY": 11, "OBJECTIVE": 12, "SAMPLE": 13,
     }  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def test_words_differ_between_seeds_domains_epochs_and_ids() -> None:
         for epoch in (0, 1, 2, 256, 65536, EPOCHS - 1)
     ]
     blocks = np.concatenate(rows).reshape(-1, 4)  # every block, of both block numbers
-    assert len(np.unique(blocks, axis=0)) == len(blocks) == 6 * 12 * 6 * 6 * 2
+    assert len(np.unique(blocks, axis=0)) == len(blocks) == 6 * 13 * 6 * 6 * 2
 
 
 # Uniforms
@@ -181,7 +181,7 @@ def test_derived_seeds_are_distinct_and_64_bits_wide() -> None:
         for identity in (0, 1, 2, 2**32, 2**64 - 1)
         for epoch in (0, 1, 2, 1000)
     }
-    assert len(derived) == 4 * 12 * 5 * 4
+    assert len(derived) == 4 * 13 * 5 * 4
     assert all(0 <= number < 2**64 for number in derived)
     assert len({number >> 32 for number in derived}) == len(derived)  # 1e-4 by chance
     assert len({number % 2**32 for number in derived}) == len(derived)

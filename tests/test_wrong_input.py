@@ -219,6 +219,27 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     f"train {OWN} data.path=$": ("data.path", Code.NOT_FOUND),
     f"train {OWN} data.path='$/*.nothing'": ("data.path", Code.NOT_FOUND),
     f"train {OWN} data.path=$/good.txt data.eval_path=gone.txt": ("data.path", Code.NOT_FOUND),
+    f"train {OWN} 'data.path=[$/good.txt,$/*.nothing]'": ("data.path", Code.NOT_FOUND),
+    f"train {OWN} data.path=[]": ("data.path", Code.MISSING),
+    f"train {OWN} data.path=[1]": ("data.path", Code.WRONG_TYPE),
+    f"train {OWN} data.path=$/good.txt data.eval_path=[]": ("data.eval_path", Code.INVALID),
+    f"train {OWN} data.path=$/good.txt data.eval_files=test.txt": (
+        "data.eval_files",
+        Code.CONFLICT,
+    ),
+    f"train {OWN} data.path=$/good.txt data.train_examples=0": (
+        "data.train_examples",
+        Code.INVALID,
+    ),
+    f"train {OWN} data.path=$/good.txt data.train_examples=9999": (
+        "data.train_examples",
+        Code.NO_TEXT,
+    ),
+    f"train {OWN} data.path=$/good.txt data.test_examples=9999": (
+        "data.test_examples",
+        Code.NO_TEXT,
+    ),
+    "train data.builtin=wikipedia": ("data.builtin", Code.WRONG_TYPE),
     f"train {OWN} data.path=$/empty.txt": [("data", Code.NO_TEXT), ("data", Code.NO_TEXT)],
     f"train {OWN} data.path=$/short.txt data.block_size=64": [
         ("data", Code.NO_TEXT),
@@ -251,6 +272,15 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
         Code.UNREACHABLE,
     ),
     "train data=text data.source=hub": ("data.repository", Code.MISSING),
+    "train data.repository=stanfordnlp/imdb": ("data.repository", Code.CONFLICT),
+    f"train {OWN} data.source=hub data.repository=a/b data.eval_repository=c/d": (
+        "data.eval_files",
+        Code.MISSING,
+    ),
+    "train +experiment=imdb_distilbert data.eval_path=$/good.txt": (
+        "data.eval_path",
+        Code.CONFLICT,
+    ),
     f"train {OWN} data.source=hub data.repository=imdb/": ("data.repository", Code.INVALID),
     f"train {OWN} data.source=hub data.repository=stanfordnlp/imdb data.files=a.parquet": (
         "data.repository",

@@ -154,11 +154,14 @@ def compose_evaluation(*overrides: str, config_dir: str | Path | None = None) ->
     return build_evaluation(mapping)
 
 
-_ADDRESSES = {f"data.{name}" for name in ("source", "path", "url", "repository", "files")}
+_ADDRESSES = {
+    f"data.{name}" for name in ("source", "builtin", "path", "url", "repository", "files")
+}
 """Keys with which a user names other text."""
 _OF_THE_RUNS_TEXT = (
     "data.fingerprint=null",
     "data.eval_fingerprint=null",
+    "data.test_examples=null",
     "eval.max_examples=null",
 )
 """What says nothing about other text than the run's."""

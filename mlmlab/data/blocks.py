@@ -36,7 +36,7 @@ class Blocks(Protocol):
     shard: Shard
     block_size: int
     dropped_tokens: int
-    """Tokens of the shard that are in no example."""
+    """Tokens of the shard that are cut off: in no example, sampled or not."""
     full_examples: int
     """Examples without the last one, if that is shorter and has to be taken alone; else all."""
 
@@ -191,6 +191,36 @@ class DocumentBlocks:
     def account(self) -> str:
         cut = f" + {self.dropped_tokens:,} tokens cut off" if self.dropped_tokens else ""
         return f"{len(self):,} examples of at most {self.block_size}{cut}"
+
+
+class SampledBlocks:
+    """Some of the examples, drawn at random without replacement, in their order.
+
+    They are numbered anew, from 0. A shorter last one is never among them.
+    """
+
+    def __init__(self, blocks: Blocks, count: int, seed: int) -> None:
+        self.blocks = blocks
+        self.shard = blocks.shard
+        self.block_size = blocks.block_size
+        self.dropped_tokens = blocks.dropped_tokens
+        self.full_examples = count
+        self.chosen = np.sort(permuted(np.arange(count), blocks.full_examples, seed, 0))
+        """int64 `[count]`, the number of each in `blocks`."""
+
+    def __len__(self) -> int:
+        return self.full_examples
+
+    def take(self, example_ids: NDArray[np.int64]) -> Examples:
+        return self.blocks.take(self.chosen[example_ids])
+
+    def document_ids(
+        self, example_ids: NDArray[np.int64], places: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        return self.blocks.document_ids(self.chosen[example_ids], places)
+
+    def account(self) -> str:
+        return f"{len(self):,} of {self.blocks.account()}, sampled"
 
 
 def _word_start_bits(shard: Shard, tokens: NDArray[np.int64]) -> NDArray[np.uint8] | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mlmlab.errors import Code, Problem
-from mlmlab.schema import setting
+from mlmlab.schema import setting, shown
 
 
 class Source(Enum):
@@ -17,6 +17,13 @@ class Source(Enum):
     URL = "url"
     HUB = "hub"
     DOCUMENTS = "documents"
+
+
+class Builtin(Enum):
+    """The texts that need no file."""
+
+    SMALL_WORLD = "small_world"
+    PYTHON_DOCS = "python_docs"
 
 
 class OnBadRow(Enum):
@@ -49,26 +56,45 @@ class TokenizerKind(Enum):
     WORDPIECE = "wordpiece"
 
 
+Files = str | tuple[str, ...]
+"""A file or a glob, or several of them."""
+
+
+def patterns(files: Files | None) -> tuple[str, ...]:
+    """The files and globs of a key, however many there are."""
+    if files is None:
+        return ()
+    return (files,) if isinstance(files, str) else files
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The text and how it is cut into examples."""
 
     source: Source = Source.FILE
-    """builtin: the small world. file: `path`. url: `url`, checked against `sha256`. hub: `files` of
-    the data set `repository`. documents: what Python code passes to mlmlab.run."""
-    path: str | None = None
-    """A file or a glob: .txt (`document`), .jsonl, .json, .csv, .tsv, .parquet; each also gzipped.
-    """
+    """builtin: `builtin`. file: `path`. url: `url`, checked against `sha256`. hub: `files` of the
+    data set `repository`. documents: what Python code passes to mlmlab.run."""
+    builtin: Builtin = Builtin.SMALL_WORLD
+    """small_world: generated English with a known optimum. python_docs: the help topics and the
+    docstrings of this Python's standard library. Read only when source=builtin."""
+    path: Files | None = None
+    """A file or a glob, or a list of them: .txt (`document`), .jsonl, .json, .csv, .tsv, .parquet;
+    each also gzipped. A file that several of them match is read once."""
     url: str | None = None
     """The file's address; read only when source=url."""
     sha256: str | None = None
     """Its checksum in hexadecimal; null: not checked. Read only when source=url."""
     repository: str | None = None
-    """owner/name of a data set on the Hub."""
+    """owner/name of a data set on the Hub; read only when source=hub."""
     revision: str | None = None
     """Its branch, tag or commit; null: main. A run's config.yaml holds the commit."""
-    files: str | None = None
-    """Which of its files: a glob."""
+    files: Files | None = None
+    """Which of its files: a glob, or a list of them."""
+    eval_files: Files | None = None
+    """The files of the test documents; then all of `files` are trained on. null: `test_fraction`.
+    Read only when source=hub."""
+    eval_repository: str | None = None
+    """owner/name[@revision] of the data set that has `eval_files`. null: `repository`."""
     text_field: str = "text"
     """The field or column that holds a row's text; dots descend: answers.text."""
     encoding: str = "utf-8"
@@ -82,10 +108,11 @@ class DataConfig:
     """Take the first so many documents; null: all. The small world has 24,000 by default."""
     test_fraction: float = setting(0.2, above=0, below=1)
     """Chance that a document belongs to the test set."""
-    eval_path: str | None = None
-    """A file or glob of test documents; then all others are trained on. null: `test_fraction`."""
+    eval_path: Files | None = None
+    """The test documents: a file or a glob, or a list of them; then all others are trained on.
+    null: `test_fraction`."""
     seed: int = 0
-    """Decides the split, independent of the run's seed."""
+    """Decides the split and the sampled examples, independent of the run's seed."""
     layout: Layout = Layout.PACKED
     """packed: documents joined and cut into blocks. lines: a document, an example, cut off where
     it is longer than a block. documents: a long document becomes several examples."""
@@ -93,11 +120,15 @@ class DataConfig:
     """Tokens in an example, or of the longest one."""
     isolate_documents: bool = False
     """Whether the documents that share a packed block are hidden from each other."""
+    train_examples: int | None = setting(None, at_least=1)
+    """Train on this many examples, sampled without replacement by `seed`. null: all."""
+    test_examples: int | None = setting(None, at_least=1)
+    """Score this many examples, sampled likewise. null: all."""
     fingerprint: str | None = None
     """Of the text's content. A run fills it in, so that resuming it, replaying it or evaluating it
     with other text is refused. null: not compared."""
     eval_fingerprint: str | None = None
-    """The same of `eval_path`."""
+    """The same of `eval_path` or `eval_files`."""
 
     def problems(self) -> Iterator[Problem]:
         """A checksum that is none, and sources that lack their address."""
@@ -116,23 +147,65 @@ class DataConfig:
         }
         for source, (name, what, example) in needs.items():
             value = getattr(self, name)
-            if self.source is source and value is None:
+            if self.source is source and not value:
                 yield Problem(
                     f"data.{name}",
-                    "null",
+                    shown(value) or "nothing",
                     f"{what}, because data.source={source.value}",
                     f"{example}, or data.source=builtin for the small world",
                     code=Code.MISSING,
                 )
-            # A recipe has a url, which a user's own file replaces; nothing else is there unasked.
-            elif self.source is not source and value is not None and source is not Source.URL:
+            # A recipe has a url or a repository, which a user's own file replaces; nothing else is
+            # there unasked.
+            is_replaced = source is Source.URL or (
+                source is Source.HUB and self.source is not Source.BUILTIN
+            )
+            if self.source is not source and value is not None and not is_replaced:
                 yield Problem(
                     f"data.{name}",
-                    f"{value}, with data.source={self.source.value}",
+                    f"{shown(value)}, with data.source={self.source.value}",
                     f"data.{name}=null, or the source that reads it",
                     f"data.source={source.value}",
                     code=Code.CONFLICT,
                 )
+        yield from self._test_text_problems()
+
+    def _test_text_problems(self) -> Iterator[Problem]:
+        """Two test texts, or half of one."""
+        if self.eval_path is not None and not self.eval_path:
+            yield Problem(
+                "data.eval_path",
+                shown(self.eval_path) or "nothing",
+                "a file or a glob, or null",
+                "data.eval_path=null",
+                code=Code.INVALID,
+            )
+        if self.source is not Source.HUB:
+            if self.eval_files is not None and self.repository is None:
+                yield Problem(
+                    "data.eval_files",
+                    f"{shown(self.eval_files)}, with data.source={self.source.value}",
+                    "null: they are files of a data set on the Hub",
+                    "data.eval_path=FILE for test documents of your own",
+                    code=Code.CONFLICT,
+                )
+            return
+        if self.eval_path is not None and self.eval_files is not None:
+            yield Problem(
+                "data.eval_path",
+                f"{shown(self.eval_path)}, with data.eval_files={shown(self.eval_files)}",
+                "one test text",
+                "data.eval_path=null, or data.eval_files=null",
+                code=Code.CONFLICT,
+            )
+        if self.eval_repository is not None and self.eval_files is None:
+            yield Problem(
+                "data.eval_files",
+                f"null, with data.eval_repository={self.eval_repository}",
+                "which of its files are the test documents",
+                "data.eval_files='plain_text/test-*.parquet', or data.eval_repository=null",
+                code=Code.MISSING,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

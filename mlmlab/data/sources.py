@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from mlmlab.data.config import DataConfig, DocumentUnit, OnBadRow
+from mlmlab.data.config import DataConfig, DocumentUnit, Files, OnBadRow, patterns
 from mlmlab.data.formats import BadRows, Format, reading, recognize, rows
 from mlmlab.data.small_world.chain import small_world
 from mlmlab.errors import Code, UserError
@@ -301,16 +301,24 @@ def _kind(value: Any) -> str:
     return "null" if value is None else names.get(type(value), "a number")
 
 
-def matching_files(pattern: str, key: str) -> tuple[Path, ...]:
-    """The files that a path or a glob names, sorted; a path that exists is never a glob.
+def matching_files(named: Files, key: str) -> tuple[Path, ...]:
+    """The files that a path or a glob names, sorted, or those of several, one after the other; a
+    file that several of them match comes once.
 
     Args:
-        pattern: `*`, `?` and `[...]` within a name, `**` for any folders.
+        named: `*`, `?` and `[...]` within a name, `**` for any folders. A path that exists is never
+            a glob.
         key: the config key it comes from.
 
     Raises:
         UserError: a glob that matches no file.
     """
+    return tuple(
+        dict.fromkeys(path for pattern in patterns(named) for path in _matches(pattern, key))
+    )
+
+
+def _matches(pattern: str, key: str) -> tuple[Path, ...]:
     if Path(pattern).exists() or not glob.has_magic(pattern):
         return (Path(pattern),)
     names = glob.glob(pattern, recursive=True)  # noqa: PTH207 (`Path.glob` wants a relative one)

@@ -8,6 +8,7 @@ import fnmatch
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -43,22 +44,27 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The files of a repository that are enough, if there is a file of the first pattern."""
+    """The files of a repository that are enough, if there is one of each essential pattern."""
 
-    essential: str
+    essential: tuple[str, ...]
     others: tuple[str, ...] = ()
 
     @property
     def patterns(self) -> list[str]:
-        return [self.essential, *self.others]
+        return [*self.essential, *self.others]
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """The essential patterns that none of the files match."""
+        return [pattern for pattern in self.essential if not fnmatch.filter(names, pattern)]
 
 
+_CONFIGS = ("config.json", *_TOKENIZER_FILES)
 _MODEL = (
-    _Wanted("model*.safetensors", ("*.safetensors.index.json", "config.json", *_TOKENIZER_FILES)),
-    _Wanted("pytorch_model.bin", ("config.json", *_TOKENIZER_FILES)),
+    _Wanted(("model*.safetensors",), ("*.safetensors.index.json", *_CONFIGS)),
+    _Wanted(("pytorch_model.bin",), _CONFIGS),
 )
 """Of the weights one format only, the safer one where there is a choice."""
-_TOKENIZER = (_Wanted("tokenizer*", _TOKENIZER_FILES), _Wanted("vocab*", _TOKENIZER_FILES))
+_TOKENIZER = (_Wanted(("tokenizer*",), _TOKENIZER_FILES), _Wanted(("vocab*",), _TOKENIZER_FILES))
 
 
 @dataclass(frozen=True)
@@ -126,27 +132,28 @@ def fetch_tokenizer(source: str) -> tuple[Path, str]:
 
 
 def fetch_dataset(
-    repository: str, revision: str | None, files: str | None
+    repository: str, revision: str | None, files: Sequence[str], *, key: str = "data."
 ) -> tuple[tuple[Path, ...], str]:
     """Files of a data set.
 
     Args:
         repository: owner/name.
         revision: a branch, a tag or a commit; None for main.
-        files: a glob over the names in the repository, folders included.
+        files: globs over the names in the repository, folders included.
+        key: how the config keys that name them begin: data. or data.eval_.
 
     Returns:
-        The files that match, sorted by name; and the commit they are of.
+        The files that match: those of the first glob sorted by name, then further ones of the
+        next. And the commit they are of.
 
     Raises:
-        UserError: out of reach, or no file matches; the message lists those that are there.
+        UserError: out of reach, or no file matches a glob; the message lists those there are.
     """
-    pattern = files or ""
     request = _Request(
-        "data.repository",
+        f"{key}repository",
         repository,
         revision,
-        (_Wanted(pattern),),
+        (_Wanted(tuple(files) or ("",)),),
         "data.source=file data.path=FILE, with a copy of your own",
         "dataset",
     )
@@ -159,8 +166,9 @@ def fetch_dataset(
             remedy="data.repository=stanfordnlp/imdb data.files='plain_text/train-*.parquet'",
         )
     folder = _fetch(request)
-    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    return tuple(folder / name for name in sorted(fnmatch.filter(names, pattern))), folder.name
+    names = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file())
+    matches = (name for pattern in files for name in fnmatch.filter(names, pattern))
+    return tuple(folder / name for name in dict.fromkeys(matches)), folder.name
 
 
 def _fetch_named(source: str, key: str, choices: tuple[_Wanted, ...]) -> tuple[Path, str]:
@@ -236,16 +244,17 @@ def _download(request: _Request) -> Path:
     ask = api.dataset_info if request.kind == "dataset" else api.model_info
     info = ask(request.repository, revision=request.revision)
     files = sorted(sibling.rfilename for sibling in info.siblings or ())
-    wanted = next((w for w in request.choices if fnmatch.filter(files, w.essential)), None)
+    wanted = next((w for w in request.choices if not w.missing(files)), None)
     if wanted is None and request.kind == "dataset":
-        pattern = request.choices[0].essential
+        pattern = request.choices[0].missing(files)[0]
+        key = request.key.replace("repository", "files")
         shown = ", ".join(files[:12]) + (f" and {len(files) - 12} more" if len(files) > 12 else "")
         raise UserError.of(
-            "data.files",
+            key,
             code=Code.NOT_FOUND,
             found=f"{pattern or 'null'}, and {request.repository} holds: {shown or 'nothing'}",
             expected="a pattern that matches some of its files",
-            remedy="data.files='FOLDER/*.parquet', quoted so that the shell leaves it alone",
+            remedy=f"{key}='FOLDER/*.parquet', quoted so that the shell leaves it alone",
         )
     # By the revision's name, not its commit: only so can the cache later be asked for it offline.
     return Path(
@@ -274,6 +283,6 @@ def _from_cache(request: _Request) -> Path | None:
         except OSError:
             continue
         names = [file.relative_to(folder).as_posix() for file in folder.rglob("*")]
-        if fnmatch.filter(names, wanted.essential):
+        if not wanted.missing(names):
             return folder
     return None

@@ -265,7 +265,14 @@ def allowed_changes(snapshot: Mapping[str, Any], resumed: Mapping[str, Any]) -> 
 
 
 _FILLED_IN = ("data.revision", "data.fingerprint", "data.eval_fingerprint", "sources")
-_PINNED = ("checkpoint", "tokenizer.path", "data.path", "data.eval_path", *_FILLED_IN)
+_PINNED = (
+    "checkpoint",
+    "tokenizer.path",
+    "data.path",
+    "data.eval_path",
+    "data.eval_repository",
+    *_FILLED_IN,
+)
 
 
 def keep_pins(snapshot: Mapping[str, Any], resumed: dict[str, Any]) -> None:
@@ -282,6 +289,8 @@ def keep_pins(snapshot: Mapping[str, Any], resumed: dict[str, Any]) -> None:
             continue
         if value in (None, {}):
             is_same = key in _FILLED_IN
+        elif isinstance(value, list):
+            is_same = [absolute(str(item)) for item in value] == pinned
         else:
             is_same = absolute(str(value)) == pinned or str(pinned).startswith(f"{value}@")
         if is_same:

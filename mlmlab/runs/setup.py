@@ -14,28 +14,22 @@ from mlmlab import schema, seams
 from mlmlab.checkpoints import LoadedModel, check_vocabularies, load_model
 from mlmlab.checkpoints.hub_config import read_hub_config
 from mlmlab.config import CheckpointHead, EvaluateConfig, RunConfig
-from mlmlab.data.blocks import Blocks, DocumentBlocks, PackedBlocks
-from mlmlab.data.config import DataConfig, Layout, Source, TokenizerConfig
+from mlmlab.data.blocks import Blocks, DocumentBlocks, PackedBlocks, SampledBlocks
+from mlmlab.data.config import DataConfig, Layout, TokenizerConfig
 from mlmlab.data.corpus import Corpus, Shard, ShowCounts, TrainingDocuments, open_corpus
 from mlmlab.data.small_world.chain import small_world
-from mlmlab.data.sources import (
-    FileSource,
-    PassedDocuments,
-    SmallWorldSource,
-    TextSource,
-    matching_files,
-)
+from mlmlab.data.sources import SmallWorldSource, TextSource
+from mlmlab.data.text import open_test_text, open_text
 from mlmlab.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, word_tokenizer
 from mlmlab.data.word_starts import with_word_starts
 from mlmlab.errors import Code, Problem, UserError
 from mlmlab.evaluation.config import Split
 from mlmlab.fetch.cache import absolute, built_once, cache_folder, local_path
-from mlmlab.fetch.hub import fetch_dataset, fetch_tokenizer
-from mlmlab.fetch.url import fetch_url
+from mlmlab.fetch.hub import fetch_tokenizer
 from mlmlab.masking import MaskingPolicy
 from mlmlab.masking.policy import build_policy, needs_words
 from mlmlab.model import MaskedLanguageModel, ModelConfig
-from mlmlab.random import Seeds
+from mlmlab.random import Domain, Seeds, derive_seed
 from mlmlab.runs.folder import is_fixed
 from mlmlab.runtime.distributed import Ranks
 from mlmlab.tracking.config import TrackingConfig
@@ -91,7 +85,7 @@ class Inputs(EvaluationInputs):
 
     train: Blocks
     test_text: Text
-    """The same as `text`, unless data.eval_path names another."""
+    """The same as `text`, unless data.eval_path or data.eval_files names another."""
 
 
 def set_up(
@@ -131,8 +125,8 @@ def set_up(
         sizes = ModelConfig.from_settings(config.model, vocabulary_size=1, pad_id=0)
         with torch.device("meta"):
             freeze(MaskedLanguageModel(sizes), config.train)
-    test_source, data = _eval_source(data)
-    if data.eval_path is not None:  # every other document is trained on
+    test_source, data = open_test_text(data)
+    if test_source is not None:  # every other document is trained on
         data = dataclasses.replace(data, test_fraction=0.0)
     tokenizer_path = config.tokenizer.path
     if state is not None:
@@ -148,6 +142,8 @@ def set_up(
     train = _blocks(text.corpus.train, data, tokenizer, keep_rest=False)
     test = _blocks(test_text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(train, "training", text), (test, "test", test_text)])
+    train = _sampled(train, data.train_examples, seeds.split, "data.train_examples")
+    test = _sampled(test, data.test_examples, seeds.split, _TEST_EXAMPLES)
     model = model or _from_scratch(config, tokenizer, seeds)
     model.gradient_checkpointing = config.train.gradient_checkpointing
     return Inputs(
@@ -182,7 +178,7 @@ def set_up_evaluation(
     fraction = 1.0
     if config.eval.split is Split.TEST:
         fraction = data.test_fraction
-        test_source, data = _eval_source(data)
+        test_source, data = open_test_text(data)
         if test_source is not None:
             source, fraction = test_source, 1.0
     tokenizer_path = config.tokenizer.path
@@ -195,6 +191,7 @@ def set_up_evaluation(
     text = _text(source, tokenizer, seeds, fraction, with_words, show_counts)
     test = _blocks(text.corpus.test, data, tokenizer, keep_rest=True)
     _check_blocks([(test, "test" if config.eval.split is Split.TEST else "own", text)])
+    test = _sampled(test, data.test_examples, seeds.split, _TEST_EXAMPLES)
     return EvaluationInputs(
         text=text,
         test=test,
@@ -225,114 +222,12 @@ def _found(
     except UserError as error:
         problems += error.problems
     try:
-        if data.eval_path is not None:
-            data = dataclasses.replace(data, eval_path=absolute(data.eval_path))
-        source, data = open_source(data, documents)
-        key = _KEYS[data.source]
-        data = dataclasses.replace(data, fingerprint=_checked(source, data.fingerprint, key))
+        source, data = open_text(data, documents)
     except UserError as error:
         problems += error.problems
     if problems:
         raise UserError(problems)
     return loaded, source, data
-
-
-_KEYS = {
-    Source.BUILTIN: "data.source",
-    Source.FILE: "data.path",
-    Source.URL: "data.url",
-    Source.HUB: "data.repository",
-    Source.DOCUMENTS: "documents",
-}
-
-
-def _checked(source: TextSource, recorded: str | None, key: str) -> str:
-    """The fingerprint of a source's text.
-
-    Args:
-        recorded: what it was when the run began; None: the run begins now.
-        key: the config key that names the source.
-
-    Raises:
-        UserError: the text has changed.
-    """
-    found = source.text_fingerprint()
-    if recorded in (None, found):
-        return found
-    changed = source.description
-    if isinstance(source, FileSource) and len(source.paths) > 1:
-        last = max(source.paths, key=lambda path: path.stat().st_mtime)
-        changed += f", of which {last} was changed last"
-    raise UserError.of(
-        key,
-        code=Code.CHANGED,
-        found=f"{changed}: other text than when the run began",
-        expected=f"the same text (its fingerprint was {recorded[:12] if recorded else None})",
-        remedy="put the text back; or train a new run on the new text; or, to evaluate, name the "
-        "text yourself: data.path=FILE",
-    )
-
-
-def open_source(
-    config: DataConfig, documents: Sequence[str] | None = None
-) -> tuple[TextSource, DataConfig]:
-    """The stream of documents that the config names, downloaded first where it is elsewhere.
-
-    Args:
-        documents: the text of data.source=documents.
-
-    Returns:
-        The source; and the config, with the commit in place of a data set's branch, and an
-        absolute path.
-
-    Raises:
-        UserError: it cannot be had; or there are documents without that source, or it without them.
-    """
-    if config.source is Source.DOCUMENTS and documents is None:
-        raise UserError.of(
-            "documents",
-            code=Code.MISSING,
-            found="none, with data.source=documents",
-            expected="the text, which only Python code can pass",
-            remedy="mlmlab.run(config, documents=[...]), the same ones again for a resume; or "
-            "data.source=file data.path=FILE",
-        )
-    if config.source is not Source.DOCUMENTS and documents is not None:
-        raise UserError.of(
-            "documents",
-            code=Code.CONFLICT,
-            found=f"{len(documents)} documents, with data.source={config.source.value}",
-            expected="one text: either the documents, or what the config names",
-            remedy='mlmlab.compose("data=text", "data.source=documents", ...)',
-        )
-    if documents is not None:
-        return PassedDocuments(documents, config.limit), config
-    if config.source is Source.BUILTIN:
-        return SmallWorldSource(config.limit), config
-    if config.source is Source.URL:
-        assert config.url is not None
-        file = fetch_url(config.url, config.sha256, cache_folder() / "downloads")
-        return FileSource.of((file,), config, config.url), config
-    if config.source is Source.HUB:
-        assert config.repository is not None
-        files, commit = fetch_dataset(config.repository, config.revision, config.files)
-        count = f"{len(files)} file{'s' if len(files) > 1 else ''}"
-        name = f"{config.repository}@{commit[:8]} ({count} {config.files})"
-        return FileSource.of(files, config, name), dataclasses.replace(config, revision=commit)
-    assert config.path is not None
-    path = absolute(config.path)
-    files = matching_files(path, "data.path")
-    return FileSource.of(files, config, config.path), dataclasses.replace(config, path=path)
-
-
-def _eval_source(config: DataConfig) -> tuple[FileSource | None, DataConfig]:
-    """The source of `eval_path`; and the config with its fingerprint."""
-    if config.eval_path is None:
-        return None, config
-    files = matching_files(config.eval_path, "data.eval_path")
-    source = FileSource.of(files, dataclasses.replace(config, limit=None), config.eval_path)
-    fingerprint = _checked(source, config.eval_fingerprint, "data.eval_path")
-    return source, dataclasses.replace(config, eval_fingerprint=fingerprint)
 
 
 def _text(
@@ -363,6 +258,25 @@ def _blocks(shard: Shard, data: DataConfig, tokenizer: Tokenizer, *, keep_rest: 
         pad_id=tokenizer.pad_id,
         cut_off=data.layout is Layout.LINES,
     )
+
+
+def _sampled(blocks: Blocks, count: int | None, seed: int, key: str) -> Blocks:
+    """So many of the examples; all of them where `count` is None."""
+    if count is None:
+        return blocks
+    if count > blocks.full_examples:
+        raise UserError.of(
+            key,
+            code=Code.NO_TEXT,
+            found=f"{count:,}, of a text with {blocks.full_examples:,} such examples of "
+            f"{blocks.block_size} tokens",
+            expected="at most as many as there are",
+            remedy=f"{key}=null for all of them; or more text",
+        )
+    return SampledBlocks(blocks, count, derive_seed(seed, Domain.SAMPLE, key == _TEST_EXAMPLES))
+
+
+_TEST_EXAMPLES = "data.test_examples"
 
 
 def _from_scratch(config: RunConfig, tokenizer: Tokenizer, seeds: Seeds) -> MaskedLanguageModel:

@@ -13,6 +13,7 @@ from mlmlab.checkpoints.card import model_card
 from mlmlab.config import DebugMode, RunConfig
 from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import Order
+from mlmlab.data.config import DataConfig, Source, patterns
 from mlmlab.data.loader import EvalLoader, TrainLoader
 from mlmlab.evaluation.evaluators import Evaluator, build_evaluators
 from mlmlab.evaluation.fill_mask import FillMask
@@ -352,10 +353,23 @@ def _card(config: RunConfig, inputs: Inputs, summary: Summary) -> str:
         config.name,
         start=Path(start).name if Path(start).is_absolute() else start,
         base_model=start.partition("@")[0] if "@" in start else None,
-        text=data.url or data.repository or Path(data.path or inputs.text.source.description).name,
+        text=_text_name(data) or inputs.text.source.description,
         table=table,
         mask_token=inputs.tokenizer.mask_token,
     )
+
+
+def _text_name(data: DataConfig) -> str | None:
+    """What a published card calls the text; None: its description."""
+    match data.source:
+        case Source.FILE:
+            return ", ".join(Path(path).name for path in patterns(data.path))
+        case Source.URL:
+            return data.url
+        case Source.HUB:
+            return data.repository
+        case _:
+            return None
 
 
 def _sentences(config: RunConfig, inputs: Inputs) -> list[str]:
