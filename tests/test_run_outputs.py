@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mlmlab
 from mlmlab.model import ModelConfig
@@ -131,3 +132,21 @@ def test_a_sweep_of_two_jobs_in_two_processes_makes_two_runs_and_goes_on(tmp_pat
     assert "resume     from step 10" in output
     assert output.count("nothing left to do") == 1
     assert sorted(folder for folder in (tmp_path / "sweep").iterdir() if folder.is_dir()) == runs
+
+
+def test_the_texts_of_eval_fill_mask_are_completed_at_every_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = "eval.fill_mask=['the cow lives in the <mask> .','<mask> <mask>']"
+    steps = ("train.max_steps=60", "eval.every_steps=21", "train.learning_rate=3e-3")
+    mlmlab.run(mlmlab.compose(*TINY, texts, *steps, "run_dir=run"))
+    printed = capsys.readouterr().out
+    evaluations = printed.count("evaluation  step")
+    assert evaluations == 4  # steps 0, 21, 42 and 60
+    assert printed.count("fill mask  the cow lives in the <mask> .") == evaluations + 1
+    after = [part.split("-> ")[1].split("\n")[0] for part in printed.split("lives in the")[1:]]
+    assert len(set(after[:-1])) == evaluations  # one sees it learn
+    assert after[-2] == after[-1]  # the weights of the last evaluation are exported
+    logged = EventAccumulator("run/tensorboard").Reload().Tensors("fill_mask/text_summary")
+    assert [event.step for event in logged] == [0, 21, 42, 60]

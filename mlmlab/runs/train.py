@@ -156,6 +156,7 @@ def _outputs(
         fingerprint=fingerprint(config),
         interruptions=stack.enter_context(Interruptions(save_every_minutes)),
         profiler=profiler,
+        completions=partial(_completions, config, inputs) if config.eval.fill_mask else None,
     )
 
 
@@ -262,14 +263,13 @@ def _written(
     summary = _summary(config, training, loop.replica, floor, run_dir)
     final = {f"{FINAL}{tag.replace('/', '_')}": x for tag, x in summary.figures.items()}
     tracker.log(summary.steps, {"epoch": loop.epoch, **final})
-    completions = _completions(config, inputs, FillMask(model, inputs.tokenizer))
-    if completions:
-        texts = "\n".join(" -> ".join([text, *answers]) for text, answers in completions)
-        tracker.text(summary.steps, "fill_mask", texts)
+    completions = _completions(config, inputs, model)
+    if completions and outputs.completions is None:  # else the evaluations have logged them
+        tracker.text(summary.steps, "fill_mask", "\n".join(completions))
     _export(config, inputs, model, summary, run_dir)
     bar.line(terminal.closing(summary, training))
     if completions:
-        bar.line("\n".join(terminal.completion(*completion) for completion in completions))
+        bar.line("\n".join(completions))
     bar.line(terminal.next_steps(config, inputs, run_dir))
     return summary
 
@@ -380,11 +380,10 @@ def _sentences(config: RunConfig, inputs: Inputs) -> list[str]:
     return [text.replace("<mask>", inputs.tokenizer.mask_token) for text in texts]
 
 
-def _completions(
-    config: RunConfig, inputs: Inputs, fill_mask: FillMask
-) -> list[tuple[str, list[str]]]:
+def _completions(config: RunConfig, inputs: Inputs, model: MaskedLanguageModel) -> list[str]:
     """Each text and the model's answers for its masks, beside the small world's exact ones where
-    they are known."""
+    they are known, as they are printed."""
+    fill_mask = FillMask(model, inputs.tokenizer)
     completions = []
     for text in _sentences(config, inputs):
         best = fill_mask(text, top_k=3)
@@ -392,5 +391,5 @@ def _completions(
         exact = []
         if inputs.has_known_floor:
             exact = exact_answers(fill_mask.encode(text), config.eval.masking, inputs.tokenizer)
-        completions.append((text, terminal.answers(rows, exact)))
+        completions.append(terminal.completion(text, terminal.answers(rows, exact)))
     return completions

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -21,6 +21,7 @@ from mlmlab.evaluation.masked_perplexity import (
     evaluate,
     perplexity,
 )
+from mlmlab.model import MaskedLanguageModel
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.signals import Interruptions
 from mlmlab.tracking.progress_bar import ProgressBar, shown
@@ -73,6 +74,9 @@ class Outputs:
     """Of the config; both are part of a checkpoint."""
     interruptions: Interruptions
     profiler: Profiler | None = None
+    completions: Callable[[MaskedLanguageModel], list[str]] | None = None
+    """What the model makes of the texts of `eval.fill_mask`, as lines to print at every evaluation;
+    every process calls it."""
 
 
 class Loop:
@@ -105,6 +109,8 @@ class Loop:
         self.evaluators = evaluators
         self.own_figures: dict[str, float] = {}
         """Those of the last evaluation, by tag."""
+        self.completions: list[str] = []
+        """Those of the last evaluation."""
         self.record = ProgressRecord()
         if resumed_from is not None:
             self.record = load_state(resumed_from, replica, self.optimizers)
@@ -329,6 +335,8 @@ class Loop:
                 )
                 tokenizer, device = self.outputs.tokenizer, self.replica.compute.device
                 self.own_figures = figures_of(self.evaluators, model, tokenizer, device, self.ranks)
+                if self.outputs.completions is not None:
+                    self.completions = self.outputs.completions(model)
                 return evaluation
         except EvaluationInterrupted:
             self._stop()
@@ -363,6 +371,11 @@ class Loop:
                 f"  {tag.removeprefix('eval/')} {x:.4g}" for tag, x in self.own_figures.items()
             )
         )
+        if self.completions:
+            self.bar.line("\n".join(self.completions))
+            if self.outputs.tracker is not None:
+                text = "\n".join(self.completions)
+                self.outputs.tracker.text(self.record.steps, "fill_mask", text)
         return result
 
     def _compare(self, result: Evaluation, value: float) -> None:
