@@ -6,7 +6,13 @@ import sys
 
 from omegaconf import OmegaConf
 
-from mlmlab.cli.commands import EVALUATE, as_command, config_folder, invocation
+from mlmlab.cli.commands import (
+    EVALUATE,
+    as_command,
+    config_folder,
+    in_eighty_columns,
+    invocation,
+)
 from mlmlab.cli.compose import compose_evaluation, composed
 from mlmlab.runs import evaluate_checkpoint
 
@@ -36,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Composes the config, scores, and prints."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"--help", "-h"} & set(arguments):
-        print(_HELP % {"prog": invocation("evaluate")} + _keys())
+        print(in_eighty_columns(_HELP % {"prog": invocation("evaluate")} + _keys()))
         return
     report = evaluate_checkpoint(compose_evaluation(*arguments))
     if os.environ.get("RANK", "0") == "0":  # under torchrun

@@ -1,8 +1,10 @@
 """python -m mlmlab.train: Hydra composes a config, `execute` does what it says."""
 
 import hashlib
+import io
 import os
 import sys
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import hydra
@@ -10,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mlmlab.cli.commands import as_command, config_folder, invocation
+from mlmlab.cli.commands import as_command, config_folder, in_eighty_columns, invocation
 from mlmlab.cli.compose import plain, run_mapping, with_own_options
 from mlmlab.cli.hydra_errors import composition_errors
 from mlmlab.cli.sweeps import refuse_shared_folder
@@ -69,7 +71,12 @@ def main() -> None:
     sys.argv[1:] = with_own_options(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits before we see its errors
     with composition_errors(sys.argv[1:]):
-        train()
+        if {"--help", "-h"}.isdisjoint(sys.argv[1:]):
+            train()
+            return
+        with redirect_stdout(io.StringIO()) as text, suppress(SystemExit):  # Hydra exits after it
+            train()
+        print(in_eighty_columns(text.getvalue()))
 
 
 def command() -> None:

@@ -190,7 +190,13 @@ def test_help_lists_groups_and_keys_in_eighty_columns(command: Command) -> None:
     assert finished.status == 0
     assert finished.stderr == ""
     assert max(map(len, finished.stdout.splitlines())) <= 80
-    for text in ("experiment: eli5, finetune", "learning_rate:", "+experiment=eli5", " -m "):
+    for text in (
+        "experiment: cramming, eli5",
+        "finetune",
+        "learning_rate:",
+        "+experiment=eli5",
+        " -m ",
+    ):
         assert text in finished.stdout
     assert list(finished.folder.iterdir()) == []
 

@@ -203,7 +203,7 @@ def test_what_is_no_sink_is_refused_before_the_text_is_opened(
     def opened(*_: object) -> None:
         pytest.fail("the text was opened")
 
-    monkeypatch.setattr("mlmlab.runs.setup.open_source", opened)
+    monkeypatch.setattr("mlmlab.runs.setup.open_text", opened)
     where, code, named = WRONG[override]
     with pytest.raises(mlmlab.UserError) as refused:
         _run(*TINY, override, "run_dir=run")

@@ -1,6 +1,7 @@
 """The commands: their names, how a process becomes one, and the YAML of two of them."""
 
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,14 @@ def script(name: str) -> str:
 def invocation(name: str) -> str:
     """A command as the user has called it: its console script, or python -m."""
     return script(name) if Path(sys.argv[0]).stem == script(name) else f"python -m mlmlab.{name}"
+
+
+def in_eighty_columns(help_text: str) -> str:
+    """A help text with its long lines folded: those of the groups with many options."""
+    return "\n".join(
+        textwrap.fill(line, 80, subsequent_indent="  ") if len(line) > 80 else line
+        for line in help_text.splitlines()
+    )
 
 
 def as_command(main: Callable[[], object]) -> NoReturn:
