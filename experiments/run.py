@@ -66,7 +66,7 @@ ENTRIES = {
         rates(0.15, 0.3, 0.5),
     ),
     "python_docs": Entry(
-        "Python's documentation: how far below a unigram model is ten minutes' training?",
+        "Python's documentation: how far below a unigram model is a tiny model after 50 epochs?",
         {"python_docs": ("+experiment=python_docs",)},
         unigram,
     ),
