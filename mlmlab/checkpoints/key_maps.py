@@ -1,6 +1,6 @@
 """The Hub's names, as tables: ours on the left, theirs on the right. One map per family.
 
-Where a parameter of ours is made of several of theirs, they are joined along the first dimension
+Where one of our parameters is made of several of theirs, they are joined along the first dimension
 (query, key and value are one matrix here). The inverse, for saving, is derived. `{i}` is the
 layer's number.
 """

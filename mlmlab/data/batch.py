@@ -117,7 +117,7 @@ class Masker(Generic[Policy]):
         return build_policy(self.config)
 
     def rate_at(self, step: int) -> float:
-        """The masking rate after so many steps."""
+        """The masking rate after `step` steps."""
         if isinstance(self.config, MaskingConfig):
             return self.config.rate_at(step, self.total_steps)
         return self.config.rate

@@ -196,7 +196,7 @@ class DocumentBlocks:
 class SampledBlocks:
     """Some of the examples, drawn at random without replacement, in their order.
 
-    They are numbered anew, from 0. A shorter last one is never among them.
+    They are numbered again, from 0. A shorter last one is never among them.
     """
 
     def __init__(self, blocks: Blocks, count: int, seed: int) -> None:

@@ -74,7 +74,7 @@ class TrainEvalConfig(EvalConfig):
     """min: less of it is better; max: more. null: min, for eval/loss and eval/perplexity alone."""
     fill_mask: tuple[str, ...] | None = None
     """Sentences that the model completes at every evaluation and at the end; <mask> stands for any
-    model's mask. null: at the end of a run on the small world, those of its own."""
+    model's mask. null: at the end of a run on the small world, its own sentences."""
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong with the evaluators, a figure that none of them has, and its mode."""

@@ -41,7 +41,7 @@ class PolicyBatch:
         row's example id, its position and the stream. No others in a run depend on them.
 
         Args:
-            stream: 0 or above; each has numbers of its own.
+            stream: 0 or above; each has its own numbers.
         """
         seed = derive_seed(self.seed, Domain.POLICY, stream)
         length = self.input_ids.shape[1]

@@ -22,7 +22,7 @@ class RunResult:
     """The exported weights, in evaluation mode on the CPU, wherever the run trained them."""
     tokenizer: Tokenizer
     metrics: list[dict[str, Any]]
-    """The content of metrics.jsonl, a dict a log event: step, epoch, and figures by their tags
+    """The content of metrics.jsonl, a dict per log event: step, epoch, and figures by their tags
     (train/loss); None for a figure that was not finite."""
 
     @classmethod
