@@ -68,6 +68,27 @@ def find(
     return functools.partial(found, **options)
 
 
+def require(key: str, name: str, found: Any, *methods: str) -> None:
+    """Checks that a user's own object, or its class, has the methods of its seam.
+
+    Args:
+        key: the config key that holds the name.
+        methods: as a user writes them: "log(step, figures)".
+
+    Raises:
+        UserError: which are missing.
+    """
+    missing = [m for m in methods if not callable(getattr(found, m.partition("(")[0], None))]
+    if missing:
+        raise UserError.of(
+            key,
+            code=Code.INVALID,
+            found=f"{name}, without {' and '.join(missing)}",
+            expected=f"a class with {', '.join(methods)} (docs/extending.md)",
+            remedy="add what is missing",
+        )
+
+
 def _imported(key: str, name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:

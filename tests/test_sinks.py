@@ -190,7 +190,11 @@ WRONG = {
     "tracking.sinks=[jsonl,jsonl]": ("tracking.sinks", Code.CONFLICT, "once"),
     "tracking.sinks=[jsonl,wandb]": ("tracking.sinks", Code.WRONG_TYPE, "wandb"),
     "tracking.sinks=[jsonl,my_sinks:Line]": ("tracking.sinks", Code.NOT_FOUND, "Line"),
-    "tracking.sinks=[jsonl,my_sinks:Mute]": ("tracking.sinks", Code.INVALID, "text, close"),
+    "tracking.sinks=[jsonl,my_sinks:Mute]": (
+        "tracking.sinks",
+        Code.INVALID,
+        "without text(step, name, value) and close()",
+    ),
     "tracking.sinks=[jsonl,my_sinks:Older]": ("tracking.sinks", Code.INVALID, "run_dir"),
     "tracking.options.Lines.name=x": ("tracking.options", Code.CONFLICT, "Lines"),
 }

@@ -91,14 +91,7 @@ def build_policy(config: MaskingPolicy) -> KernelPolicy | OwnPolicy:
     policy: KernelPolicy | OwnPolicy = build(config)
     if isinstance(policy, KernelPolicy):
         return policy
-    if not callable(getattr(policy, "select", None)):
-        raise UserError.of(
-            key,
-            code=Code.INVALID,
-            found=f"{config.unit}, without select(batch)",
-            expected="a class with select(batch) (docs/extending.md)",
-            remedy="add it",
-        )
+    seams.require(key, config.unit, policy, "select(batch)")
     if config.corrupt is Corrupt.UNIT and not callable(getattr(policy, "units", None)):
         raise UserError.of(
             f"{config.path}.corrupt",

@@ -12,7 +12,6 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from mlmlab import schema, seams
-from mlmlab.errors import Code, UserError
 from mlmlab.tracking.config import JSONL, TENSORBOARD, TrackingConfig
 
 METRICS, EVENTS = "metrics.jsonl", "tensorboard"
@@ -116,14 +115,6 @@ def find_sinks(config: TrackingConfig) -> dict[str, functools.partial[Sink]]:
             options=config.options.get(name.partition(":")[2], {}),
             options_key="tracking.options",
         )
-        missing = [m for m in ("log", "text", "close") if not hasattr(found[name].func, m)]
-        if missing:
-            raise UserError.of(
-                "tracking.sinks",
-                code=Code.INVALID,
-                found=f"{name}, without {', '.join(missing)}",
-                expected="a class with log(step, figures), text(step, name, value) and close() "
-                "(docs/extending.md)",
-                remedy="add what is missing",
-            )
+        methods = ("log(step, figures)", "text(step, name, value)", "close()")
+        seams.require("tracking.sinks", name, found[name].func, *methods)
     return found

@@ -10,7 +10,6 @@ from torch import nn
 from mlmlab import seams
 from mlmlab.data.batch import Masker, MicroBatch
 from mlmlab.data.blocks import Examples
-from mlmlab.errors import Code, UserError
 from mlmlab.masking import MaskingConfig
 from mlmlab.model import token_losses
 from mlmlab.training.config import ObjectiveConfig
@@ -89,18 +88,7 @@ def find_objective(config: ObjectiveConfig) -> Any:
         options=config.options,
         options_key="objective.options",
     )
-    methods = ("prepare(examples, example_ids, epoch, step)", "loss(model, micro)")
-    missing = [
-        method
-        for method in methods
-        if not callable(getattr(found.func, method.partition("(")[0], None))
-    ]
-    if missing and isinstance(found.func, type):
-        raise UserError.of(
-            _KEY,
-            code=Code.INVALID,
-            found=f"{config.name}, without {' and '.join(missing)}",
-            expected="a class with both (docs/extending.md)",
-            remedy="add what is missing",
-        )
+    if isinstance(found.func, type):
+        methods = ("prepare(examples, example_ids, epoch, step)", "loss(model, micro)")
+        seams.require(_KEY, config.name, found.func, *methods)
     return found
