@@ -108,6 +108,9 @@ class RunConfig:
     sources: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the source file of each of one's own objects (package.module:name), noted when the
     run begins."""
+    varies: tuple[str, ...] = ()
+    """The keys that differ between the jobs of the sweep that the run belongs to, noted by the
+    sweep. A group counts as one key (masking; eval.masking for masking@eval.masking)."""
 
     def problems(self) -> Iterator[Problem]:
         """Contradictions between the groups."""

@@ -185,6 +185,20 @@ def test_a_sweep_that_an_experiment_of_ones_own_describes_is_checked_like_any_ot
     assert list(finished.folder.iterdir()) == []
 
 
+def test_each_job_notes_the_keys_that_the_sweep_varies(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "mine" / "experiment" / "sweep.yaml"
+    file.parent.mkdir(parents=True)
+    params = "seed: '0,1', masking.rate: '0.2,0.3', train.weight_decay: 0.1"
+    file.write_text(f"# @package _global_\nhydra: {{sweeper: {{params: {{{params}}}}}}}\n")
+    finished = command(
+        "-m", "--config-dir", str(tmp_path / "mine"), "+experiment=sweep", "debug=one_step",
+        "seed=0", "masking@eval.masking=bert,whole_word", "sweep_dir=sweep", "runtime.device=cpu",
+    )  # fmt: skip
+    assert finished.status == 0, finished.stderr
+    configs = [OmegaConf.load(file) for file in finished.folder.glob("sweep/*/config.yaml")]
+    assert [list(c.varies) for c in configs] == [["masking.rate", "eval.masking"]] * 4
+
+
 def test_help_lists_groups_and_keys_in_eighty_columns(command: Command) -> None:
     finished = command("--help")
     assert finished.status == 0

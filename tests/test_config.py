@@ -581,6 +581,7 @@ FINE_TUNING = {
     "tracking": {"sinks": ["tensorboard", "jsonl"], "options": {}},
     "debug": {"mode": "none", "step": None, "profile_steps": 0},
     "sources": {},
+    "varies": [],
 }
 """The published recipe: the Hub guide's arguments, and the defaults of its trainer."""
 EVALUATION: dict[str, Any] = {

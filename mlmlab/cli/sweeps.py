@@ -1,4 +1,4 @@
-"""A sweep is refused before its first job, if one of its jobs would be."""
+"""A sweep: it is refused before its first job if one of its jobs would be, and says what varies."""
 
 import itertools
 import sys
@@ -8,6 +8,7 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,11 +29,31 @@ class SweepCheck(Callback):
         Args:
             config: composed, but for what is swept.
         """
+        loader = GlobalHydra.instance().config_loader()
         # Only the basic sweeper runs all combinations; others choose as they go.
         if config.hydra.runtime.choices["hydra/sweeper"] == "basic":
             # exit_status is inside, because Hydra turns a callback's exception into a warning.
             with exit_status(), composition_errors(sys.argv[1:]):
-                check_sweep(config, GlobalHydra.instance().config_loader())
+                check_sweep(config, loader)
+        config.hydra.overrides.task.append(f"varies=[{','.join(varying(config, loader))}]")
+
+
+def varying(config: DictConfig, loader: ConfigLoader) -> list[str]:
+    """The keys that a sweep varies: those with several values, or with an interval to search."""
+    varies = {_dotted(given): given.is_sweep_override() for given in _given(config, loader)}
+    return [key for key, is_varied in varies.items() if is_varied]
+
+
+def _given(config: DictConfig, loader: ConfigLoader) -> list[Override]:
+    """What the sweep's config and the command line set; the command line comes last, and wins."""
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    parser = OverridesParser.create(config_loader=loader)
+    return parser.parse_overrides([*params, *config.hydra.overrides.task])
+
+
+def _dotted(override: Override) -> str:
+    """The config key that an override sets; for a group, where it is put."""
+    return override.package or override.key_or_group
 
 
 def check_sweep(config: DictConfig, loader: ConfigLoader) -> None:
@@ -56,10 +77,8 @@ def check_sweep(config: DictConfig, loader: ConfigLoader) -> None:
 
 def _jobs(config: DictConfig, loader: ConfigLoader) -> Iterator[list[str]]:
     """The overrides of each job, as Hydra's basic sweeper combines them."""
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-    parser = OverridesParser.create(config_loader=loader)
     choices: dict[str, list[str]] = {}
-    for override in parser.parse_overrides([*params, *config.hydra.overrides.task]):
+    for override in _given(config, loader):
         key = override.get_key_element()
         if not override.is_sweep_override():
             choices[key] = [f"{key}={override.get_value_element_as_str()}"]

@@ -128,7 +128,7 @@ def _held_by_another(key: str, folder: Path) -> UserError:
     )
 
 
-_OF_THIS_COMMAND = ("resume", "debug.step", "debug.profile_steps")
+_OF_THIS_COMMAND = ("resume", "varies", "debug.step", "debug.profile_steps")
 """Keys that say nothing about the run."""
 _FIXED = (
     "seed",
