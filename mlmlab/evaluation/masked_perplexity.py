@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mlmlab.data.loader import EvalChunk, EvalLoader
+from mlmlab.masking import MaskedBatch
 from mlmlab.model import MaskedLanguageModel, token_losses
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import ALONE, Ranks
@@ -149,7 +150,7 @@ def _score_chunk(
         ranks=_ranks(logits, labels).cpu(),
         row_counts=batch.masked.row_offsets.diff(),
         document_ids=chunk.document_ids,
-        parts=_parts(chunk, loader.masker.vocabulary.mask_id),
+        parts=parts_of(chunk.batch.masked, loader.masker.vocabulary.mask_id),
     )
 
 
@@ -212,11 +213,10 @@ def _ranks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return ((logits > truth) | ((logits == truth) & lower)).sum(1)
 
 
-def _parts(chunk: EvalChunk, mask_id: int) -> torch.Tensor:
+def parts_of(masked: MaskedBatch[torch.Tensor], mask_id: int) -> torch.Tensor:
     """Which of `PARTS` each predicted token belongs to, int64 `[M]`."""
-    batch = chunk.batch.masked
-    shown = batch.input_ids.flatten()[batch.positions]
-    is_kept = shown == batch.labels  # a random id that happens to be the token's own is one, too
+    shown = masked.input_ids.flatten()[masked.positions]
+    is_kept = shown == masked.labels  # a random id that happens to be the token's own is one, too
     return torch.where(shown == mask_id, 0, torch.where(is_kept, 2, 1))
 
 

@@ -13,7 +13,7 @@ from mlmlab.data.loader import EvalLoader
 from mlmlab.evaluation.config import Split
 from mlmlab.evaluation.evaluators import build_evaluators, figures_of
 from mlmlab.evaluation.masked_perplexity import Evaluation, Score, evaluate
-from mlmlab.evaluation.small_world_floor import floor_perplexity
+from mlmlab.evaluation.small_world_floor import Floor, exact_floor
 from mlmlab.runs import terminal
 from mlmlab.runs.setup import on_rank_zero_first, set_up_evaluation
 from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
@@ -28,8 +28,8 @@ class EvaluationReport:
     evaluation: Evaluation
     own_figures: Mapping[str, float]
     """Those of the user's own evaluators, by tag (eval/NAME/...)."""
-    floor_perplexity: float | None
-    """The exact lowest perplexity on these blocks and masks; None where it is not known."""
+    floor: Floor | None
+    """The exact lowest perplexities on these blocks and masks; None where they are not known."""
     checkpoint: str
     """The folder, or owner/name@commit."""
     data: str
@@ -45,13 +45,17 @@ class EvaluationReport:
     def to_mapping(self) -> dict[str, Any]:
         """As strict JSON has it: losses in nats per token, null where a figure is not known."""
         evaluation = self.evaluation
+        floors = self.floor.parts if self.floor else {}
         return {
             **_figures(evaluation),
             "loss_standard_error": _finite(evaluation.loss_standard_error),
             "perplexity_standard_error": _finite(evaluation.perplexity_standard_error),
-            **{name: _figures(score) for name, score in evaluation.parts.items()},
+            **{
+                name: _figures(score) | {"floor_perplexity": floors.get(name)}
+                for name, score in evaluation.parts.items()
+            },
             "own_figures": {tag: _finite(value) for tag, value in self.own_figures.items()},
-            "floor_perplexity": self.floor_perplexity,
+            "floor_perplexity": self.floor.perplexity if self.floor else None,
             "documents": self.documents,
             "examples": self.examples,
             "tokens": self.tokens,
@@ -122,12 +126,12 @@ def _evaluate(
     own_figures = figures_of(evaluators, model, inputs.tokenizer, compute.device, ranks)
     floor = None
     if inputs.has_known_floor:
-        floor = ranks.on_rank_zero(lambda: floor_perplexity(inputs.tokenizer, loader))
+        floor = ranks.on_rank_zero(lambda: exact_floor(inputs.tokenizer, loader))
     bar.line(terminal.scores(evaluation, floor, own_figures))
     return EvaluationReport(
         evaluation=evaluation,
         own_figures=own_figures,
-        floor_perplexity=floor,
+        floor=floor,
         checkpoint=inputs.loaded.resolved,
         data=inputs.text.source.description,
         split=config.eval.split or Split.ALL,
