@@ -555,7 +555,7 @@ def _assert_tensorboard_has_metrics_jsonl(run_dir: Path) -> None:
         for tag in accumulator.Tags()["scalars"]
     }
     assert found == expected
-    assert len(expected["final/eval_perplexity"]) == 1
+    assert len(expected["trained/eval_perplexity"]) == 1
     assert accumulator.summary_metadata.keys() >= {
         "_hparams_/experiment",
         "_hparams_/session_start_info",

@@ -152,7 +152,7 @@ def test_ideas_of_ones_own_train_resume_and_are_refused_once_they_have_changed(
     assert {"train/loss", "eval/perplexity", "eval/sizes/table"} <= figures
     lines = (whole / "lines.txt").read_text().splitlines()
     assert len(lines) == len((whole / "metrics.jsonl").read_text().splitlines())
-    assert "final/eval_loss" in lines[-1]
+    assert "trained/eval_loss" in lines[-1]
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["eval_perplexity"] < summary["initial_eval_perplexity"]
 

@@ -75,19 +75,19 @@ def test_the_figures_of_a_log_line_are_those_of_its_steps(run_dir: Path) -> None
     assert [line["step"] for line in lines] == [5, 10, 15, 20]
     for line in lines:
         steps, length = 5, 32
-        seconds = line["step/seconds"]
+        seconds = line["usage/seconds"]
         tokens = round(line["train/tokens_per_second"] * seconds)
         assert tokens == steps * 8 * length
-        assert 0 <= line["data/seconds"] <= seconds
+        assert 0 <= line["usage/data_seconds"] <= seconds
         dense = dense_equivalent_flops(config, examples=steps * 8, length=length)
-        assert line["train/dense_equivalent_flops_per_second"] * seconds == pytest.approx(dense)
-        flops = line["train/model_flops_per_second"] * seconds
+        assert line["usage/dense_equivalent_flops_per_second"] * seconds == pytest.approx(dense)
+        flops = line["usage/model_flops_per_second"] * seconds
         least, most = (
             actual_flops(config, examples=steps * 8, length=length, predicted=predicted)
             for predicted in (round(0.05 * tokens), round(0.3 * tokens))
         )
         assert least < flops < most
-        assert line["train/peak_memory_bytes"] > 2**26
+        assert line["usage/peak_memory_bytes"] > 2**26
     evaluations = [event for event in events(run_dir) if "eval/loss" in event]
     assert all(event["eval/seconds"] > 0 for event in evaluations)
 

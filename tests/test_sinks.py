@@ -106,7 +106,7 @@ def test_ones_own_sink_gets_every_event_and_text_and_is_closed(sinks: Path) -> N
     ]
     assert found == expected
     expected = [event for event in expected if "fill_mask" not in event]
-    assert expected[-1]["final/eval_loss"] == expected[-2]["eval/loss"]
+    assert expected[-1]["trained/eval_loss"] == expected[-2]["eval/loss"]
     texts = [call[1:] for call in logged if call[0] == "text"]
     assert [step for step, _, _ in texts] == [e["step"] for e in expected if "eval/loss" in e]
     for _, name, text in texts:

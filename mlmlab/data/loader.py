@@ -134,18 +134,27 @@ class TrainLoader:
         for start in range(0, most, self.micro_batch_size):
             chosen = mine[start : start + self.micro_batch_size]
             ids = chosen if len(chosen) else example_ids[:1]
-            micro = self.objective.prepare(self.blocks.take(ids), ids, epoch, step)
-            if not isinstance(micro, MicroBatch):
-                raise UserError.of(
-                    "objective.name",
-                    code=Code.INVALID,
-                    found=f"{type(self.objective).__name__}, whose prepare returned "
-                    f"{type(micro).__name__}",
-                    expected="a MicroBatch",
-                    remedy="return what masker.micro_batch(...) returns, changed with "
-                    "dataclasses.replace",
-                )
+            micro = self.prepare(ids, epoch, step)
             yield micro if len(chosen) else micro.without_predictions()
+
+    def prepare(self, example_ids: NDArray[np.int64], epoch: int, step: int) -> MicroBatch:
+        """What the objective makes of some examples; see `Prepares.prepare`.
+
+        Raises:
+            UserError: one's own objective makes something else of them.
+        """
+        micro = self.objective.prepare(self.blocks.take(example_ids), example_ids, epoch, step)
+        if not isinstance(micro, MicroBatch):
+            raise UserError.of(
+                "objective.name",
+                code=Code.INVALID,
+                found=f"{type(self.objective).__name__}, whose prepare returned "
+                f"{type(micro).__name__}",
+                expected="a MicroBatch",
+                remedy="return what masker.micro_batch(...) returns, changed with "
+                "dataclasses.replace",
+            )
+        return micro
 
     def batches(self, first: int, step: int) -> Generator[StepBatch, None, None]:
         """All batches from `first` on, endlessly, each prepared while the one before it runs.

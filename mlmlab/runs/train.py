@@ -28,8 +28,9 @@ from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
 from mlmlab.runtime.distributed import Ranks, process_group
 from mlmlab.runtime.signals import Interruptions
+from mlmlab.tracking.masked_text import first_examples
 from mlmlab.tracking.progress_bar import ProgressBar
-from mlmlab.tracking.sinks import FINAL, Sink, find_sinks
+from mlmlab.tracking.sinks import Sink, find_sinks
 from mlmlab.tracking.summary import (
     Summary,
     git_commit,
@@ -37,6 +38,7 @@ from mlmlab.tracking.summary import (
     processor_name,
     versions,
 )
+from mlmlab.tracking.tensorboard import TRAINED
 from mlmlab.tracking.tracker import Tracker
 from mlmlab.training.backward import Loss
 from mlmlab.training.loop import Loop, Outputs, Training
@@ -103,6 +105,8 @@ def _train(
             config, inputs, compute, ranks, horizon, run_dir, start, sinks, stack, quiet=quiet
         )
         loop = build_loop(config, inputs, ranks, compute, horizon, evaluators, outputs, start.state)
+        if start.state is None:
+            ranks.on_rank_zero(lambda: _show_first_examples(loop, outputs))
         if not suppresses_non_finite(loop.optimizers):
             outputs.bar.line(terminal.host_check(config.train.optimizer))
         training = loop.train()
@@ -245,6 +249,13 @@ def build_replica(
     return Replica(model, ranks, compute, loss)
 
 
+def _show_first_examples(loop: Loop, outputs: Outputs) -> None:
+    """To the sinks, at the start of a run."""
+    assert outputs.tracker is not None
+    if text := first_examples(loop.train_loader, outputs.tokenizer):
+        outputs.tracker.text(0, "masked_examples", text)
+
+
 def _written(
     config: RunConfig,
     inputs: Inputs,
@@ -264,7 +275,7 @@ def _written(
     completions = _completions(config, inputs, model)
     if completions and outputs.completions is None:  # else the evaluations have logged them
         tracker.text(summary.steps, "fill_mask", "\n".join(completions))
-    final = {f"{FINAL}{tag.replace('/', '_')}": x for tag, x in summary.figures.items()}
+    final = {f"{TRAINED}{tag.replace('/', '_')}": x for tag, x in summary.figures.items()}
     tracker.log(summary.steps, {"epoch": loop.epoch, **final})
     _export(config, inputs, model, summary, run_dir)
     bar.line(terminal.closing(summary, training))

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlmlab.data.loader import TrainLoader
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.tracking.style import Style
 
 _WIDTH = 79
+_EXAMPLES = 3
 _MARKS = {
     # state: what is around the token, its style, and its explanation
     "masked": ("[", "]", Style.MASKED, "replaced by the mask"),
@@ -112,3 +114,24 @@ class MaskedText:
         """A token as a person writes it: without the sign for a space before it, or for none."""
         text = self.tokenizer.decode([int(number)], skip_special_tokens=False)
         return text.strip().removeprefix("##")
+
+
+def first_examples(loader: TrainLoader, tokenizer: Tokenizer) -> str:
+    """The first examples of a run's first batch, as its model sees them, and what the marks mean;
+    nothing for an objective of one's own that makes sequences of another shape."""
+    epoch, example_ids = loader.order.batch(0)
+    example_ids = example_ids[:_EXAMPLES]
+    examples = loader.blocks.take(example_ids)
+    original = examples.input_ids  # [B, T]
+    micro = loader.prepare(example_ids, epoch, step=0)
+    corrupted, positions, _, row_offsets = (array.numpy() for array in micro.masked)
+    if corrupted.shape != original.shape:
+        return ""
+    width = original.shape[1]
+    parts = [legend()]
+    for row, ids in enumerate(original):
+        length = len(ids) if examples.lengths is None else examples.lengths[row]
+        places = positions[row_offsets[row] : row_offsets[row + 1]] - row * width  # [M of the row]
+        text = MaskedText(ids[:length], corrupted[row, :length], places, tokenizer)
+        parts.append(f"{text.counts()}\n{text.marked()}")
+    return "\n\n".join(parts)

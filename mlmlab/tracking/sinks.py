@@ -3,21 +3,16 @@
 import functools
 import json
 import math
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
-
-from mlmlab import schema, seams
+from mlmlab import seams
 from mlmlab.tracking.config import JSONL, TENSORBOARD, TrackingConfig
+from mlmlab.tracking.tensorboard import TensorBoardSink
 
-METRICS, EVENTS = "metrics.jsonl", "tensorboard"
-"""The file and the folder of the built-in sinks, in the run's folder."""
-FINAL = "final/"
-"""How the tags of the figures of the exported weights begin."""
+METRICS = "metrics.jsonl"
+"""The file of figures and texts, in the run's folder."""
 
 
 class Sink(Protocol):
@@ -63,41 +58,6 @@ class JsonlSink:
     def close(self) -> None:
         """Closes the file."""
         self.file.close()
-
-
-class TensorBoardSink:
-    """TensorBoard's event files. A resumed run adds one, and TensorBoard reads them as one run."""
-
-    def __init__(self, config: Any, run_dir: Path) -> None:
-        self.config = config
-        self.writer = SummaryWriter(str(run_dir / EVENTS))
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """A scalar for each figure; the final ones also beside the hyperparameters."""
-        for tag, value in figures.items():
-            self.writer.add_scalar(tag, value, step)
-        if final := {tag: value for tag, value in figures.items() if tag.startswith(FINAL)}:
-            self._add_hyperparameters(final)
-        self.writer.flush()  # waits for the writer's thread: a full disk is noticed now
-
-    def _add_hyperparameters(self, final: dict[str, float]) -> None:
-        """In the run's own event file: SummaryWriter's `add_hparams` would start a second run."""
-        scalars = {
-            key: value if isinstance(value, bool | int | float | str) else str(value)
-            for key, value in schema.flat(schema.to_mapping(self.config)).items()
-        }
-        for summary in hparams(scalars, final):  # type: ignore[no-untyped-call]
-            self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
-
-    def text(self, step: int, name: str, value: str) -> None:
-        """A block of code: as plain Markdown, TensorBoard would join its lines and take <mask> for
-        HTML."""
-        self.writer.add_text(name, textwrap.indent(value, "    "), step)
-        self.writer.flush()
-
-    def close(self) -> None:
-        """Closes the event file."""
-        self.writer.close()
 
 
 BUILT_IN = {TENSORBOARD: TensorBoardSink, JSONL: JsonlSink}

@@ -8,7 +8,8 @@ from typing import Any
 
 from mlmlab.errors import RunFailed
 from mlmlab.fetch.cache import flush
-from mlmlab.tracking.sinks import BUILT_IN, EVENTS, METRICS, Sink
+from mlmlab.tracking.sinks import BUILT_IN, METRICS, Sink
+from mlmlab.tracking.tensorboard import EVENTS
 
 
 class Tracker:

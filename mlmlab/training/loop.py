@@ -280,7 +280,7 @@ class Loop:
             "train/grad_norm": result.grad_norm.item(),
             "train/masking_rate": self.window.masking_rate,
             **speed,
-            "train/peak_memory_bytes": peak_memory_bytes(self.replica.compute.device),
+            "usage/peak_memory_bytes": peak_memory_bytes(self.replica.compute.device),
         }
         if self._is_scaled:
             figures["train/loss_scale"] = self.record.loss_scale.scale

@@ -68,10 +68,10 @@ class Window:
         dense = dense_equivalent_flops(config, examples=examples, length=length)
         return {
             "train/tokens_per_second": self._tokens / seconds,
-            "train/model_flops_per_second": actual / seconds,
-            "train/dense_equivalent_flops_per_second": dense / seconds,
-            "step/seconds": seconds,
-            "data/seconds": self._data_seconds,
+            "usage/model_flops_per_second": actual / seconds,
+            "usage/dense_equivalent_flops_per_second": dense / seconds,
+            "usage/seconds": seconds,
+            "usage/data_seconds": self._data_seconds,
         }
 
     def restart(self) -> None:
