@@ -94,9 +94,9 @@ class Running(ABC):
             time.sleep(0.001)
 
     def wait_for_metrics(self, lines: int, run: str = "run") -> None:
-        """Until metrics.jsonl has so many lines."""
+        """Until metrics.jsonl has so many lines of figures."""
         file = self.folder / run / "metrics.jsonl"
-        self.wait_until(lambda: file.exists() and file.read_bytes().count(b"\n") >= lines)
+        self.wait_until(lambda: file.exists() and file.read_bytes().count(b'"epoch"') >= lines)
 
     def send(self, number: int, rank: int) -> None:
         """A signal to one of the processes."""

@@ -72,9 +72,9 @@ class Moments:
         is_open = self.is_training() and self.metrics.exists()  # the event file may come first
         text = self.metrics.read_text() if is_open else ""
         lines = text[: text.rfind("\n") + 1].splitlines()  # the last may be half written
-        if not lines:
+        last = json.loads(lines[-1]) if lines else {"masked_examples": "soon"}
+        if "masked_examples" in last:
             return self.is_training()
-        last = json.loads(lines[-1])
         return "train/loss" in last and last["step"] % 21 == 0
 
     def is_saving(self) -> bool:
@@ -238,8 +238,10 @@ def test_a_second_sigint_stops_at_once(tmp_path: Path) -> None:
 
 
 def _lines(run_dir: Path) -> list[str]:
+    """Those of metrics.jsonl that have figures."""
     path = run_dir / "metrics.jsonl"
-    return path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line for line in lines if '"epoch"' in line]
 
 
 def _said(running: Running) -> str:

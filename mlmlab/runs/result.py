@@ -23,8 +23,8 @@ class RunResult:
     tokenizer: Tokenizer
     metrics: list[dict[str, Any]]
     """The content of metrics.jsonl, a dict per log event: step, epoch, and figures by their tags
-    (train/loss); None for a figure that was not finite. The completions of eval.fill_mask are a str
-    under fill_mask."""
+    (train/loss); None for a figure that was not finite. The completions of eval.fill_mask, and
+    the first examples as the model saw them, are a str under fill_mask and masked_examples."""
 
     @classmethod
     def read(cls, summary: Summary, run_dir: Path) -> "RunResult":
