@@ -327,12 +327,12 @@ def pause(rng: random.Random, longest_seconds: float) -> None:
     time.sleep(rng.uniform(0.0, longest_seconds))
 
 
-def assert_same_curve(
-    found: Sequence[dict[str, float]], expected: Sequence[dict[str, float]]
-) -> None:
-    """Two runs are the same to rounding, event by event."""
+def assert_same_curve(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> None:
+    """Two runs are the same to rounding, event by event, and their texts are equal."""
     assert len(found) == len(expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
-            assert ours[key] == pytest.approx(value, rel=1e-7 if key == "eval/loss" else 1e-5), key
+            if not isinstance(value, str):
+                value = pytest.approx(value, rel=1e-7 if key == "eval/loss" else 1e-5)
+            assert ours[key] == value, key
