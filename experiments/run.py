@@ -33,6 +33,7 @@ HERE = Path(__file__).parent
 DECIDED = 3.0
 """Standard errors of a difference from which on it is called one."""
 Overrides = tuple[str, ...]
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def unigram(overrides: Overrides) -> float:
     return float(np.exp(-np.log(counts[labels] / counts.sum()).mean()))
 
 
-def entries(minilm: str, eli5: Overrides) -> dict[str, Entry]:
+def entries(minilm: str = MINILM, eli5: Overrides = ()) -> dict[str, Entry]:
     """All of them.
 
     Args:
@@ -101,13 +102,7 @@ def entries(minilm: str, eli5: Overrides) -> dict[str, Entry]:
             "ELI5: what is a pretrained encoder of sentences worth to a new masked-LM head?",
             {
                 "pretrained": (*one_epoch, f"checkpoint={minilm}"),
-                "untrained": (
-                    *one_epoch,
-                    "checkpoint=null",
-                    "checkpoint_head=require",
-                    f"tokenizer.path={minilm}",
-                    *small_bert,
-                ),
+                "untrained": (*one_epoch, *untrained),
             },
         ),
         "trainer": Entry(
@@ -133,9 +128,13 @@ def entries(minilm: str, eli5: Overrides) -> dict[str, Entry]:
     }
 
 
-def measure(entry: Entry, seeds: Sequence[int], folder: Path) -> dict[str, Any]:
+def measure(entry: Entry, online: Entry, seeds: Sequence[int], folder: Path) -> dict[str, Any]:
     """The runs of an entry that are not finished in `folder`, one after the other, and all their
-    figures."""
+    figures.
+
+    Args:
+        online: the same, without this machine's paths.
+    """
     start = ""
     if entry.start is not None:
         trained(entry.start, folder / "start")
@@ -169,7 +168,7 @@ def measure(entry: Entry, seeds: Sequence[int], folder: Path) -> dict[str, Any]:
         "versions": summary.versions,
         "minutes": round(sum(sum(x.get("seconds", [])) for x in arms.values()) / 60, 1),
         "arms": {
-            arm: {"command": " ".join(["python -m mlmlab.train", *entry.arms[arm], "seed=SEED"])}
+            arm: {"command": " ".join(["python -m mlmlab.train", *online.arms[arm], "seed=SEED"])}
             | figures
             for arm, figures in arms.items()
         },
@@ -296,7 +295,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="NAME", help="default: all")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
-    parser.add_argument("--minilm", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--minilm", default=MINILM)
     parser.add_argument("--eli5", metavar="FILE", help="ELI5-Category's second validation split")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
@@ -305,7 +304,8 @@ def main() -> None:
     eli5 = ("data.source=file", f"data.path={arguments.eli5}") if arguments.eli5 else ()
     known = entries(arguments.minilm, eli5)
     for name in arguments.only or known:
-        result = measure(known[name], seeds, arguments.runs.resolve() / name)
+        folder = arguments.runs.resolve() / name
+        result = measure(known[name], entries()[name], seeds, folder)
         result["verdicts"] = {label: verdict(x) for label, x in tables(result).items()}
         folder = HERE / name
         folder.mkdir(exist_ok=True)
