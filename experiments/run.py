@@ -78,14 +78,19 @@ def entries(minilm: str = MINILM, eli5: Overrides = ()) -> dict[str, Entry]:
         "model.family=bert", "model.hidden_size=384", "model.layers=6", "model.heads=12",
         "model.intermediate_size=1536", "model.max_positions=512",
     )  # fmt: skip
-    one_epoch = ("+experiment=minilm_eli5", *eli5, "train.epochs=1")
-    docs = ("+experiment=python_docs", "train.epochs=15", "train.early_stopping_patience=null")
+    on_answers = ("+experiment=minilm_eli5", *eli5, "eval.max_examples=512")
+    short = (*on_answers, "train.max_steps=200")
+    docs = ("+experiment=python_docs", "train.epochs=8", "train.early_stopping_patience=null")
     again = (
-        "+experiment=minilm_eli5", *eli5, "checkpoint=START", "checkpoint_head=require",
-        "train.max_steps=100", "train.learning_rate=1e-4",
+        *on_answers, "checkpoint=START", "checkpoint_head=require", "train.max_steps=100",
+        "train.learning_rate=1e-4",
     )  # fmt: skip
     all_masked = ("masking.mask_fraction=1", "masking.random_fraction=0")
     return {
+        "first_command": Entry(
+            "README's first command: how does perplexity fall to the floor?",
+            {"default": ("eval.every_steps=60",)},
+        ),
         "masking_rate": Entry(
             "Small world: how close to the floor do 1,620 steps come at three masking rates?",
             {f"{rate:.0%}": (f"masking.rate={rate}",) for rate in (0.15, 0.3, 0.5)},
@@ -101,15 +106,15 @@ def entries(minilm: str = MINILM, eli5: Overrides = ()) -> dict[str, Entry]:
         "minilm_eli5": Entry(
             "ELI5: what is a pretrained encoder of sentences worth to a new masked-LM head?",
             {
-                "pretrained": (*one_epoch, f"checkpoint={minilm}"),
-                "untrained": (*one_epoch, *untrained),
+                "pretrained": (*short, f"checkpoint={minilm}"),
+                "untrained": (*short, *untrained),
             },
         ),
         "trainer": Entry(
             "ELI5: do 100 steps from one checkpoint come to the same in mlmlab and in Trainer?",
             {"mlmlab": again, "Trainer": again},
-            scored={"test": (*eli5, "eval.split=test")},
-            start=(*one_epoch, f"checkpoint={minilm}"),
+            scored={"test": (*eli5, "eval.split=test", "eval.max_examples=512")},
+            start=(*on_answers, f"checkpoint={minilm}", "train.epochs=1"),
             with_trainer=("Trainer",),
         ),
         "masking_unit": Entry(
@@ -280,6 +285,32 @@ def plot(path: Path, result: dict[str, Any]) -> None:
     figure.savefig(path, dpi=130)
 
 
+def plot_curves(path: Path, result: dict[str, Any]) -> None:
+    """Test perplexity against steps, a line for each run, and the exact floor."""
+    if util.find_spec("matplotlib") is None:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
+    for color, (arm, figures) in zip(("C0", "C1", "C2"), result["arms"].items(), strict=False):
+        for n, curve in enumerate(figures["curve"]):
+            axes.plot(*zip(*curve, strict=True), color=color, alpha=0.7, label=arm if not n else "")
+    floor = floor_of(result, "test")
+    if floor is not None:
+        axes.axhline(floor, color="gray", linestyle="--")
+        axes.annotate(f"exact floor {floor:.3f}", (0, floor * 0.88), color="gray", va="top")
+        axes.set_ylim(bottom=floor * 0.6)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("steps")
+    axes.set_ylabel("test perplexity")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
 def floor_of(result: dict[str, Any], label: str) -> float | None:
     """The exact floor of an evaluation, where it is known."""
     figures = next(iter(result["arms"].values()))
@@ -311,6 +342,8 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         plot(folder / "result.png", result)
+        if all(len(figures.get("curve", [[]])[0]) > 2 for figures in result["arms"].values()):
+            plot_curves(folder / "curves.png", result)
         for label, text in result["verdicts"].items():
             print(f"{label}: {text}")
         print(f"{result['minutes']} minutes; written: {folder}")
