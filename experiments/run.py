@@ -78,6 +78,7 @@ def entries(minilm: str = MINILM, eli5: Overrides = ()) -> dict[str, Entry]:
         "model.family=bert", "model.hidden_size=384", "model.layers=6", "model.heads=12",
         "model.intermediate_size=1536", "model.max_positions=512",
     )  # fmt: skip
+    one_epoch = ("+experiment=minilm_eli5", *eli5, "train.epochs=1")
     on_answers = ("+experiment=minilm_eli5", *eli5, "eval.max_examples=512")
     short = (*on_answers, "train.max_steps=200")
     docs = ("+experiment=python_docs", "train.epochs=8", "train.early_stopping_patience=null")
@@ -114,7 +115,7 @@ def entries(minilm: str = MINILM, eli5: Overrides = ()) -> dict[str, Entry]:
             "ELI5: do 100 steps from one checkpoint come to the same in mlmlab and in Trainer?",
             {"mlmlab": again, "Trainer": again},
             scored={"test": (*eli5, "eval.split=test", "eval.max_examples=512")},
-            start=(*on_answers, f"checkpoint={minilm}", "train.epochs=1"),
+            start=(*one_epoch, f"checkpoint={minilm}"),
             with_trainer=("Trainer",),
         ),
         "masking_unit": Entry(
