@@ -199,6 +199,9 @@ class EvaluateConfig:
     data: DataConfig
     eval: ScoringConfig = field(default_factory=ScoringConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    json: bool | None = None
+    """Whether the command prints the figures as JSON in its last line; None: where its output is no
+    terminal."""
 
     def problems(self) -> Iterator[Problem]:
         """No checkpoint."""
