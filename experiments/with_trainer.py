@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from transformers import (
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -23,7 +24,7 @@ def train_with_trainer(config: RunConfig, export: Path) -> None:
     assert config.checkpoint is not None
     assert train.max_steps is not None
     tokenizer = AutoTokenizer.from_pretrained(config.checkpoint)
-    rows = [inputs.train.take([n]).input_ids[0].tolist() for n in range(len(inputs.train))]
+    rows = inputs.train.take(np.arange(len(inputs.train))).input_ids.tolist()
     trainer = Trainer(
         model=AutoModelForMaskedLM.from_pretrained(config.checkpoint),
         args=TrainingArguments(
