@@ -14,7 +14,7 @@ class ModelSettings:
     """The `model` group of the config. All null but the dropout: the checkpoint decides."""
 
     family: Family | None = None
-    """bert, roberta (DistilRoBERTa too) or distilbert."""
+    """bert, roberta (DistilRoBERTa too), distilbert or modernbert."""
     hidden_size: int | None = setting(None, at_least=1, example=128)
     """Width of the residual stream."""
     layers: int | None = setting(None, at_least=1, example=2)
@@ -58,10 +58,18 @@ class ModelConfig:
     heads: int
     intermediate_size: int
     max_positions: int
-    """The longest sequence, in tokens; the position table has `position_offset` rows more."""
+    """The longest sequence, in tokens; a position table has `position_offset` rows more."""
     token_types: int
     """Rows of the token-type table; 0: no table."""
     layer_norm_eps: float
+    global_every_n_layers: int
+    """Layers 0, n, 2n, ... see the whole row; the layers between them, `local_attention` alone."""
+    local_attention: int | None
+    """Width of a local layer's window, in tokens."""
+    global_rope_theta: float | None
+    """Base of the rotation in global layers; None: no rotation."""
+    local_rope_theta: float | None
+    """The same in local layers."""
     pad_id: int
     dropout: float
     attention_dropout: float
@@ -84,8 +92,7 @@ class ModelConfig:
         return cls(
             **shape,
             vocabulary_size=vocabulary_size,
-            token_types=architecture.token_types,
-            layer_norm_eps=architecture.layer_norm_eps,
+            **architecture.checkpoint_defaults(),
             pad_id=pad_id,
             dropout=settings.dropout,
             attention_dropout=settings.dropout,
@@ -95,6 +102,10 @@ class ModelConfig:
     def architecture(self) -> Architecture:
         """What the family has in common."""
         return ARCHITECTURES[self.family]
+
+    def is_global(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, sees the whole row."""
+        return layer % self.global_every_n_layers == 0
 
     @property
     def position_offset(self) -> int:

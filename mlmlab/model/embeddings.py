@@ -73,7 +73,29 @@ class RealTokenEmbeddings(Embeddings):
         return real.cumsum(1) * real - 1  # [B, T]
 
 
-EMBEDDINGS: Mapping[Positions, type[Embeddings]] = {
+class TokenEmbeddings(nn.Module):
+    """The token table alone, normalized: attention knows the positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, biases = config.hidden_size, config.architecture.biases
+        self.token = nn.Embedding(config.vocabulary_size, width)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=biases)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        documents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """`[B, T]` to `[B, T, C]`; mask and documents are left to attention."""
+        normalized: torch.Tensor = self.dropout(self.norm(self.token(input_ids)))
+        return normalized
+
+
+EMBEDDINGS: Mapping[Positions, type[Embeddings] | type[TokenEmbeddings]] = {
     Positions.LEARNED: Embeddings,
     Positions.LEARNED_AFTER_PAD: RealTokenEmbeddings,
+    Positions.ROTARY: TokenEmbeddings,
 }

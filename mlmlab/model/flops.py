@@ -14,7 +14,7 @@ from mlmlab.model.config import ModelConfig
 from mlmlab.model.families import FeedForwards
 
 _FORWARD_AND_BACKWARD = 3
-_FEED_FORWARD_MATRICES: Mapping[FeedForwards, int] = {FeedForwards.GELU: 2}
+_FEED_FORWARD_MATRICES: Mapping[FeedForwards, int] = {FeedForwards.GELU: 2, FeedForwards.GEGLU: 3}
 """Matrices of C by I in a feed-forward."""
 
 
