@@ -23,6 +23,7 @@ from mlmlab.errors import RunFailed
 from mlmlab.evaluation.masked_perplexity import evaluate
 from mlmlab.masking import EvalMaskingConfig, MaskingConfig, MaskingMode, VocabularyInfo
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
+from mlmlab.model.families import ARCHITECTURES
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import ALONE
@@ -56,8 +57,7 @@ def _model(dropout: float = 0.0, seed: int = 0, **changes: int) -> MaskedLanguag
         heads=4,
         intermediate_size=64,
         max_positions=BLOCK,
-        token_types=1,
-        layer_norm_eps=1e-5,
+        **ARCHITECTURES[Family.ROBERTA].checkpoint_defaults(),
         pad_id=1,
         initializer_range=0.02,
         dropout=dropout,
