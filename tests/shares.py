@@ -38,15 +38,16 @@ def small_model(**changes: Any) -> MaskedLanguageModel:
     Args:
         changes: fields of its config that are not as here.
     """
+    family = changes.get("family", Family.ROBERTA)
     config = ModelConfig(
-        family=Family.ROBERTA,
+        family=family,
         vocabulary_size=60,
         hidden_size=32,
         layers=1,
         heads=2,
         intermediate_size=64,
         max_positions=BLOCK,
-        **ARCHITECTURES[Family.ROBERTA].checkpoint_defaults(),
+        **ARCHITECTURES[family].checkpoint_defaults(),
         pad_id=1,
         initializer_range=0.02,
         dropout=0.0,
