@@ -3,7 +3,8 @@
 A multiply-add counts as 2, backward as twice the forward pass (the gradients of a product's two
 factors). What is small next to the products (norms, GELU, softmax, the tables' look-ups) is left
 out, as is what layers that are computed again cost (`train.gradient_checkpointing`); frozen parts
-count as if they trained. Families differ by their feed-forwards alone.
+count as if they trained. A local layer's attention counts in full: it is computed and masked.
+Families differ by their feed-forwards alone.
 
 B sequences   T positions   C hidden   I inner   V vocabulary   M predicted positions
 """
