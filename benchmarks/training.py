@@ -411,7 +411,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     measurements: list[Measurement] = []
     for model in arguments.models.split(","):
-        _, _, size = MODELS[model]
+        size = MODELS[model]
         tokenizer = word_tokenizer([f"word{number}" for number in range(size - 5)])
         for shape in arguments.sizes.split(","):
             rows, length = map(int, shape.split("x"))

@@ -236,6 +236,11 @@ def test_what_the_encoder_does_not_implement_is_refused_by_its_key(
         read_hub_config(_written(tmp_path, **changes))
 
 
+def test_heads_that_cannot_be_rotated_by_pairs_are_refused(tmp_path: Path) -> None:
+    with refusal(f"checkpoint {tmp_path}/config.json", Code.CORRUPT, "4 heads", "even width"):
+        read_hub_config(_written(tmp_path, hidden_size=20))
+
+
 def test_transformers_reads_our_config_with_every_value(tmp_path: Path) -> None:
     import transformers
 

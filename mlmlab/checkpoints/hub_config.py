@@ -9,7 +9,7 @@ from mlmlab.checkpoints.key_maps import KEY_MAPS
 from mlmlab.data.json_file import Kind, number, read_json_object, whole_number, wrong_values
 from mlmlab.errors import Code, Problem, UserError
 from mlmlab.model import Family, ModelConfig
-from mlmlab.model.families import ARCHITECTURES
+from mlmlab.model.families import ARCHITECTURES, Positions
 
 _KINDS: Mapping[str, Kind] = {
     "vocabulary_size": whole_number(1, 10**8),
@@ -111,6 +111,11 @@ def _model_config(family: Family, content: Mapping[str, Any], file: Path) -> Mod
     if values["hidden_size"] % values["heads"]:
         found = f"{values['heads']} heads for a width of {values['hidden_size']}"
         mismatches.append((found, "a number of heads that divides the width"))
+    elif (
+        architecture.positions is Positions.ROTARY and values["hidden_size"] // values["heads"] % 2
+    ):
+        found = f"{values['heads']} heads for a width of {values['hidden_size']}"
+        mismatches.append((found, "heads of an even width: pairs of coordinates are rotated"))
     if values["max_positions"] < 1:
         found = f"max_position_embeddings={values['max_positions'] + offset}"
         mismatches.append((found, f"at least {offset + 1}"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from mlmlab.errors import Code, Problem
-from mlmlab.model.families import ARCHITECTURES, Architecture, Family
+from mlmlab.model.families import ARCHITECTURES, Architecture, Family, Positions
 from mlmlab.schema import setting
 
 
@@ -35,13 +35,27 @@ class ModelSettings:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "dropout"}
 
     def problems(self) -> Iterator[Problem]:
-        """Heads that do not divide the width."""
+        """Heads that do not divide the width, or not into pairs of coordinates to rotate."""
         if self.hidden_size and self.heads and self.hidden_size % self.heads:
             yield Problem(
                 "model.heads",
                 f"{self.heads}, with model.hidden_size={self.hidden_size}",
                 "a divisor of model.hidden_size",
                 f"model.heads={max(1, self.hidden_size // 64)}",
+                code=Code.CONFLICT,
+            )
+        if (
+            self.family is not None
+            and ARCHITECTURES[self.family].positions is Positions.ROTARY
+            and self.hidden_size
+            and self.heads
+            and self.hidden_size // self.heads % 2
+        ):
+            yield Problem(
+                "model.heads",
+                f"{self.heads}, with model.hidden_size={self.hidden_size}",
+                f"heads of an even width: {self.family.value} rotates pairs of coordinates",
+                f"model.hidden_size={64 * self.heads}",
                 code=Code.CONFLICT,
             )
 
