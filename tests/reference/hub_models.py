@@ -42,6 +42,9 @@ def _configs() -> dict[str, Any]:
         "roberta": transformers.RobertaConfig(
             **bert_like, max_position_embeddings=42, type_vocab_size=1, layer_norm_eps=1e-5
         ),
+        "camembert": transformers.CamembertConfig(
+            **bert_like, max_position_embeddings=42, type_vocab_size=1, layer_norm_eps=1e-5
+        ),
         "xlm-roberta": transformers.XLMRobertaConfig(
             **bert_like, max_position_embeddings=42, type_vocab_size=1, layer_norm_eps=1e-5
         ),
@@ -60,7 +63,7 @@ def _configs() -> dict[str, Any]:
     }
 
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "mmbert")
+FAMILIES = ("bert", "roberta", "camembert", "xlm-roberta", "distilbert", "modernbert", "mmbert")
 
 
 def write_reference(family: str, folder: Path, config: Any = None, seed: int = 0) -> Reference:
