@@ -48,7 +48,8 @@ def _ids() -> torch.Tensor:
 def test_every_family_has_a_record_a_key_map_and_sizes() -> None:
     sizes = [OmegaConf.load(file) for file in Path(config_folder(), "model").glob("*.yaml")]
     assert set(ARCHITECTURES) == set(KEY_MAPS) == set(Family)
-    assert {size.family for size in sizes} == {None, *(family.value for family in Family)}
+    to_be_trained = set(Family) - {Family.ELECTRA}  # generators are read and fine-tuned
+    assert {size.family for size in sizes} == {None, *(family.value for family in to_be_trained)}
 
 
 @pytest.mark.parametrize("family", Family)

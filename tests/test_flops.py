@@ -22,6 +22,7 @@ def _config(family: Family, sizes: dict[str, int]) -> ModelConfig:
     return ModelConfig(
         **sizes,
         family=family,
+        embedding_size=24 if family is Family.ELECTRA else None,
         max_positions=64,
         **ARCHITECTURES[family].checkpoint_defaults(),
         pad_id=1,
@@ -89,6 +90,7 @@ def test_the_dense_equivalent_is_what_transformers_computes(family: Family) -> N
         kind = {
             Family.BERT: transformers.BertConfig,
             Family.ROBERTA: transformers.RobertaConfig,
+            Family.ELECTRA: partial(transformers.ElectraConfig, embedding_size=24),
             Family.MODERNBERT: partial(
                 transformers.ModernBertConfig,
                 **dict.fromkeys(("pad_token_id", "cls_token_id", "bos_token_id"), 1),

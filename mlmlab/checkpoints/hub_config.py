@@ -14,6 +14,7 @@ from mlmlab.model.families import ARCHITECTURES, Positions
 _KINDS: Mapping[str, Kind] = {
     "vocabulary_size": whole_number(1, 10**8),
     "hidden_size": whole_number(1, 10**5),
+    "embedding_size": whole_number(1, 10**5),
     "layers": whole_number(1, 1000),
     "heads": whole_number(1, 10**5),
     "intermediate_size": whole_number(1, 10**6),
@@ -124,6 +125,8 @@ def _model_config(family: Family, content: Mapping[str, Any], file: Path) -> Mod
         mismatches.append((found, f"an id below vocab_size={values['vocabulary_size']}"))
     if mismatches:
         raise UserError(Problem(where, *pair, _REMEDY, code=Code.CORRUPT) for pair in mismatches)
+    if values.get("embedding_size") == values["hidden_size"]:
+        values["embedding_size"] = None  # there is no projection
     return ModelConfig(family=family, **values)
 
 
@@ -175,6 +178,8 @@ def hub_config(config: ModelConfig) -> dict[str, Any]:
     values = {theirs: getattr(config, ours) for ours, theirs in key_map.config.items()}
     values[key_map.config["max_positions"]] += config.position_offset
     values |= {key: values[other] for key, other in key_map.repeated.items()}
+    if "embedding_size" in values:
+        values["embedding_size"] = config.table_width
     return {
         "architectures": [key_map.model_class],
         "model_type": key_map.model_types[0],

@@ -55,7 +55,7 @@ def _both(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-_BERT_CONFIG: Mapping[str, str] = {
+_BERT_CONFIG: dict[str, str] = {
     "vocabulary_size": "vocab_size",
     "hidden_size": "hidden_size",
     "layers": "num_hidden_layers",
@@ -181,6 +181,24 @@ KEY_MAPS: Mapping[Family, KeyMap] = {
             "head.decoder_bias": ("vocab_projector.bias",),
         },
         tied={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+        ignored=("embeddings.position_ids",),
+    ),
+    Family.ELECTRA: KeyMap(
+        model_types=("electra",),
+        model_class="ElectraForMaskedLM",
+        config=_BERT_CONFIG | {"embedding_size": "embedding_size"},
+        constants={"hidden_act": "gelu", "position_embedding_type": "absolute"},
+        repeated={},
+        defaults={**_BERT_DEFAULTS, "embedding_size": 128},
+        prefix="electra.",
+        head_prefixes=("generator_",),
+        body=_BERT_BODY | _both("embeddings.projection", "embeddings_project"),
+        head={
+            **_both("head.dense", "generator_predictions.dense"),
+            **_both("head.norm", "generator_predictions.LayerNorm"),
+            "head.decoder_bias": ("generator_lm_head.bias",),
+        },
+        tied={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
         ignored=("embeddings.position_ids",),
     ),
     Family.MODERNBERT: KeyMap(

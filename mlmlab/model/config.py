@@ -14,7 +14,7 @@ class ModelSettings:
     """The `model` group of the config. All null but the dropout: the checkpoint decides."""
 
     family: Family | None = None
-    """bert, roberta (DistilRoBERTa too), distilbert or modernbert."""
+    """bert, roberta (DistilRoBERTa too), distilbert, electra or modernbert."""
     hidden_size: int | None = setting(None, at_least=1, example=128)
     """Width of the residual stream."""
     layers: int | None = setting(None, at_least=1, example=2)
@@ -89,6 +89,8 @@ class ModelConfig:
     attention_dropout: float
     initializer_range: float
     """Standard deviation of fresh weights; 0.02 in every published model."""
+    embedding_size: int | None = None
+    """Width of the tables and the decoder where it is not hidden_size (ELECTRA); None: it is."""
 
     @classmethod
     def from_settings(
@@ -111,6 +113,11 @@ class ModelConfig:
             dropout=settings.dropout,
             attention_dropout=settings.dropout,
         )
+
+    @property
+    def table_width(self) -> int:
+        """Width of the embedding tables, and of what the decoder takes."""
+        return self.embedding_size or self.hidden_size
 
     @property
     def architecture(self) -> Architecture:

@@ -16,6 +16,7 @@ class Family(Enum):
     BERT = "bert"
     ROBERTA = "roberta"
     DISTILBERT = "distilbert"
+    ELECTRA = "electra"
     MODERNBERT = "modernbert"
 
 
@@ -103,6 +104,7 @@ ARCHITECTURES: Mapping[Family, Architecture] = {
         _BERT, positions=Positions.LEARNED_AFTER_PAD, token_types=1, layer_norm_eps=1e-5
     ),
     Family.DISTILBERT: replace(_BERT, token_types=0),  # Sanh et al. 2019
+    Family.ELECTRA: _BERT,  # the generators of Clark et al. 2020
     Family.MODERNBERT: Architecture(  # Warner et al. 2024; Ettin and mmBERT have the same layout
         positions=Positions.ROTARY,
         norms=Norms.PRE,

@@ -56,6 +56,9 @@ def _configs() -> dict[str, Any]:
             hidden_dim=SIZES["inner"],
             max_position_embeddings=40,
         ),
+        "electra": transformers.ElectraConfig(
+            **bert_like, embedding_size=16, max_position_embeddings=40
+        ),
         "modernbert": transformers.ModernBertConfig(**modern),
         "mmbert": transformers.ModernBertConfig(
             **modern, global_rope_theta=160_000.0, local_rope_theta=160_000.0
@@ -63,7 +66,9 @@ def _configs() -> dict[str, Any]:
     }
 
 
-FAMILIES = ("bert", "roberta", "camembert", "xlm-roberta", "distilbert", "modernbert", "mmbert")
+FAMILIES = (
+    "bert", "roberta", "camembert", "xlm-roberta", "distilbert", "electra", "modernbert", "mmbert",
+)  # fmt: skip
 
 
 def write_reference(family: str, folder: Path, config: Any = None, seed: int = 0) -> Reference:
