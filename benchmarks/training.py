@@ -41,7 +41,8 @@ from mlmlab.data.blocks import Examples, Order
 from mlmlab.data.loader import TrainLoader
 from mlmlab.data.tokenizer import Tokenizer, word_tokenizer
 from mlmlab.masking import MaskingConfig
-from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, ModelSettings
+from mlmlab.model import MaskedLanguageModel, ModelConfig
+from mlmlab.model.families import FeedForwards
 from mlmlab.model.flops import actual_flops, dense_equivalent_flops
 from mlmlab.random import Seeds
 from mlmlab.runtime.config import Precision
@@ -52,11 +53,8 @@ from mlmlab.training.optimizer import build_optimizers
 from mlmlab.training.parallel import Replica
 from mlmlab.training.step import train_step
 
-MODELS = {
-    "distilroberta": (Family.ROBERTA, 6, 50265),
-    "bert_base": (Family.BERT, 12, 30522),
-}
-"""Family, layers and vocabulary of published models."""
+MODELS = {"distilroberta": 50265, "bert_base": 30522, "modernbert_base": 50368}
+"""Vocabularies of published models; conf/model/ has their other sizes."""
 NOTES = """\
 mlmlab    TrainLoader and train_step: rows taken by index, masked, copied to the
           device; forward, backward (on CUDA replayed as a graph), clipping,
@@ -128,18 +126,8 @@ def synchronize(device: torch.device) -> None:
 
 def model_config(name: str, pad_id: int) -> ModelConfig:
     """A published shape, with random weights."""
-    family, layers, vocabulary_size = MODELS[name]
-    settings = ModelSettings(
-        family=family,
-        hidden_size=768,
-        layers=layers,
-        heads=12,
-        intermediate_size=3072,
-        max_positions=512,
-        initializer_range=0.02,
-        dropout=0.1,
-    )
-    return ModelConfig.from_settings(settings, vocabulary_size=vocabulary_size, pad_id=pad_id)
+    settings = mlmlab.compose(f"model={name}").model
+    return ModelConfig.from_settings(settings, vocabulary_size=MODELS[name], pad_id=pad_id)
 
 
 def mlmlab_contender(
@@ -260,9 +248,10 @@ def products_contender(setting: Setting) -> Contender:
     config = model_config(setting.model, 0)
     wide, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocabulary_size
     every, some = setting.tokens, round(0.15 * setting.tokens)
-    layer = [(every, wide, 3 * wide), (every, wide, wide), (every, wide, inner)]
+    up = inner * (2 if config.architecture.feed_forward is FeedForwards.GEGLU else 1)
+    layer = [(every, wide, 3 * wide), (every, wide, wide), (every, wide, up)]
     layer += [(every, inner, wide)]
-    last = [(every, wide, 2 * wide), (some, wide, wide), (some, wide, wide), (some, wide, inner)]
+    last = [(every, wide, 2 * wide), (some, wide, wide), (some, wide, wide), (some, wide, up)]
     last += [(some, inner, wide), (some, wide, wide), (some, wide, vocabulary)]
     shapes = layer * (config.layers - 1) + last  # rows, from, to
     kind = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}.get(
@@ -422,7 +411,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     measurements: list[Measurement] = []
     for model in arguments.models.split(","):
-        _, _, size = MODELS[model]
+        size = MODELS[model]
         tokenizer = word_tokenizer([f"word{number}" for number in range(size - 5)])
         for shape in arguments.sizes.split(","):
             rows, length = map(int, shape.split("x"))

@@ -131,7 +131,7 @@ class RunConfig:
                 f"checkpoint=null, and no {', '.join(missing)}",
                 "an architecture to train from scratch",
                 "checkpoint=DIR_OR_HUB_ID, or model=tiny|bert_base|roberta_base|distilroberta|"
-                "distilbert (with tokenizer.path=... to use a published tokenizer)",
+                "distilbert|modernbert_base (with tokenizer.path=... to use a published tokenizer)",
                 code=Code.MISSING,
             )
         if self.runtime.parallel is Parallel.FSDP and self.train.optimizer != "adamw":

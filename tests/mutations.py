@@ -40,7 +40,11 @@ NEW_FILES = (
     "model.safetensors",
 )
 PLACES = [
-    *((family, file) for family in ("bert", "roberta", "distilbert") for file in NEW_FILES),
+    *(
+        (family, file)
+        for family in ("bert", "roberta", "distilbert", "modernbert")
+        for file in NEW_FILES
+    ),
     ("old-bert", "pytorch_model.bin"),
     ("old-bert", "vocab.txt"),
     ("old-roberta", "model.safetensors.index.json"),
@@ -74,6 +78,7 @@ def write_folders(root: Path) -> None:
         Family.BERT: train_tokenizer(TEXT * 3, TokenizerKind.WORDPIECE, 120),
         Family.ROBERTA: train_tokenizer(TEXT * 3, TokenizerKind.BPE, 300),
         Family.DISTILBERT: word_tokenizer([*" ".join(TEXT).lower().split(), "a"]),
+        Family.MODERNBERT: train_tokenizer(TEXT * 3, TokenizerKind.BPE, 300),
     }
     for family, tokenizer in tokenizers.items():
         folder = root / family.value
@@ -99,8 +104,7 @@ def _model(family: Family, tokenizer: Tokenizer) -> MaskedLanguageModel:
         heads=2,
         intermediate_size=24,
         max_positions=20,
-        token_types=ARCHITECTURES[family].token_types,
-        layer_norm_eps=1e-12,
+        **ARCHITECTURES[family].checkpoint_defaults(),
         pad_id=tokenizer.pad_id,
         dropout=0.1,
         attention_dropout=0.1,
@@ -117,6 +121,7 @@ def _repeat_a_tied_tensor(file: Path) -> None:
         ("cls.predictions.bias", "cls.predictions.decoder.bias"),
         ("lm_head.bias", "lm_head.decoder.bias"),
         ("distilbert.embeddings.word_embeddings.weight", "vocab_projector.weight"),
+        ("model.embeddings.tok_embeddings.weight", "decoder.weight"),
     ):
         if name in tensors:
             tensors[again] = tensors[name].clone()

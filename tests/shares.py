@@ -16,6 +16,7 @@ from mlmlab.data.loader import EvalLoader, TrainLoader
 from mlmlab.evaluation.masked_perplexity import evaluate
 from mlmlab.masking import MaskingConfig, VocabularyInfo
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
+from mlmlab.model.families import ARCHITECTURES
 from mlmlab.random import Seeds
 from mlmlab.runs.train import build_replica
 from mlmlab.runtime.config import Parallel, Precision
@@ -37,16 +38,16 @@ def small_model(**changes: Any) -> MaskedLanguageModel:
     Args:
         changes: fields of its config that are not as here.
     """
+    family = changes.get("family", Family.ROBERTA)
     config = ModelConfig(
-        family=Family.ROBERTA,
+        family=family,
         vocabulary_size=60,
         hidden_size=32,
         layers=1,
         heads=2,
         intermediate_size=64,
         max_positions=BLOCK,
-        token_types=1,
-        layer_norm_eps=1e-5,
+        **ARCHITECTURES[family].checkpoint_defaults(),
         pad_id=1,
         initializer_range=0.02,
         dropout=0.0,

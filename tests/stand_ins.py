@@ -63,11 +63,11 @@ def write_checkpoint(family: str, folder: Path) -> None:
     """A random model of 32 units as transformers writes it, with a tokenizer trained on reviews.
 
     Args:
-        family: roberta, bert, distilbert, or minilm: BERT without a head.
+        family: roberta, bert, distilbert, modernbert, or minilm: BERT without a head.
     """
     import transformers
 
-    kind = TokenizerKind.BPE if family == "roberta" else TokenizerKind.WORDPIECE
+    kind = TokenizerKind.BPE if family in ("roberta", "modernbert") else TokenizerKind.WORDPIECE
     tokenizer = train_tokenizer(reviews("train", 60), kind, 400)
     sizes = {"vocab_size": tokenizer.vocabulary_size, "pad_token_id": tokenizer.pad_id}
     bert = sizes | {
@@ -75,6 +75,7 @@ def write_checkpoint(family: str, folder: Path) -> None:
         "intermediate_size": 64,
     }  # fmt: skip
     distilbert = sizes | {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+    modernbert = bert | {"num_hidden_layers": 4, "local_attention": 16}
     torch.manual_seed(0)
     model = {
         "roberta": lambda: transformers.RobertaForMaskedLM(
@@ -83,6 +84,9 @@ def write_checkpoint(family: str, folder: Path) -> None:
         "bert": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**bert)),
         "distilbert": lambda: transformers.DistilBertForMaskedLM(
             transformers.DistilBertConfig(**distilbert)
+        ),
+        "modernbert": lambda: transformers.ModernBertForMaskedLM(
+            transformers.ModernBertConfig(**modernbert)
         ),
         "minilm": lambda: transformers.BertModel(transformers.BertConfig(**bert)),
     }[family]()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.hub_models import VOCABULARY, write_reference
+from reference.hub_models import FAMILIES, VOCABULARY, write_reference
 from refusals import refusal
 from safetensors.torch import load_file, save_file
 
@@ -440,7 +440,7 @@ def test_damaged_checkpoints_are_refused_by_file(
         load_model(str(folder))
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_saving_and_loading_gives_the_same_bits(family: str, tmp_path: Path) -> None:
     original = load_model(str(write_reference(family, tmp_path / "a").folder)).model
     tokenizer = word_tokenizer([f"w{n}" for n in range(VOCABULARY - 5)])

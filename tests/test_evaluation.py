@@ -18,6 +18,7 @@ from mlmlab.data.loader import CHUNK_TOKENS, EvalLoader
 from mlmlab.evaluation.masked_perplexity import Evaluation, Score, _ranks, evaluate, perplexity
 from mlmlab.masking import MaskingConfig, VocabularyInfo
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
+from mlmlab.model.families import ARCHITECTURES
 from mlmlab.random import Seeds
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
@@ -37,8 +38,7 @@ def _model(dropout: float = 0.1) -> MaskedLanguageModel:
             heads=4,
             intermediate_size=96,
             max_positions=BLOCK,
-            token_types=2,
-            layer_norm_eps=1e-12,
+            **ARCHITECTURES[Family.BERT].checkpoint_defaults(),
             pad_id=0,
             initializer_range=0.02,
             dropout=dropout,

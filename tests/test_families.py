@@ -48,7 +48,8 @@ def _ids() -> torch.Tensor:
 def test_every_family_has_a_record_a_key_map_and_sizes() -> None:
     sizes = [OmegaConf.load(file) for file in Path(config_folder(), "model").glob("*.yaml")]
     assert set(ARCHITECTURES) == set(KEY_MAPS) == set(Family)
-    assert {size.family for size in sizes} == {None, *(family.value for family in Family)}
+    to_be_trained = set(Family) - {Family.ELECTRA}  # generators are read and fine-tuned
+    assert {size.family for size in sizes} == {None, *(family.value for family in to_be_trained)}
 
 
 @pytest.mark.parametrize("family", Family)
@@ -59,7 +60,7 @@ def test_a_family_can_be_built_counted_and_written(family: Family, tmp_path: Pat
     assert read_hub_config(tmp_path) == config
     model = _model(family)
     theirs = [name for names in hub_names(model).values() for name in names]
-    assert len(theirs) == len(set(theirs)) > len(list(model.parameters()))
+    assert len(theirs) == len(set(theirs)) >= len(list(model.parameters()))
     assert set(hub_names(model)) == {name for name, _ in model.named_parameters()}
 
 

@@ -41,7 +41,7 @@ CORPUS = [
 ] * 20
 
 
-@pytest.fixture(scope="module", params=["bert", "roberta"])
+@pytest.fixture(scope="module", params=["bert", "roberta", "modernbert"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import transformers
 
@@ -57,7 +57,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "max_position_embeddings": 50,
         "pad_token_id": tokenizer.pad_id,
     }
-    config = transformers.BertConfig if request.param == "bert" else transformers.RobertaConfig
+    config = {
+        "bert": transformers.BertConfig,
+        "roberta": transformers.RobertaConfig,
+        "modernbert": transformers.ModernBertConfig,
+    }[request.param]
     write_reference(request.param, folder, config(**sizes))
     tokenizer.save(folder)
     return folder

@@ -1,5 +1,7 @@
 """The arithmetic of a step is what PyTorch counts when the step runs."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -20,9 +22,9 @@ def _config(family: Family, sizes: dict[str, int]) -> ModelConfig:
     return ModelConfig(
         **sizes,
         family=family,
+        embedding_size=24 if family is Family.ELECTRA else None,
         max_positions=64,
-        token_types=ARCHITECTURES[family].token_types,
-        layer_norm_eps=1e-12,
+        **ARCHITECTURES[family].checkpoint_defaults(),
         pad_id=1,
         initializer_range=0.02,
         dropout=0.0,
@@ -85,7 +87,16 @@ def test_the_dense_equivalent_is_what_transformers_computes(family: Family) -> N
             **sizes, dim=192, n_layers=6, n_heads=3, hidden_dim=512
         )
     else:
-        kind = {Family.BERT: transformers.BertConfig, Family.ROBERTA: transformers.RobertaConfig}
+        kind = {
+            Family.BERT: transformers.BertConfig,
+            Family.ROBERTA: transformers.RobertaConfig,
+            Family.ELECTRA: partial(transformers.ElectraConfig, embedding_size=24),
+            Family.MODERNBERT: partial(
+                transformers.ModernBertConfig,
+                **dict.fromkeys(("pad_token_id", "cls_token_id", "bos_token_id"), 1),
+                **dict.fromkeys(("sep_token_id", "eos_token_id"), 2),
+            ),
+        }
         reference = kind[family](
             **sizes,
             hidden_size=192,

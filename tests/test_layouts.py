@@ -213,8 +213,7 @@ def _model(family: Family, dropout: float = 0.0) -> MaskedLanguageModel:
             heads=4,
             intermediate_size=64,
             max_positions=64,
-            token_types=ARCHITECTURES[family].token_types,
-            layer_norm_eps=1e-5,
+            **ARCHITECTURES[family].checkpoint_defaults(),
             pad_id=PAD,
             initializer_range=0.3,  # wide, so that tokens do influence each other
             dropout=dropout,
@@ -225,7 +224,7 @@ def _model(family: Family, dropout: float = 0.0) -> MaskedLanguageModel:
     return model.eval()
 
 
-@pytest.mark.parametrize("family", [Family.ROBERTA, Family.DISTILBERT])
+@pytest.mark.parametrize("family", [Family.ROBERTA, Family.DISTILBERT, Family.MODERNBERT])
 def test_padded_rows_are_scored_as_each_row_alone(family: Family) -> None:
     blocks = blocks_of(shard_of([3, 20, 7, 60] * 20), 32, cut_off=False)
     loader = EvalLoader(blocks, Masker(MaskingConfig(), VOCABULARY, SEEDS.eval_masks))

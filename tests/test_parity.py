@@ -253,22 +253,29 @@ def test_the_export_opens_in_transformers_with_nothing_missing(
         assert torch.equal(tensor, reference.model.state_dict()[name]), name
 
 
-def test_a_full_size_roberta_matches_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "length"),
+    [("distilroberta", 64), pytest.param("modernbert-base", 200, marks=pytest.mark.slow)],
+)
+def test_a_full_size_model_matches_transformers(family: str, length: int, tmp_path: Path) -> None:
     import transformers
 
-    config = transformers.RobertaConfig(
-        vocab_size=50265,
-        num_hidden_layers=6,
-        max_position_embeddings=514,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-    )
     torch.manual_seed(0)
-    theirs = transformers.RobertaForMaskedLM(config).eval()
+    if family == "distilroberta":
+        config = transformers.RobertaConfig(
+            vocab_size=50265,
+            num_hidden_layers=6,
+            max_position_embeddings=514,
+            type_vocab_size=1,
+            layer_norm_eps=1e-5,
+        )
+    else:
+        config = transformers.ModernBertConfig()  # 149 M parameters, as published
+    theirs = transformers.AutoModelForMaskedLM.from_config(config).eval()
     theirs.save_pretrained(tmp_path)
     ours = load_model(str(tmp_path)).model
-    assert ours.parameter_count() == sum(p.numel() for p in theirs.parameters())
-    ids = torch.randint(5, 50264, (2, 64), generator=torch.Generator().manual_seed(0))
+    assert ours.parameter_count() == sum(p.numel() for p in theirs.parameters()) > 82e6
+    ids = torch.randint(5, 50264, (2, length), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, 40:] = False
     ids[1, 40:] = config.pad_token_id
@@ -276,14 +283,14 @@ def test_a_full_size_roberta_matches_transformers(tmp_path: Path) -> None:
         expected = theirs(input_ids=ids, attention_mask=mask.long()).logits
         assert torch.allclose(ours(ids, mask)[mask], expected[mask], rtol=0, atol=1e-5)
 
-    positions = torch.arange(3, 40, 7)
-    labels = torch.full((2 * 64,), -100)
-    labels[positions] = ids.flatten()[positions]
+    positions = torch.arange(3, length, 7)
+    labels = torch.full((length,), -100)
+    labels[positions] = ids[0, positions]
     micro = MicroBatch(
-        MaskedBatch(ids[:1], positions, ids.flatten()[positions], torch.tensor([0, 6]))
+        MaskedBatch(ids[:1], positions, ids[0, positions], torch.tensor([0, len(positions)]))
     )
     loss, gradients = _loss_and_gradients(ours, micro)
-    output = theirs(input_ids=ids[:1], labels=labels.view(2, 64)[:1])
+    output = theirs(input_ids=ids[:1], labels=labels[None])
     output.loss.backward()
     assert loss == pytest.approx(output.loss.item(), rel=1e-6)
     _assert_gradients_match(gradients, _gradients(theirs, set(gradients)))

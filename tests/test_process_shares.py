@@ -15,6 +15,7 @@ from shares import BLOCK, CPU, SEEDS, Sharing, evaluation, loader_of, small_mode
 
 import mlmlab
 from mlmlab.data.loader import StepBatch
+from mlmlab.model import Family
 from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.distributed import ALONE, Ranks, process_group
 from mlmlab.training.optimizer import build_optimizers
@@ -78,6 +79,11 @@ VARIANTS: dict[str, tuple[int, dict[str, object], dict[str, object]]] = {
     ),
     "frozen below": (8, {"freeze": ("embeddings", "layers.0")}, {"layers": 2}),
     "frozen above": (8, {"freeze": ("layers.1", "head")}, {"layers": 2}),
+    "the modern block": (
+        2,
+        {"max_grad_norm": 0.0},
+        {"family": Family.MODERNBERT, "layers": 4, "local_attention": 6},
+    ),
 }
 """Rows of a micro-batch (but all in a process alone); and what is special in training and model."""
 

@@ -19,6 +19,7 @@ from mlmlab.data.corpus import is_test_document
 from mlmlab.data.sources import FileSource
 from mlmlab.data.tokenizer import train_tokenizer
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
+from mlmlab.model.families import ARCHITECTURES
 
 TEXT = "eli5-category-validation-2.json.gz"
 PUBLISHED_SHA256 = "309b7d49de11494c7c7179980f710cbcb5c9a6ebed6f0a30fe2e02dca4f10009"
@@ -38,8 +39,7 @@ def tiny_roberta(folder: Path, text: Path) -> None:
             heads=4,
             intermediate_size=64,
             max_positions=512,
-            token_types=1,
-            layer_norm_eps=1e-5,
+            **ARCHITECTURES[Family.ROBERTA].checkpoint_defaults(),
             pad_id=tokenizer.pad_id,
             initializer_range=0.02,
             dropout=0.1,

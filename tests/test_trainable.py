@@ -18,6 +18,7 @@ from mlmlab.data.loader import StepBatch
 from mlmlab.errors import Code
 from mlmlab.masking import MaskedBatch
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
+from mlmlab.model.families import ARCHITECTURES
 from mlmlab.runs import terminal
 from mlmlab.runs.setup import Inputs, set_up
 from mlmlab.runtime.config import Precision
@@ -32,19 +33,19 @@ from mlmlab.training.step import train_step
 
 CPU = Compute(torch.device("cpu"), Precision.FP32)
 LAYERS = 4
+FAMILIES = pytest.mark.parametrize("family", [Family.BERT, Family.MODERNBERT])
 
 
-def _model(dropout: float = 0.0) -> MaskedLanguageModel:
+def _model(dropout: float = 0.0, family: Family = Family.BERT) -> MaskedLanguageModel:
     config = ModelConfig(
-        family=Family.BERT,
+        family=family,
         vocabulary_size=60,
         hidden_size=32,
         layers=LAYERS,
         heads=4,
         intermediate_size=64,
         max_positions=16,
-        token_types=2,
-        layer_norm_eps=1e-12,
+        **ARCHITECTURES[family].checkpoint_defaults(),
         pad_id=0,
         initializer_range=0.02,
         dropout=dropout,
@@ -59,9 +60,11 @@ def _config(*overrides: str) -> TrainConfig:
     return mlmlab.compose(*overrides).train
 
 
-def _frozen(*policies: str, dropout: float = 0.0) -> tuple[MaskedLanguageModel, TrainConfig]:
+def _frozen(
+    *policies: str, dropout: float = 0.0, family: Family = Family.BERT
+) -> tuple[MaskedLanguageModel, TrainConfig]:
     config = dataclasses.replace(_config("train.weight_decay=0.5"), freeze=policies)
-    model = _model(dropout)
+    model = _model(dropout, family)
     freeze(model, config)
     return model, config
 
@@ -120,11 +123,12 @@ POLICIES = {
 """What is frozen, and how the names of its parameters begin."""
 
 
+@FAMILIES
 @pytest.mark.parametrize(("policies", "frozen"), POLICIES.items(), ids=map("+".join, POLICIES))
 def test_frozen_weights_keep_their_bits_and_all_others_move(
-    policies: tuple[str, ...], frozen: tuple[str, ...]
+    policies: tuple[str, ...], frozen: tuple[str, ...], family: Family
 ) -> None:
-    model, config = _frozen(*policies, dropout=0.1)
+    model, config = _frozen(*policies, dropout=0.1, family=family)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     _train(model, config)
     for name, parameter in model.named_parameters():
@@ -156,7 +160,8 @@ def test_freezing_again_frees_what_was_frozen_before() -> None:
     }
 
 
-def test_the_lowest_frozen_layers_cost_no_backward() -> None:
+@FAMILIES
+def test_the_lowest_frozen_layers_cost_no_backward(family: Family) -> None:
     def flops(model: MaskedLanguageModel) -> tuple[int, int]:
         with FlopCounterMode(display=False) as forward:
             loss = _loss(model, _batch())
@@ -164,8 +169,8 @@ def test_the_lowest_frozen_layers_cost_no_backward() -> None:
             loss.backward()
         return forward.get_total_flops(), backward.get_total_flops()
 
-    forward, whole = flops(_model())
-    head_alone = flops(_frozen("encoder")[0])
+    forward, whole = flops(_model(family=family))
+    head_alone = flops(_frozen("encoder", family=family)[0])
     (micro,) = _batch().micro_batches
     dense, decoder = 2 * micro.masked_count * 32 * 32, 2 * micro.masked_count * 32 * 60
     assert whole == 2 * forward
@@ -204,12 +209,13 @@ def _gradients(model: MaskedLanguageModel) -> tuple[torch.Tensor, dict[str, torc
     return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+@FAMILIES
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("policies", [(), ("embeddings", "layers.0")])
 def test_layers_computed_again_give_the_bits_of_layers_that_were_kept(
-    dropout: float, policies: tuple[str, ...]
+    dropout: float, policies: tuple[str, ...], family: Family
 ) -> None:
-    model, _ = _frozen(*policies, dropout=dropout)
+    model, _ = _frozen(*policies, dropout=dropout, family=family)
     loss, kept = _gradients(model)
     model.gradient_checkpointing = True
     again, recomputed = _gradients(model)
@@ -290,9 +296,10 @@ def test_rates_fall_from_the_head_to_the_embeddings_as_in_beit() -> None:
     assert set(rate_factors(_model(), 1.0).values()) == {1.0}
 
 
-def test_every_part_moves_at_its_own_rate() -> None:
+@FAMILIES
+def test_every_part_moves_at_its_own_rate(family: Family) -> None:
     # AdamW's first step moves each weight by the rate, whatever its gradient's size.
-    model = _model()
+    model = _model(family=family)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     config = dataclasses.replace(_config(), layer_decay=0.5, weight_decay=0.0)
     _train(model, config, steps=1)
@@ -302,8 +309,9 @@ def test_every_part_moves_at_its_own_rate() -> None:
             assert moved == pytest.approx(1e-2 * factor, rel=0.02), name
 
 
-def test_biases_and_norms_are_not_decayed_at_any_rate() -> None:
-    model = _model()
+@FAMILIES
+def test_biases_and_norms_are_not_decayed_at_any_rate(family: Family) -> None:
+    model = _model(family=family)
     config = dataclasses.replace(_config(), layer_decay=0.5, weight_decay=0.1)
     (optimizer,) = build_optimizers(model, config)
     for group in optimizer.param_groups:

@@ -23,6 +23,7 @@ from mlmlab.errors import RunFailed
 from mlmlab.evaluation.masked_perplexity import evaluate
 from mlmlab.masking import EvalMaskingConfig, MaskingConfig, MaskingMode, VocabularyInfo
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig, token_losses
+from mlmlab.model.families import ARCHITECTURES
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import ALONE
@@ -47,17 +48,18 @@ BLOCK = 16
 TOKENIZER = word_tokenizer([f"w{number}" for number in range(55)])
 
 
-def _model(dropout: float = 0.0, seed: int = 0, **changes: int) -> MaskedLanguageModel:
+def _model(
+    dropout: float = 0.0, seed: int = 0, family: Family = Family.ROBERTA, **changes: int
+) -> MaskedLanguageModel:
     config = ModelConfig(
-        family=Family.ROBERTA,
+        family=family,
         vocabulary_size=60,
         hidden_size=32,
         layers=2,
         heads=4,
         intermediate_size=64,
         max_positions=BLOCK,
-        token_types=1,
-        layer_norm_eps=1e-5,
+        **ARCHITECTURES[family].checkpoint_defaults(),
         pad_id=1,
         initializer_range=0.02,
         dropout=dropout,
@@ -444,12 +446,13 @@ def _poison(model: MaskedLanguageModel, seed: int) -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(("hidden", "vocabulary", "rows"), [(128, 500, 16), (64, 20_000, 8)])
+@pytest.mark.parametrize("family", [Family.ROBERTA, Family.MODERNBERT])
 def test_the_memory_that_a_run_announces_is_near_what_backward_keeps(
-    dropout: float, hidden: int, vocabulary: int, rows: int
+    dropout: float, hidden: int, vocabulary: int, rows: int, family: Family
 ) -> None:
     model = _model(
-        dropout, hidden_size=hidden, intermediate_size=4 * hidden, vocabulary_size=vocabulary,
-        layers=4, max_positions=128,
+        dropout, family=family, hidden_size=hidden, intermediate_size=4 * hidden,
+        vocabulary_size=vocabulary, layers=4, max_positions=128,
     )  # fmt: skip
     length, masked = 128, round(rows * 128 * 0.15)
     kept: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
@@ -467,7 +470,7 @@ def test_the_memory_that_a_run_announces_is_near_what_backward_keeps(
     states = 16 * model.parameter_count()
     expected = expected_memory_bytes(model, CPU, examples=rows, length=length, masked_tokens=masked)
     peak = states + sum(kept.values()) + 2 * logits.nbytes  # the gradients of the logits come later
-    assert 0.6 < expected / peak < 1.4
+    assert 0.9 < expected / peak < 1.4
 
 
 @pytest.mark.parametrize(("hidden", "vocabulary"), [(256, 500), (64, 20_000)])

@@ -168,6 +168,7 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
         Code.CONFLICT,
     ),
     "train model.heads=3": ("model.heads", Code.CONFLICT),
+    "train model=modernbert_base model.hidden_size=12": ("model.heads", Code.CONFLICT),
     "train model.dropout=1": ("model.dropout", Code.INVALID),
     "train data.block_size=512": ("data.block_size", Code.CONFLICT),
     "train data.layout=rows": ("data.layout", Code.WRONG_TYPE),

@@ -28,6 +28,9 @@ class KeyMap:
     constants: Mapping[str, Any]
     """Keys of config.json that change the model, with the values that this encoder implements.
     They are written; a file with other values is refused."""
+    repeated: Mapping[str, str]
+    """Keys of config.json for which this encoder has one field, with the key that `config` names.
+    Both are written; a file in which they differ is refused."""
     defaults: Mapping[str, Any]
     """What the Hub's own reader assumes of our fields where a file is silent (old files are)."""
     prefix: str
@@ -52,7 +55,7 @@ def _both(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-_BERT_CONFIG: Mapping[str, str] = {
+_BERT_CONFIG: dict[str, str] = {
     "vocabulary_size": "vocab_size",
     "hidden_size": "hidden_size",
     "layers": "num_hidden_layers",
@@ -98,7 +101,8 @@ KEY_MAPS: Mapping[Family, KeyMap] = {
         model_types=("bert",),
         model_class="BertForMaskedLM",
         config=_BERT_CONFIG,
-        constants={"hidden_act": "gelu"},
+        constants={"hidden_act": "gelu", "position_embedding_type": "absolute"},
+        repeated={},
         defaults=_BERT_DEFAULTS,
         prefix="bert.",
         head_prefixes=("cls.predictions.",),
@@ -118,7 +122,8 @@ KEY_MAPS: Mapping[Family, KeyMap] = {
         model_types=("roberta", "camembert", "xlm-roberta"),
         model_class="RobertaForMaskedLM",
         config=_BERT_CONFIG,
-        constants={"hidden_act": "gelu"},
+        constants={"hidden_act": "gelu", "position_embedding_type": "absolute"},
+        repeated={},
         defaults={**_BERT_DEFAULTS, "pad_id": 1},
         prefix="roberta.",
         head_prefixes=("lm_head.",),
@@ -150,6 +155,7 @@ KEY_MAPS: Mapping[Family, KeyMap] = {
             "initializer_range": "initializer_range",
         },
         constants={"activation": "gelu"},
+        repeated={},
         defaults=_DEFAULTS,
         prefix="distilbert.",
         head_prefixes=("vocab_",),
@@ -176,6 +182,76 @@ KEY_MAPS: Mapping[Family, KeyMap] = {
         },
         tied={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
         ignored=("embeddings.position_ids",),
+    ),
+    Family.ELECTRA: KeyMap(
+        model_types=("electra",),
+        model_class="ElectraForMaskedLM",
+        config=_BERT_CONFIG | {"embedding_size": "embedding_size"},
+        constants={"hidden_act": "gelu", "position_embedding_type": "absolute"},
+        repeated={},
+        defaults={**_BERT_DEFAULTS, "embedding_size": 128},
+        prefix="electra.",
+        head_prefixes=("generator_",),
+        body=_BERT_BODY | _both("embeddings.projection", "embeddings_project"),
+        head={
+            **_both("head.dense", "generator_predictions.dense"),
+            **_both("head.norm", "generator_predictions.LayerNorm"),
+            "head.decoder_bias": ("generator_lm_head.bias",),
+        },
+        tied={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
+        ignored=("embeddings.position_ids",),
+    ),
+    Family.MODERNBERT: KeyMap(
+        model_types=("modernbert",),
+        model_class="ModernBertForMaskedLM",
+        config={
+            "vocabulary_size": "vocab_size",
+            "hidden_size": "hidden_size",
+            "layers": "num_hidden_layers",
+            "heads": "num_attention_heads",
+            "intermediate_size": "intermediate_size",
+            "max_positions": "max_position_embeddings",
+            "layer_norm_eps": "norm_eps",
+            "global_every_n_layers": "global_attn_every_n_layers",
+            "local_attention": "local_attention",
+            "global_rope_theta": "global_rope_theta",
+            "local_rope_theta": "local_rope_theta",
+            "pad_id": "pad_token_id",
+            "dropout": "mlp_dropout",
+            "attention_dropout": "attention_dropout",
+            "initializer_range": "initializer_range",
+        },
+        constants={
+            "hidden_activation": "gelu",
+            "classifier_activation": "gelu",  # the masked-LM head's, too
+            "attention_bias": False,
+            "mlp_bias": False,
+            "norm_bias": False,
+            "classifier_bias": False,
+            "decoder_bias": True,
+        },
+        repeated={"embedding_dropout": "mlp_dropout"},
+        defaults={**_DEFAULTS, "pad_id": 50283, "dropout": 0.0, "attention_dropout": 0.0},
+        prefix="model.",
+        head_prefixes=("head.", "decoder."),
+        body={
+            "embeddings.token.weight": ("embeddings.tok_embeddings.weight",),
+            **_both("embeddings.norm", "embeddings.norm"),
+            **_both("layers.{i}.attention_norm", "layers.{i}.attn_norm"),
+            **_both("layers.{i}.attention.qkv", "layers.{i}.attn.Wqkv"),
+            **_both("layers.{i}.attention.output", "layers.{i}.attn.Wo"),
+            **_both("layers.{i}.feed_forward_norm", "layers.{i}.mlp_norm"),
+            **_both("layers.{i}.feed_forward.up", "layers.{i}.mlp.Wi"),
+            **_both("layers.{i}.feed_forward.down", "layers.{i}.mlp.Wo"),
+            **_both("layers.{i}.final_norm", "final_norm"),  # the last layer has it
+        },
+        head={
+            **_both("head.dense", "head.dense"),
+            **_both("head.norm", "head.norm"),
+            "head.decoder_bias": ("decoder.bias",),
+        },
+        tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
+        ignored=(),
     ),
 }
 

@@ -11,12 +11,19 @@ from mlmlab.model.config import ModelConfig
 
 
 class SelfAttention(nn.Module):
-    """Every token attends to every token that it may see."""
+    """Every token attends to every token that it may see.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: the model.
+        layer: the number of the layer, from 0.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         width, biases = config.hidden_size, config.architecture.biases
         self.heads = config.heads
+        is_global = config.is_global(layer)
+        self.rope_theta = config.global_rope_theta if is_global else config.local_rope_theta
         self.dropout = config.attention_dropout
         self.qkv = nn.Linear(width, 3 * width, bias=biases)
         self.output = nn.Linear(width, width, bias=biases)
@@ -38,6 +45,8 @@ class SelfAttention(nn.Module):
             `[B, T, C]`, or `[M, C]` with `positions`.
         """
         q, k, v = self._project(hidden, positions)  # [B, H, T, D] each
+        if self.rope_theta is not None:
+            q, k = rotate(q, k, self.rope_theta)
         context = F.scaled_dot_product_attention(
             q, k, v, attn_mask=visible, dropout_p=self.dropout if self.training else 0.0
         )  # [B, H, T, D]
@@ -64,15 +73,39 @@ class SelfAttention(nn.Module):
         return tuple(x.view(batch, length, self.heads, -1).transpose(1, 2) for x in (q, k, v))
 
 
+def rotate(q: torch.Tensor, k: torch.Tensor, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotary positions (Su et al. 2021): q and k, `[B, H, T, D]`, rotated by the token's index.
+
+    Coordinates d and d + D/2 are a point of the plane, which token t turns by the angle
+    t / theta^(2d/D). A product of q and k then depends on the distance of their tokens, wherever
+    they are: rows need no other indices for padding, nor for isolated documents.
+    """
+    length, width = q.shape[-2:]
+    index = torch.arange(length, device=q.device, dtype=torch.float32)  # [T]
+    exponent = torch.arange(0, width, 2, device=q.device, dtype=torch.float32) / width  # [D/2]
+    angle = index[:, None] * (1.0 / theta**exponent)  # [T, D/2]
+    cos, sin = angle.cos().repeat(1, 2), angle.sin().repeat(1, 2)  # [T, D]
+
+    def rotated(x: torch.Tensor) -> torch.Tensor:
+        first, second = x.float().chunk(2, dim=-1)  # [B, H, T, D/2]
+        return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+    return rotated(q), rotated(k)
+
+
 def visible_by_layer(
-    config: ModelConfig, attention_mask: torch.Tensor | None, documents: torch.Tensor | None
+    config: ModelConfig,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    documents: torch.Tensor | None,
 ) -> list[torch.Tensor | None]:
     """What each token sees, a mask a layer: bool, broadcasts to `[B, H, T, T]` (query, key).
 
-    None: all. Every family so far has the same mask in all layers.
+    None: all.
 
     Args:
         config: the model.
+        input_ids: int64 `[B, T]`.
         attention_mask: bool `[B, T]`, True for a real token; None: no padding.
         documents: int64 `[B, T]`, ascending in a row; None: a row is one document.
     """
@@ -81,4 +114,13 @@ def visible_by_layer(
         visible = (documents[:, :, None] == documents[:, None, :])[:, None]  # [B, 1, T, T]
     elif attention_mask is not None:
         visible = attention_mask[:, None, None, :]  # [B, 1, 1, T]
-    return [visible] * config.layers
+    if config.local_attention is None:
+        return [visible] * config.layers
+    index = torch.arange(input_ids.shape[1], device=input_ids.device)  # [T]
+    distance = (index[:, None] - index).abs()  # [T, T]
+    near = distance <= config.local_attention // 2
+    if visible is not None:
+        # Far from a row's last real token, padding would see nothing, and softmax has no value
+        # there: it sees itself, as real tokens do in any case.
+        near = (visible & near) | (distance == 0)  # [B, 1, T, T]
+    return [visible if config.is_global(layer) else near for layer in range(config.layers)]

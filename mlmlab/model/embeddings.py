@@ -13,11 +13,14 @@ from mlmlab.model.families import Positions
 
 
 class Embeddings(nn.Module):
-    """The sum of the tables, normalized: ids `[B, T]` to vectors `[B, T, C]`."""
+    """The sum of the tables, normalized: ids `[B, T]` to vectors `[B, T, C]`.
+
+    Tables of another width, as ELECTRA has them, are followed by a projection.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width, biases = config.hidden_size, config.architecture.biases
+        width, biases = config.table_width, config.architecture.biases
         self.token = nn.Embedding(config.vocabulary_size, width)
         self.position = nn.Embedding(config.max_positions + config.position_offset, width)
         self.token_type: nn.Embedding | None = None
@@ -26,6 +29,9 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=biases)
         self.dropout = nn.Dropout(config.dropout)
         self.position_offset = config.position_offset
+        self.projection: nn.Linear | None = None
+        if config.embedding_size is not None:
+            self.projection = nn.Linear(width, config.hidden_size)
 
     def forward(
         self,
@@ -38,6 +44,8 @@ class Embeddings(nn.Module):
         if self.token_type is not None:
             hidden = hidden + self.token_type.weight[0]  # one segment, as in all MLM training
         normalized: torch.Tensor = self.dropout(self.norm(hidden))
+        if self.projection is not None:
+            return self.projection(normalized)  # type: ignore[no-any-return]
         return normalized  # [B, T, C]
 
     def _places(
@@ -73,7 +81,29 @@ class RealTokenEmbeddings(Embeddings):
         return real.cumsum(1) * real - 1  # [B, T]
 
 
-EMBEDDINGS: Mapping[Positions, type[Embeddings]] = {
+class TokenEmbeddings(nn.Module):
+    """The token table alone, normalized: attention knows the positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, biases = config.hidden_size, config.architecture.biases
+        self.token = nn.Embedding(config.vocabulary_size, width)
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=biases)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        documents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """`[B, T]` to `[B, T, C]`; mask and documents are left to attention."""
+        normalized: torch.Tensor = self.dropout(self.norm(self.token(input_ids)))
+        return normalized
+
+
+EMBEDDINGS: Mapping[Positions, type[Embeddings] | type[TokenEmbeddings]] = {
     Positions.LEARNED: Embeddings,
     Positions.LEARNED_AFTER_PAD: RealTokenEmbeddings,
+    Positions.ROTARY: TokenEmbeddings,
 }

@@ -3,6 +3,8 @@
 B sequences   T positions   C hidden   V vocabulary   M predicted positions
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -10,8 +12,12 @@ from torch.utils.checkpoint import checkpoint
 from mlmlab.model.attention import visible_by_layer
 from mlmlab.model.config import ModelConfig
 from mlmlab.model.embeddings import EMBEDDINGS
+from mlmlab.model.families import Norms
 from mlmlab.model.layer import LAYERS
 from mlmlab.model.mlm_head import MaskedLMHead
+
+_LAST_PROJECTIONS = (".attention.output", ".feed_forward.down")
+"""Ends of the names of a sublayer's last projection."""
 
 
 class MaskedLanguageModel(nn.Module):
@@ -22,7 +28,7 @@ class MaskedLanguageModel(nn.Module):
         self.config = config
         self.embeddings = EMBEDDINGS[config.architecture.positions](config)
         layer = LAYERS[config.architecture.norms]
-        self.layers = nn.ModuleList(layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(layer(config, number) for number in range(config.layers))
         self.head = MaskedLMHead(config)
         self.gradient_checkpointing = False
         """Keep each layer's input alone for backward and compute the rest again there: the same
@@ -76,7 +82,7 @@ class MaskedLanguageModel(nn.Module):
         if attention_mask is not None and documents is not None:
             raise ValueError("documents: packed rows have no padding, and need no attention_mask")
         hidden: torch.Tensor = self.embeddings(input_ids, attention_mask, documents)  # [B, T, C]
-        visible = visible_by_layer(self.config, attention_mask, documents)
+        visible = visible_by_layer(self.config, input_ids, attention_mask, documents)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             rows = positions if number == last else None
@@ -88,10 +94,17 @@ class MaskedLanguageModel(nn.Module):
 
     def initialize(self, seed: int) -> None:
         """Fresh weights: a normal distribution cut at two standard deviations, biases zero, norms
-        one (Devlin et al. 2019, modeling.py)."""
+        one (Devlin et al. 2019, modeling.py).
+
+        In pre-norm layers, what 2L sublayers add to the residual stream is never normalized there:
+        their last projections start smaller by sqrt(2L) (Radford et al. 2019; Warner et al. 2024).
+        """
         generator = torch.Generator().manual_seed(seed)
-        for module in self.modules():
-            initialize_module(module, self.config.initializer_range, generator)
+        for name, module in self.named_modules():
+            std = self.config.initializer_range
+            if self.config.architecture.norms is Norms.PRE and name.endswith(_LAST_PROJECTIONS):
+                std /= math.sqrt(2 * self.config.layers)
+            initialize_module(module, std, generator)
 
     def parameter_count(self) -> int:
         """Numbers, frozen ones included; the tied table counts once."""

@@ -3,9 +3,10 @@
 A multiply-add counts as 2, backward as twice the forward pass (the gradients of a product's two
 factors). What is small next to the products (norms, GELU, softmax, the tables' look-ups) is left
 out, as is what layers that are computed again cost (`train.gradient_checkpointing`); frozen parts
-count as if they trained. Families differ by their feed-forwards alone.
+count as if they trained. A local layer's attention counts in full: it is computed and masked.
+Families differ by their feed-forwards and by the width of their tables.
 
-B sequences   T positions   C hidden   I inner   V vocabulary   M predicted positions
+B sequences   T positions   C hidden   I inner   E tables   V vocabulary   M predicted positions
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from mlmlab.model.config import ModelConfig
 from mlmlab.model.families import FeedForwards
 
 _FORWARD_AND_BACKWARD = 3
-_FEED_FORWARD_MATRICES: Mapping[FeedForwards, int] = {FeedForwards.GELU: 2}
+_FEED_FORWARD_MATRICES: Mapping[FeedForwards, int] = {FeedForwards.GELU: 2, FeedForwards.GEGLU: 3}
 """Matrices of C by I in a feed-forward."""
 
 
@@ -30,7 +31,8 @@ def actual_flops(config: ModelConfig, *, examples: int, length: int, predicted: 
     """
     positions = examples * length
     forward = (
-        (config.layers - 1) * _layer(config, positions, positions, length)
+        _embeddings(config, positions)
+        + (config.layers - 1) * _layer(config, positions, positions, length)
         + _layer(config, positions, predicted, length)
         + _head(config, predicted)
     )
@@ -41,8 +43,14 @@ def dense_equivalent_flops(config: ModelConfig, *, examples: int, length: int) -
     """Of the same step with every position through all layers and the head, as frameworks
     compute it that gather nothing: the figure to compare with theirs."""
     positions = examples * length
-    forward = config.layers * _layer(config, positions, positions, length)
-    return _FORWARD_AND_BACKWARD * (forward + _head(config, positions))
+    layers = config.layers * _layer(config, positions, positions, length)
+    forward = _embeddings(config, positions) + layers + _head(config, positions)
+    return _FORWARD_AND_BACKWARD * forward
+
+
+def _embeddings(config: ModelConfig, positions: int) -> int:
+    """The projection, [B*T, E] x [E, C], where the tables have another width E."""
+    return 2 * positions * config.hidden_size * (config.embedding_size or 0)
 
 
 def _layer(config: ModelConfig, positions: int, rows: int, length: int) -> int:
@@ -58,5 +66,5 @@ def _layer(config: ModelConfig, positions: int, rows: int, length: int) -> int:
 
 
 def _head(config: ModelConfig, rows: int) -> int:
-    """The dense layer, [M, C] x [C, C], and the decoder, [M, C] x [C, V]."""
-    return 2 * rows * config.hidden_size * (config.hidden_size + config.vocabulary_size)
+    """The dense layer, [M, C] x [C, E], and the decoder, [M, E] x [E, V]."""
+    return 2 * rows * config.table_width * (config.hidden_size + config.vocabulary_size)

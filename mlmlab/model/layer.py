@@ -4,6 +4,7 @@ B sequences   T positions   C hidden   I inner   M predicted positions
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,16 +30,36 @@ class FeedForward(nn.Module):
         return projected
 
 
-FEED_FORWARDS: Mapping[FeedForwards, type[nn.Module]] = {FeedForwards.GELU: FeedForward}
+class GatedFeedForward(nn.Module):
+    """GEGLU: the first projection has two halves, and the GELU of one is gated by the other."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        biases = config.architecture.biases
+        self.up = nn.Linear(width, 2 * inner, bias=biases)
+        self.dropout = nn.Dropout(config.dropout)
+        self.down = nn.Linear(inner, width, bias=biases)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        value, gate = self.up(hidden).chunk(2, dim=-1)  # [..., I] each
+        projected: torch.Tensor = self.down(self.dropout(F.gelu(value) * gate))
+        return projected
+
+
+FEED_FORWARDS: Mapping[FeedForwards, type[nn.Module]] = {
+    FeedForwards.GELU: FeedForward,
+    FeedForwards.GEGLU: GatedFeedForward,
+}
 
 
 class PostNormLayer(nn.Module):
     """Attention, then feed-forward; each with dropout, a residual and a norm."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         width, eps, biases = config.hidden_size, config.layer_norm_eps, config.architecture.biases
-        self.attention = SelfAttention(config)
+        self.attention = SelfAttention(config, layer)
         self.attention_norm = nn.LayerNorm(width, eps=eps, bias=biases)
         self.feed_forward = FEED_FORWARDS[config.architecture.feed_forward](config)
         self.feed_forward_norm = nn.LayerNorm(width, eps=eps, bias=biases)
@@ -60,4 +81,38 @@ class PostNormLayer(nn.Module):
         return normalized
 
 
-LAYERS: Mapping[Norms, type[nn.Module]] = {Norms.POST: PostNormLayer}
+class PreNormLayer(nn.Module):
+    """Attention, then feed-forward; each with a norm before it and a residual.
+
+    As in ModernBERT, the first layer's attention has no norm of its own, since the embeddings have
+    just been normalized, and the last layer ends with the model's final norm.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        width, eps, biases = config.hidden_size, config.layer_norm_eps, config.architecture.biases
+        norm = partial(nn.LayerNorm, width, eps=eps, bias=biases)
+        self.attention_norm = nn.Identity() if layer == 0 else norm()
+        self.attention = SelfAttention(config, layer)
+        self.dropout = nn.Dropout(config.attention_dropout)
+        self.feed_forward_norm = norm()
+        self.feed_forward = FEED_FORWARDS[config.architecture.feed_forward](config)
+        self.final_norm = norm() if layer == config.layers - 1 else nn.Identity()
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        visible: torch.Tensor | None,
+        positions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`[B, T, C]` to `[B, T, C]`; with `positions` (flat, int64 `[M]`) to `[M, C]`."""
+        mixed = self.dropout(self.attention(self.attention_norm(hidden), visible, positions))
+        if positions is not None:
+            hidden = hidden.flatten(0, 1)[positions]  # [M, C]
+        hidden = hidden + mixed
+        hidden = hidden + self.feed_forward(self.feed_forward_norm(hidden))
+        normalized: torch.Tensor = self.final_norm(hidden)
+        return normalized
+
+
+LAYERS: Mapping[Norms, type[nn.Module]] = {Norms.POST: PostNormLayer, Norms.PRE: PreNormLayer}

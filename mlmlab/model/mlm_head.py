@@ -1,6 +1,6 @@
 """The masked-LM head and its loss.
 
-C hidden   V vocabulary   M predicted positions
+C hidden   E width of the table (C but for ELECTRA)   V vocabulary   M predicted positions
 """
 
 import torch
@@ -15,14 +15,14 @@ class MaskedLMHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width, biases = config.hidden_size, config.architecture.biases
-        self.dense = nn.Linear(width, width, bias=biases)
+        width, biases = config.table_width, config.architecture.biases
+        self.dense = nn.Linear(config.hidden_size, width, bias=biases)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=biases)
         self.decoder_bias = nn.Parameter(torch.zeros(config.vocabulary_size))
 
     def forward(self, hidden: torch.Tensor, token_table: torch.Tensor) -> torch.Tensor:
-        """`[..., C]` and the tied table `[V, C]` to logits `[..., V]`."""
-        transformed = self.norm(F.gelu(self.dense(hidden)))
+        """`[..., C]` and the tied table `[V, E]` to logits `[..., V]`."""
+        transformed = self.norm(F.gelu(self.dense(hidden)))  # [..., E]
         rows = len(token_table)
         # On CUDA, half-precision products are slow unless the table has a multiple of 8 rows; with
         # RoBERTa's 50,265 a whole step took a quarter longer on an H200.

@@ -1,6 +1,9 @@
 """How much memory a run will need, before it starts."""
 
+from collections.abc import Mapping
+
 from mlmlab.model import MaskedLanguageModel
+from mlmlab.model.families import FeedForwards
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
 
@@ -11,6 +14,9 @@ _TRAINING_BYTES = 12
 _KEPT_VECTORS = 10
 """Vectors of the hidden width that a layer keeps for backward, per token: the two sublayers'
 inputs, queries, keys, values, the attention's result, and what the norms keep."""
+_KEPT_INNER_VECTORS: Mapping[FeedForwards, int] = {FeedForwards.GELU: 2, FeedForwards.GEGLU: 4}
+"""Vectors of the inner width that a feed-forward keeps: before and after the GELU; with a gate also
+the gate and the product."""
 _DROPOUT_VECTORS = 2
 """More of them where dropout keeps its noise."""
 _SCORING_VECTORS = 6
@@ -53,7 +59,7 @@ def expected_memory_bytes(
     vectors = _SCORING_VECTORS
     if trains:
         vectors = _KEPT_VECTORS + (_DROPOUT_VECTORS if config.dropout else 0)
-    inner = 2 * config.intermediate_size  # before and after the GELU
+    inner = _KEPT_INNER_VECTORS[config.architecture.feed_forward] * config.intermediate_size
     layer = examples * length * (vectors * config.hidden_size + inner) * element
     logits = masked_tokens * config.vocabulary_size * 4 * 2  # and their log-softmax, fp32
     if not trains:

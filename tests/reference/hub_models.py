@@ -28,9 +28,21 @@ def _configs() -> dict[str, Any]:
         "num_attention_heads": SIZES["heads"],
         "intermediate_size": SIZES["inner"],
     }
+    modern = {
+        **bert_like,
+        "num_hidden_layers": 5,  # two global, three local, one of these the last
+        "max_position_embeddings": 40,
+        "local_attention": 8,  # rows of 24 reach beyond it
+        **dict.fromkeys(("cls_token_id", "bos_token_id"), 1),
+        **dict.fromkeys(("sep_token_id", "eos_token_id"), 2),
+        "pad_token_id": 0,
+    }
     return {
         "bert": transformers.BertConfig(**bert_like, max_position_embeddings=40),
         "roberta": transformers.RobertaConfig(
+            **bert_like, max_position_embeddings=42, type_vocab_size=1, layer_norm_eps=1e-5
+        ),
+        "camembert": transformers.CamembertConfig(
             **bert_like, max_position_embeddings=42, type_vocab_size=1, layer_norm_eps=1e-5
         ),
         "xlm-roberta": transformers.XLMRobertaConfig(
@@ -44,10 +56,19 @@ def _configs() -> dict[str, Any]:
             hidden_dim=SIZES["inner"],
             max_position_embeddings=40,
         ),
+        "electra": transformers.ElectraConfig(
+            **bert_like, embedding_size=16, max_position_embeddings=40
+        ),
+        "modernbert": transformers.ModernBertConfig(**modern),
+        "mmbert": transformers.ModernBertConfig(
+            **modern, global_rope_theta=160_000.0, local_rope_theta=160_000.0
+        ),
     }
 
 
-FAMILIES = ("bert", "roberta", "xlm-roberta", "distilbert")
+FAMILIES = (
+    "bert", "roberta", "camembert", "xlm-roberta", "distilbert", "electra", "modernbert", "mmbert",
+)  # fmt: skip
 
 
 def write_reference(family: str, folder: Path, config: Any = None, seed: int = 0) -> Reference:
