@@ -51,7 +51,9 @@ def full_table(found: Found) -> str:
     every = comparisons(found.runs)
     titles = titles_of(every)
     if len(every) > 1:
-        parts.append(f"{len(every)} tables: figures of different test texts or masks do not compare")
+        parts.append(
+            f"{len(every)} tables: figures of different test texts or masks do not compare"
+        )
     for title, comparison in zip(titles, every, strict=True):
         parts.append("\n".join([*_wrapped(title), *_rows(comparison), *_notes(comparison)]))
     if found.unfinished:
