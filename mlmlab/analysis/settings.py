@@ -67,12 +67,15 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
 
 def varying(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The keys that differ between some runs, with the value of each run; None where it has no such
-    key. Those that a sweep varies come first, digests last."""
+    key. Those that a sweep varies come first, and the checkpoint; digests last."""
     swept = {key for run in runs for key in run.config.get("varies", ())}
     keys = dict.fromkeys(key for run in runs for key in run.config if not _is(key, _NO_SETTINGS))
     values = {key: [run.config.get(key) for run in runs] for key in keys}
     counts = {key: len(set(column)) for key, column in values.items()}
-    order = sorted(keys, key=lambda key: (_is(key, _DIGESTS), key not in swept, -counts[key]))
+    order = sorted(
+        keys,
+        key=lambda key: (_is(key, _DIGESTS), key not in swept, key != "checkpoint", -counts[key]),
+    )
     return {key: values[key] for key in order if counts[key] > 1}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mlmlab.analysis.runs import Found
-from mlmlab.analysis.settings import Comparison, Setting, comparisons, shown, varying
+from mlmlab.analysis.settings import Comparison, Setting, comparisons, shown
 
 WIDTH = 80
 
@@ -62,25 +62,22 @@ def full_table(found: Found) -> str:
 
 
 def titles_of(every: Sequence[Comparison]) -> list[str]:
-    """What tells the tests apart, where there are several: the keys of the test that are the same in
-    all runs of one, and others in another."""
+    """What tells the tests apart, where there are several: the keys that decide what was asked, if
+    they differ between the tests and not within one."""
     if len(every) == 1:
         return [""]
-    firsts = [next(iter(comparison.settings[0].runs.values())) for comparison in every]
-    inside = {
-        key
-        for comparison in every
-        for key in varying([run for s in comparison.settings for run in s.runs.values()])
-    }
+    asked = [[run.asked for s in one.settings for run in s.runs.values()] for one in every]
+    keys = dict.fromkeys(key for runs in asked for run in runs for key in run)
+    columns = {key: [{run.get(key) for run in runs} for runs in asked] for key in keys}
     between = {
-        key: column
-        for key, column in varying(firsts).items()
-        if key not in inside and key.startswith(("data.", "eval.", "tokenizer.", "checkpoint"))
+        key: [values.pop() for values in column]
+        for key, column in columns.items()
+        if all(len(values) == 1 for values in column) and len(set.union(*column)) > 1
     }
     titles = []
     for number in range(len(every)):
         values = (f"{key}={shown(key, column[number])}" for key, column in between.items())
-        titles.append(f"test {number + 1}: {' '.join(values)}")
+        titles.append(f"test {number + 1}: {' '.join(values)}".removesuffix(": "))
     return titles
 
 
