@@ -1,12 +1,13 @@
 """Runs in groups: those that differ by nothing but their seed have the same setting."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlmlab import schema
 from mlmlab.analysis.runs import Run
 from mlmlab.analysis.significance import Sample
+from mlmlab.errors import Code, UserError
 
 _NO_SETTINGS = (
     "seed",
@@ -78,6 +79,32 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
     for run in runs:
         by_test.setdefault(run.test, []).append(run)
     return [_comparison(same) for same in by_test.values()]
+
+
+def with_baseline(every: Sequence[Comparison], given: Mapping[str, Any]) -> list[Comparison]:
+    """The comparisons, each with the setting of these values as its baseline.
+
+    Raises:
+        UserError: in one of them, no setting has these values, or several have.
+    """
+    chosen = []
+    for comparison in every:
+        matching = [
+            setting.label
+            for setting in comparison.settings
+            if all(key in setting.values and setting.values[key] == given[key] for key in given)
+        ]
+        if len(matching) != 1:
+            raise UserError.of(
+                "--baseline",
+                code=Code.NOT_FOUND if not matching else Code.CONFLICT,
+                found=" ".join(f"{key}={schema.shown(value)}" for key, value in given.items())
+                + f", which {len(matching)} settings have",
+                expected="one of " + "\n".join(setting.label for setting in comparison.settings),
+                remedy="--baseline KEY=VALUE for each key that varies",
+            )
+        chosen.append(replace(comparison, baseline=matching[0]))
+    return chosen
 
 
 def _varying(runs: Sequence[Run], swept: set[str]) -> dict[str, list[Any]]:

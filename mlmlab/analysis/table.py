@@ -42,7 +42,8 @@ def full_table(found: Found, every: Sequence[Comparison]) -> str:
     for title, comparison in zip(titles, every, strict=True):
         outcome = compare(comparison.samples, comparison.baseline)
         rows = _rows(comparison, outcome.best if outcome and outcome.others else "")
-        parts.append("\n".join([*_wrapped(title), *rows, *_notes(comparison)]))
+        remarks = [line for note in notes(comparison) for line in _wrapped(note)]
+        parts.append("\n".join([*_wrapped(title), *rows, *remarks]))
         text = verdict(outcome, list(comparison.samples))
         parts.append("\n".join(_wrapped(text)))
     if found.unfinished:
@@ -101,17 +102,18 @@ def _rows(comparison: Comparison, winner: str) -> list[str]:
     return lines
 
 
-def _notes(comparison: Comparison) -> list[str]:
-    notes = []
+def notes(comparison: Comparison) -> list[str]:
+    """What the table does not show."""
+    found = []
     if any(len(setting.runs) > 1 for setting in comparison.settings):
-        notes.append("perplexity: of the mean loss over seeds, ± its standard error")
+        found.append("perplexity: of the mean loss over seeds, ± its standard error")
     for leader in dict.fromkeys(comparison.following.values()):
         followers = [key for key, to in comparison.following.items() if to == leader]
-        notes.append(f"with {leader} vary: {', '.join(followers)}")
+        found.append(f"with {leader} vary: {', '.join(followers)}")
     if comparison.repeated:
         names = _some([run.folder for run in comparison.repeated])
-        notes.append(f"left out, because a later run has the same setting and seed: {names}")
-    return [line for note in notes for line in _wrapped(note)]
+        found.append(f"left out, because a later run has the same setting and seed: {names}")
+    return found
 
 
 def _some(folders: Sequence[Path]) -> str:
