@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Heading:
-    """Level 1 or 2."""
+    """Of level 1, 2 or 3."""
 
     text: str
     level: int = 2
@@ -66,17 +66,19 @@ def as_markdown(blocks: Sequence[Block]) -> str:
 _STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.25rem } h3 { font-size: 1.05rem }
+h2, h3 { margin-top: 2rem }
 .verdict { font-size: 1.1rem; border-left: 4px solid #2a7; padding: .2rem 0 .2rem 1rem }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .9rem .25rem 0; text-align: right; white-space: nowrap }
-th { border-bottom: 1px solid; font-weight: 600 }
-th.label, td.label { text-align: left }
+th, td { padding: .25rem .8rem .25rem 0; text-align: right; vertical-align: bottom }
+th { border-bottom: 1px solid; font-weight: 600; min-width: 3rem }
+td { white-space: nowrap }
+th.label, td.label { text-align: left; white-space: normal; min-width: 5rem }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)) }
 .plots { gap: 1rem }
 img { width: 100%; background: white }
-p, td, h1, h2 { overflow-wrap: anywhere }
+p, td.label, h1, h2, h3 { overflow-wrap: anywhere }
 """
 
 
@@ -117,7 +119,8 @@ def _html(block: Block) -> str:
 
 def _row(tag: str, cells: Sequence[str], labels: int) -> str:
     kinds = [' class="label"'] * labels + [""] * (len(cells) - labels)
-    parts = (
-        f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True)
-    )
+    texts = [html.escape(cell) for cell in cells]
+    if tag == "th":  # a dotted key may be broken where a word ends
+        texts = [text.replace(".", ".<wbr>").replace("_", "_<wbr>") for text in texts]
+    parts = (f"<{tag}{kind}>{text}</{tag}>" for text, kind in zip(texts, kinds, strict=True))
     return f"<tr>{''.join(parts)}</tr>"

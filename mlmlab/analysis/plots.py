@@ -14,6 +14,8 @@ _AXES = {"step": "step", "tokens": "train/tokens", "seconds": "train/seconds"}
 """What learning is plotted against, by its key in metrics.jsonl."""
 _MOST_LINES = 10
 """That colours and a legend tell apart."""
+_BEGINNING = 0.15
+"""This share of a run does not decide the scale of its plot: it falls steeply there."""
 Curve = Sequence[tuple[float, float]]
 """x and perplexity."""
 
@@ -67,9 +69,17 @@ def _learning(comparison: Comparison, curves: Mapping[Setting, list[Curve]], nam
             ]
         label = ", ".join(shown(key, value) for key, value in setting.values.items())
         axes.plot(*_columns(thick), color=colour, linewidth=1.8, label=label)
+    if name == "tokens":
+        from matplotlib.ticker import EngFormatter
+
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel(name)
     axes.set_ylabel("test perplexity")
-    _scale(axes, "y", [y for one in curves.values() for curve in one for _, y in curve])
+    points = [point for one in curves.values() for curve in one for point in curve]
+    beginning = max(x for x, _ in points) * _BEGINNING
+    if later := [y for x, y in points if x >= beginning]:
+        _scale(axes, "y", later)
+        axes.set_ylim(0.97 * min(later), 1.03 * max(later))
     _legend(axes, comparison.keys)
     return _png(figure)
 
@@ -84,9 +94,11 @@ def _final(comparison: Comparison, key: str) -> bytes:
         lines.setdefault(", ".join(others), []).append(setting)
     values = list(dict.fromkeys(setting.values[key] for setting in comparison.settings))
     is_numeric = all(type(value) in (int, float) for value in values)
-    for (label, line), colour in zip(lines.items(), _colours(len(lines)), strict=True):
-        line = [setting for setting in line if math.isfinite(setting.sample.mean)]
-        x = [s.values[key] if is_numeric else values.index(s.values[key]) for s in line]
+    colours = _colours(len(lines))
+    for number, ((label, of_line), colour) in enumerate(zip(lines.items(), colours, strict=True)):
+        line = [setting for setting in of_line if math.isfinite(setting.sample.mean)]
+        aside = 0.4 * (number - (len(lines) - 1) / 2) / len(lines)  # side by side
+        x = [s.values[key] if is_numeric else values.index(s.values[key]) + aside for s in line]
         means = [math.exp(setting.sample.mean) for setting in line]
         errors = [
             mean * setting.sample.standard_error for mean, setting in zip(means, line, strict=True)
@@ -107,7 +119,7 @@ def _final(comparison: Comparison, key: str) -> bytes:
         axes.set_xticks(range(len(values)), [shown(key, value) for value in values])
         axes.margins(x=0.25)
     axes.set_xlabel(key)
-    axes.set_ylabel("final test perplexity (± standard error)")
+    axes.set_ylabel("final test perplexity")
     if len(lines) > 1:
         _legend(axes, [other for other in comparison.keys if other != key])
     return _png(figure)
@@ -116,7 +128,7 @@ def _final(comparison: Comparison, key: str) -> bytes:
 def _canvas() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
@@ -139,11 +151,12 @@ def _columns(curve: Curve) -> tuple[list[float], list[float]]:
 def _scale(axes: Any, which: str, values: Sequence[float]) -> None:
     """Logarithmic over more than a factor of five, with the numbers written out."""
     if values and min(values) > 0 and max(values) > 5 * min(values):
-        from matplotlib.ticker import FuncFormatter
+        from matplotlib.ticker import LogFormatter
 
         axes.set(**{f"{which}scale": "log"})
         axis = getattr(axes, f"{which}axis")
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
 
 
 def _legend(axes: Any, keys: Sequence[str]) -> None:
@@ -153,5 +166,5 @@ def _legend(axes: Any, keys: Sequence[str]) -> None:
 
 def _png(figure: Any) -> bytes:
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=130)
+    figure.savefig(file, format="png", dpi=150)
     return file.getvalue()

@@ -30,6 +30,10 @@ _FIGURES = (
     "precision",
     "git_commit",
 )
+_OF_PLOTS = (
+    "A thin line or a small dot is a run; a thick line or a large dot is the mean over seeds, "
+    "with its standard error. Curves may begin above the plot."
+)
 _HOW_TO_READ = (
     "Perplexity is the exponential of the mean loss over seeds; ± is one standard error, from the "
     "spread between seeds.",
@@ -83,7 +87,7 @@ def write_report(
         of_this = [Plot(prefix + name, png) for name, png in plots(comparison).items()] * can_plot()
         drawn += of_this
         blocks += [Heading(heading)] if heading else []
-        blocks += _blocks(comparison, of_this, folder)
+        blocks += _blocks(comparison, of_this, folder, 3 if heading else 2)
     if found.unfinished:
         blocks.append(Text(f"Not finished, and left out: {', '.join(map(str, found.unfinished))}"))
     blocks += [Heading("How to read this"), *map(Text, _HOW_TO_READ)]
@@ -109,11 +113,12 @@ def write_report(
     return "\n".join(lines)
 
 
-def _blocks(comparison: Comparison, drawn: Sequence[Plot], folder: Path) -> list[Block]:
+def _blocks(comparison: Comparison, drawn: Sequence[Plot], folder: Path, level: int) -> list[Block]:
     """The part of the page that is about one test.
 
     Args:
         folder: the page's.
+        level: of its headings.
     """
     samples = comparison.samples
     outcome = compare(samples, comparison.baseline)
@@ -133,30 +138,32 @@ def _blocks(comparison: Comparison, drawn: Sequence[Plot], folder: Path) -> list
     ]
     blocks += [Text(note) for note in notes(comparison)]
     if outcome and outcome.others:
-        blocks += _differences(outcome)
+        blocks += _differences(comparison, outcome, level)
     if drawn:
-        blocks += [Heading("Plots"), drawn]
-    return [*blocks, Heading("Runs"), _runs(comparison, folder)]
+        blocks += [Heading("Plots", level), drawn, Text(_OF_PLOTS)]
+    return [*blocks, Heading("Runs", level), _runs(comparison, folder)]
 
 
-def _differences(outcome: Outcome) -> list[Block]:
+def _differences(comparison: Comparison, outcome: Outcome, level: int) -> list[Block]:
     which = "the baseline" if outcome.is_against_baseline else "the best setting"
+    values = {setting.label: setting.values for setting in comparison.settings}
     sources = ["± from seeds", "± from documents", "± together"]
-    head = ["setting", "seeds", "perplexity", "95% interval", "p", *sources]
+    head = [*comparison.keys, "perplexity", "95% interval", "p", "seeds", *sources]
     rows = [
         [
-            other.name,
-            str(other.difference.seeds),
+            *(shown(key, values[other.name][key]) for key in comparison.keys),
             percent(other.difference),
             interval_text(other.difference),
             p_text(other.p),
+            str(other.difference.seeds),
             percent_error(other.difference, other.difference.seed_error),
             percent_error(other.difference, other.difference.document_error),
             percent_error(other.difference, other.difference.total_error),
         ]
         for other in outcome.others
     ]
-    return [Heading(f"Differences from {which}, {outcome.reference}"), Table(head, rows)]
+    heading = Heading(f"Differences from {which}, {outcome.reference}", level)
+    return [heading, Table(head, rows, len(comparison.keys))]
 
 
 def _runs(comparison: Comparison, folder: Path) -> Table:

@@ -43,6 +43,8 @@ def full_table(found: Found, every: Sequence[Comparison]) -> str:
         outcome = compare(comparison.samples, comparison.baseline)
         rows = _rows(comparison, outcome.best if outcome and outcome.others else "")
         remarks = [line for note in notes(comparison) for line in _wrapped(note)]
+        if any(len(setting.runs) > 1 for setting in comparison.settings):
+            remarks.insert(0, "perplexity: of the mean loss over seeds, ± its standard error")
         parts.append("\n".join([*_wrapped(title), *rows, *remarks]))
         text = verdict(outcome, list(comparison.samples))
         parts.append("\n".join(_wrapped(text)))
@@ -105,8 +107,6 @@ def _rows(comparison: Comparison, winner: str) -> list[str]:
 def notes(comparison: Comparison) -> list[str]:
     """What the table does not show."""
     found = []
-    if any(len(setting.runs) > 1 for setting in comparison.settings):
-        found.append("perplexity: of the mean loss over seeds, ± its standard error")
     for leader in dict.fromkeys(comparison.following.values()):
         followers = [key for key, to in comparison.following.items() if to == leader]
         found.append(f"with {leader} vary: {', '.join(followers)}")

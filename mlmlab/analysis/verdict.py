@@ -176,4 +176,6 @@ def _on_other_documents(difference: Difference) -> str:
 
 def _listed(compared: Sequence[Compared]) -> str:
     names = [one.name for one in compared]
+    if len(names) > 3:
+        names = [*names[:2], f"{len(names) - 2} others"]
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
