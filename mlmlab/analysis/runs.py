@@ -96,8 +96,8 @@ def find_runs(folders: Sequence[str | Path]) -> Found:
         raise UserError.of(
             "RUNS_DIR",
             code=Code.NOT_FOUND,
-            found=f"{', '.join(map(str, folders))}: {len(unfinished)} runs, none of them finished",
-            expected="at least one run with a summary.json",
+            found=f"{', '.join(map(str, folders))}: no finished run, unfinished: {len(unfinished)}",
+            expected="at least one run with a summary.json, or evaluation with an evaluation.json",
             remedy="wait for a run to end; python -m mlmlab.train resume=RUN_DIR resumes one that "
             "was stopped",
         )

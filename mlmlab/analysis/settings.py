@@ -99,7 +99,7 @@ def with_baseline(every: Sequence[Comparison], given: Mapping[str, Any]) -> list
                 "--baseline",
                 code=Code.NOT_FOUND if not matching else Code.CONFLICT,
                 found=" ".join(f"{key}={schema.shown(value)}" for key, value in given.items())
-                + f", which {len(matching)} settings have",
+                + (f", which {len(matching)} settings have" if matching else ", of no setting"),
                 expected="one of " + "\n".join(setting.label for setting in comparison.settings),
                 remedy="--baseline KEY=VALUE for each key that varies",
             )

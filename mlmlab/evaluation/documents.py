@@ -45,7 +45,7 @@ class DocumentLosses:
             UserError: it is damaged.
         """
         try:
-            with np.load(folder / DOCUMENTS) as file:
+            with (folder / DOCUMENTS).open("rb") as opened, np.load(opened) as file:
                 return cls(file["loss_sums"], file["masked_tokens"], str(file["test"]))
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise UserError.of(
