@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mlmlab.analysis.significance import (
+    Difference,
     Sample,
     compare,
     difference,
@@ -132,8 +133,8 @@ def test_the_errors_are_what_new_seeds_and_new_documents_show() -> None:
         means = (each * counts).sum(1) / counts.sum()
         document_error, shared_error = document_errors(each * counts, counts)
         seed_error = means.std(ddof=1) / math.sqrt(seeds)
-        total = seed_error**2 + document_error**2 - shared_error**2
-        sums[repeat] = means.mean(), total, shared_error**2
+        found = Difference(seeds, means.mean(), seed_error, document_error, shared_error, 1.0)
+        sums[repeat] = means.mean(), found.total_error**2, shared_error**2
     weight = 20 * 19 * 39 / 6 / 20 / count / 10**2  # mean square of counts over square of mean
     shared = rest**2 * weight / seeds
     true = seed_spread**2 / seeds + document_spread**2 * weight + shared
