@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlmlab.checkpoints import load_pretrained, save_pretrained
     from mlmlab.cli.compose import compose, compose_evaluation
-    from mlmlab.errors import RunFailed, UserError
+    from mlmlab.errors import Interrupted, RunFailed, UserError
     from mlmlab.evaluation.fill_mask import FillMask
     from mlmlab.masking import MaskingConfig, VocabularyInfo, mask_batch
     from mlmlab.runs import evaluate_checkpoint, run
@@ -34,10 +34,12 @@ _HOMES = {
     "VocabularyInfo": "mlmlab.masking",
     "UserError": "mlmlab.errors",
     "RunFailed": "mlmlab.errors",
+    "Interrupted": "mlmlab.errors",
 }
 
 __all__ = [
     "FillMask",
+    "Interrupted",
     "MaskingConfig",
     "RunFailed",
     "RunResult",

@@ -198,7 +198,10 @@ class EvaluateConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     out: str | None = None
     """A folder that keeps the result, with the losses of each document, for mlmlab.report. null:
-    it is printed, and that is all."""
+    it is printed, and kept with -m alone."""
+    json: bool | None = None
+    """Whether the command prints the figures as JSON in its last line; None: where its output is no
+    terminal."""
 
     def problems(self) -> Iterator[Problem]:
         """No checkpoint."""

@@ -1,63 +1,58 @@
 """python -m mlmlab.evaluate: masked perplexity and accuracy of a checkpoint on some text."""
 
+import dataclasses
 import json
 import os
 import sys
 
-from omegaconf import OmegaConf
+import hydra
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
-from mlmlab.cli.commands import (
-    EVALUATE,
-    as_command,
-    config_folder,
-    in_eighty_columns,
-    invocation,
-)
-from mlmlab.cli.compose import compose_evaluation, composed
+from mlmlab.cli.commands import EVALUATE, as_command, config_folder
+from mlmlab.cli.compose import compose_evaluation
+from mlmlab.cli.hydra_main import run_with_hydra
 from mlmlab.runs import evaluate_checkpoint
-
-_HELP = """%(prog)s checkpoint=DIR_OR_HUB_ID [key=value] ...
-
-Scores a masked language model: perplexity with its standard error, and the
-accuracy of its guesses. The last line printed is JSON.
-
-A run's folder is scored on the run's own test documents with the run's own
-masks: the same bits as its last evaluation. Text that you name is scored
-whole, to its last token. Several processes, torchrun's or this command's own
-(runtime.processes=N), share the text and find the same figures. out=DIR keeps
-the result, for mlmlab.report to compare with others.
-
-Examples
-  %(prog)s checkpoint=runs/small_world/TIME
-  %(prog)s checkpoint=runs/small_world/TIME eval.mask_draws=10
-  %(prog)s checkpoint=distilbert/distilroberta-base \\
-      data.path=my.txt
-  %(prog)s checkpoint=DIR data.source=hub \\
-      data.repository=stanfordnlp/imdb data.files='plain_text/test-*.parquet'
-
-Groups and their options (group=option)
-"""
+from mlmlab.runs.exit_status import exit_status
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Composes the config, scores, and prints."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if {"--help", "-h"} & set(arguments):
-        print(in_eighty_columns(_HELP % {"prog": invocation("evaluate")} + _keys()))
+@hydra.main(config_path=str(config_folder()), config_name="evaluate", version_base="1.3")
+def evaluate(_: DictConfig) -> None:
+    """One evaluation: the whole command, or one point of a sweep.
+
+    Hydra has composed the defaults and the overrides. They are composed once more, because a run's
+    own config comes between the two where the checkpoint is a run's.
+    """
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode is RunMode.MULTIRUN:
+        _score(hydra_config)
         return
-    report = evaluate_checkpoint(compose_evaluation(*arguments))
-    if os.environ.get("RANK", "0") == "0":  # under torchrun
+    with exit_status():  # here already, because Hydra adds a line to whatever passes through it
+        _score(hydra_config)
+
+
+def _score(hydra_config: HydraConf) -> None:
+    sources = hydra_config.runtime.config_sources
+    own = [source.path for source in sources if source.provider == "command-line"]
+    config = compose_evaluation(*hydra_config.overrides.task, config_dir=own[0] if own else None)
+    if hydra_config.mode is RunMode.MULTIRUN:  # a folder for each
+        own_folder = hydra_config.runtime.output_dir
+        out = own_folder if config.out is None else f"{config.out}/{hydra_config.job.num}"
+        config = dataclasses.replace(config, out=out)
+    report = evaluate_checkpoint(config)
+    as_json = config.json if config.json is not None else not sys.stdout.isatty()
+    if as_json and os.environ.get("RANK", "0") == "0":  # under torchrun
         print(json.dumps(report.to_mapping()))
 
 
-def _keys() -> str:
-    """The groups, and the default config."""
-    groups = "".join(
-        f"{group}: {', '.join(sorted(file.stem for file in (config_folder() / group).iterdir()))}\n"
-        for group in ("data", "masking", "runtime")
-    )
-    keys = OmegaConf.to_yaml(OmegaConf.create(composed(EVALUATE)))
-    return f"{groups}\nKeys and their values (key=value)\n{keys}"
+def main() -> None:
+    """Composes the config, or those of a sweep, scores, and prints."""
+    if "--cfg" in sys.argv or "-c" in sys.argv:
+        print("For a run's folder, the run's own data, runtime and eval.* take the place of these "
+              "defaults.", file=sys.stderr)  # fmt: skip
+    run_with_hydra(evaluate, EVALUATE)
 
 
 def command() -> None:

@@ -18,8 +18,7 @@ _EXAMPLES = """\
   %(prog)s runs/small_world/sweep-TIME
   %(prog)s runs/small_world/sweep-TIME --baseline masking.rate=0.15
   %(prog)s RUN_DIR RUN_DIR RUN_DIR --out my-report
-  python -m mlmlab.evaluate checkpoint=DIR data.path=my.txt out=scores/a
-  python -m mlmlab.evaluate checkpoint=HUB_ID data.path=my.txt out=scores/b
+  python -m mlmlab.evaluate -m checkpoint=DIR,DIR data.path=my.txt out=scores
   %(prog)s scores
 """
 

@@ -39,6 +39,23 @@ _REMOVED = {
 """Keys of earlier versions, and what replaces them."""
 
 
+_ELSEWHERE = {
+    "lr": "train.learning_rate",
+    "num_epochs": "train.epochs",
+    "num_train_epochs": "train.epochs",
+    "steps": "train.max_steps",
+    "per_device_train_batch_size": "train.batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size",
+    "warmup_ratio": "train.warmup_fraction",
+    "lr_scheduler_type": "train.schedule",
+    "mlm_probability": "masking.rate",
+    "max_length": "data.block_size",
+    "output_dir": "run_dir",
+    "model_name_or_path": "checkpoint",
+}
+"""What other frameworks call some of the keys."""
+
+
 _COMPARISONS = {
     "above": operator.gt,
     "at least": operator.ge,
@@ -177,7 +194,8 @@ def read(kind: type[Config], mapping: Any, path: str, problems: list[Problem]) -
                 problems.append(Problem(key, "nothing", expected, remedy, code=Code.MISSING))
                 complete = False
             continue
-        value = _convert(hints[field.name], mapping[field.name], key, problems)
+        hint, right = hints[field.name], field.metadata.get("example")
+        value = _convert(hint, mapping[field.name], key, problems, right)
         if value is _ABSENT:
             complete = False
         else:
@@ -206,11 +224,7 @@ def unknown_key(kind: type, key: str, value: Any, path: str = "") -> Problem:
             f"remove {prefix}{key}",
             code=Code.REMOVED_KEY,
         )
-    name = key.rpartition(".")[2]
-    leaves = list(_leaf_keys(kind))
-    # The name may be right and the group missing or wrong: batch_size=8, model.rate=0.3.
-    meant = [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]
-    meant = meant or difflib.get_close_matches(key, leaves, 1)
+    meant = meant_keys(kind, key)
     owner, place = kind, prefix
     for part in key.split(".")[:-1]:
         hint = get_type_hints(owner).get(part)
@@ -227,6 +241,16 @@ def unknown_key(kind: type, key: str, value: Any, path: str = "") -> Problem:
     )
 
 
+def meant_keys(kind: type, key: str) -> list[str]:
+    """The keys that somebody may mean with one that is not there; the best first."""
+    name = key.rpartition(".")[2]
+    leaves = list(_leaf_keys(kind))
+    name = _ELSEWHERE.get(name, name)
+    # The name may be right and the group missing or wrong: batch_size=8, model.rate=0.3.
+    found = [leaf for leaf in leaves if name in (leaf, leaf.rpartition(".")[2])]
+    return found or difflib.get_close_matches(key, leaves, 1)
+
+
 def _leaf_keys(kind: type, prefix: str = "") -> Iterator[str]:
     for name, hint in get_type_hints(kind).items():
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
@@ -235,8 +259,12 @@ def _leaf_keys(kind: type, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _convert(hint: Any, value: Any, key: str, problems: list[Problem]) -> Any:
-    """The value as the type that `hint` names, or `_ABSENT` after noting a problem."""
+def _convert(hint: Any, value: Any, key: str, problems: list[Problem], example: Any = None) -> Any:
+    """The value as the type that `hint` names, or `_ABSENT` after noting a problem.
+
+    Args:
+        example: a value that would be right.
+    """
     options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
     if value is None:
         if type(None) in options:
@@ -249,7 +277,7 @@ def _convert(hint: Any, value: Any, key: str, problems: list[Problem]) -> Any:
             converted = _scalar_or_list(kind, value)
             if converted is not _ABSENT:
                 return converted
-    remedy = f"for instance {key}={_example(hint, value)}"
+    remedy = f"for instance {key}={_example(hint, value, example)}"
     problems.append(Problem(key, shown(value), _expected(hint), remedy, code=Code.WRONG_TYPE))
     return _ABSENT
 
@@ -305,15 +333,22 @@ def _expected(hint: Any) -> str:
     return " or ".join(parts)
 
 
-def _example(hint: Any, value: Any = None) -> str:
-    """A value that would be right, as one types it in a shell."""
+def _example(hint: Any, value: Any = None, example: Any = None) -> str:
+    """A value that would be right, as one types it in a shell: what was probably meant with the
+    wrong `value`, or else an `example`."""
     kind = (get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,))[0]
     if get_origin(kind) in (tuple, Mapping):
-        return "[]" if get_origin(kind) is tuple else "{}"
+        if get_origin(kind) is tuple:
+            return f"[{value}]" if isinstance(value, str) else "[]"
+        return "{}"
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return str(int(value))
     if issubclass(kind, Enum):
         return str(next(iter(kind)).value)
     if kind is str and isinstance(value, int | float):  # a number that is meant as a text
         return f"\"'{shown(value)}'\""
+    if kind in (int, float) and example is not None:
+        return shown(example)
     return {int: "1", float: "0.1", str: "TEXT", bool: "true"}.get(kind, "{...}")
 
 

@@ -1,10 +1,6 @@
 """python -m mlmlab.train: Hydra composes a config, `execute` does what it says."""
 
 import hashlib
-import io
-import os
-import sys
-from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import hydra
@@ -12,12 +8,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mlmlab.cli.commands import as_command, config_folder, in_eighty_columns, invocation
-from mlmlab.cli.compose import plain, run_mapping, with_own_options
-from mlmlab.cli.hydra_errors import composition_errors
+from mlmlab.cli.commands import TRAIN, as_command, config_folder
+from mlmlab.cli.compose import plain, run_mapping
+from mlmlab.cli.hydra_main import run_with_hydra
 from mlmlab.cli.sweeps import refuse_shared_folder
 from mlmlab.config import build
-from mlmlab.errors import Code, UserError
 from mlmlab.runs import execute
 from mlmlab.runs.exit_status import exit_status
 
@@ -28,7 +23,6 @@ def _job_folder(number: int, overrides: str) -> str:
 
 
 OmegaConf.register_new_resolver("mlmlab.job", _job_folder, replace=True)
-OmegaConf.register_new_resolver("mlmlab.invocation", invocation, replace=True)  # for --help
 
 
 @hydra.main(config_path=str(config_folder()), config_name="train", version_base="1.3")
@@ -37,24 +31,12 @@ def train(composed: DictConfig) -> float:
     hydra_config, mapping = HydraConfig.get(), plain(composed)
     overrides = list(hydra_config.overrides.task)
     if hydra_config.mode is RunMode.MULTIRUN:
-        _refuse_under_torchrun()
         refuse_shared_folder(mapping)  # where another sweeper than Hydra's own has chosen the job
         mapping["run_dir"] = hydra_config.runtime.output_dir
         # A job raises. Hydra names it, runs the others, and passes the first error on at the end.
         return _run(mapping, overrides)
     with exit_status():  # here already, because Hydra adds a line to whatever passes through it
         return _run(mapping, overrides)
-
-
-def _refuse_under_torchrun() -> None:
-    if "RANK" in os.environ:
-        raise UserError.of(
-            "-m under torchrun",
-            code=Code.CONFLICT,
-            found="a sweep in each of torchrun's processes",
-            expected="processes for each job of the sweep, not a sweep for each process",
-            remedy="python -m mlmlab.train -m runtime.processes=N ...: each job starts its own",
-        )
 
 
 def _run(mapping: dict[str, Any], overrides: list[str]) -> float:
@@ -66,17 +48,7 @@ def _run(mapping: dict[str, Any], overrides: list[str]) -> float:
 
 def main() -> None:
     """Composes the config, or those of a sweep, and runs them."""
-    if not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]):
-        _refuse_under_torchrun()  # now: for its first job, Hydra creates the sweep's folder
-    sys.argv[1:] = with_own_options(sys.argv[1:])
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits before we see its errors
-    with composition_errors(sys.argv[1:]):
-        if {"--help", "-h"}.isdisjoint(sys.argv[1:]):
-            train()
-            return
-        with redirect_stdout(io.StringIO()) as text, suppress(SystemExit):  # Hydra exits after it
-            train()
-        print(in_eighty_columns(text.getvalue()))
+    run_with_hydra(train, TRAIN)
 
 
 def command() -> None:

@@ -209,14 +209,15 @@ def test_help_lists_groups_and_keys_in_eighty_columns(command: Command) -> None:
     ],
 )
 def test_the_help_of_the_other_commands_shows_examples_in_eighty_columns(
-    main: Callable[[list[str]], None],
+    main: Callable[[], None],
     texts: tuple[str, ...],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["command", "--help"])
     with suppress(SystemExit):
-        main(["--help"])
+        main()
     output = capsys.readouterr()
     assert output.err == ""
     assert max(map(len, output.out.splitlines())) <= 80

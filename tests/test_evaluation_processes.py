@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from ranks import PATIENCE_SECONDS, START_SECONDS, child_environment, forked
@@ -31,9 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> str:
     """What one process prints."""
-    printed = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
-        evaluate.main(["checkpoint=run", "out=alone"])
+    printed, arguments = io.StringIO(), ["evaluate", "checkpoint=run", "out=alone"]
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(printed),
+        mock.patch.object(sys, "argv", arguments),
+    ):
+        evaluate.main()
     return printed.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""mlmlab from Python: README's lines run as written, and give what transformers gives."""
+"""mlmlab from Python: the lines of docs/python.md run as written, and give what transformers gives."""
 
 import dataclasses
 import re
@@ -31,7 +31,7 @@ from mlmlab.evaluation import fill_mask
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.model.config import Family
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 TEXTS = ["the cow", "the cow lives in the barn, and the dog sat on the mat!", "", "Ünïcödé 数字"]
 CORPUS = ["the Milky Way is a galaxy. the cow lives in the barn; a dog sat on the mat!"] * 20
 
@@ -318,7 +318,7 @@ def test_an_evaluations_config_says_so_too() -> None:
 
 
 def test_readmes_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     hub_id = '"distilbert/distilroberta-base"'
     assert hub_id in blocks[0]
     checkpoint = write_checkpoint("roberta", tmp_path / "checkpoint")

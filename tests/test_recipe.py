@@ -124,7 +124,8 @@ def test_evaluate_gives_a_runs_last_evaluation_to_the_bit_and_scores_all_of_a_fi
     monkeypatch.chdir(tmp_path)
 
     def evaluated(*overrides: str) -> tuple[list[str], dict[str, Any]]:
-        evaluate.main([*overrides])
+        monkeypatch.setattr(sys, "argv", ["evaluate", *overrides])
+        evaluate.main()
         output = capfd.readouterr()
         assert output.err == ""
         *lines, result = output.out.splitlines()

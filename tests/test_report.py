@@ -4,7 +4,8 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -270,21 +271,23 @@ def test_a_run_keeps_the_losses_of_its_test_documents(sweep: Path) -> None:
     assert not documents.loss_sums[documents.masked_tokens == 0].any()
 
 
+Evaluated = Callable[..., DocumentLosses]
+
+
 @pytest.fixture
-def evaluated(
-    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., DocumentLosses]]:
+def evaluated(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
     monkeypatch.chdir(tmp_path)
 
-    def score(out: str, *arguments: str) -> DocumentLosses:
-        evaluate.main([f"checkpoint={sweep}/0", f"out={out}", *arguments])
+    def score(out: str, *overrides: str) -> DocumentLosses:
+        config = mlmlab.compose_evaluation(f"checkpoint={sweep}/0", f"out={out}", *overrides)
+        mlmlab.evaluate_checkpoint(config, quiet=True)
         return DocumentLosses.read(tmp_path / out)
 
     return score
 
 
 def test_an_evaluation_of_its_checkpoint_asks_the_same_and_finds_the_same_bits(
-    sweep: Path, evaluated: Callable[..., DocumentLosses]
+    sweep: Path, evaluated: Evaluated
 ) -> None:
     own, again = DocumentLosses.read(sweep / "0"), evaluated("again")
     assert again.test == own.test
@@ -292,16 +295,22 @@ def test_an_evaluation_of_its_checkpoint_asks_the_same_and_finds_the_same_bits(
     for number, keys in enumerate(("eval.seed=1", "eval.mask_draws=2", "eval.masking.rate=0.2")):
         assert evaluated(f"other{number}", keys).test != own.test
     assert evaluated("longer", "data.block_size=16").test != own.test
+    with refusal("out", Code.NOT_WRITABLE, "again"):
+        evaluated("again")
 
 
-def test_evaluations_of_runs_are_reported_by_the_runs_settings(
-    sweep: Path, tmp_path: Path, evaluated: Callable[..., DocumentLosses]
+@pytest.mark.parametrize("out", ["scores", None])
+def test_evaluations_of_runs_are_kept_apart_and_reported_by_the_runs_settings(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str | None
 ) -> None:
-    for number in range(4):
-        keys = [f"checkpoint={sweep}/{number}", "eval.seed=7", f"out=scores/{number}"]
-        evaluate.main(keys)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: this takes it back
+    checkpoints = ",".join(f"{sweep}/{number}" for number in range(4))
+    keep = ["hydra.sweep.dir=scores"] if out is None else [f"out={out}"]
+    arguments = ["evaluate", "-m", f"checkpoint={checkpoints}", "eval.seed=7", *keep]
+    monkeypatch.setattr(sys, "argv", arguments)
+    evaluate.main()
     table = analysis.table(["scores"]).splitlines()
     assert table[0].split() == ["masking.rate", "perplexity", "seeds"]
     assert [line.split()[0] for line in table[1:3]] == ["0.15", "0.4"]
-    with refusal("out", Code.NOT_WRITABLE, "scores/0"):
-        evaluate.main([f"checkpoint={sweep}/0", "out=scores/0"])
+    assert [line.split()[4] for line in table[1:3]] == ["2", "2"]

@@ -223,13 +223,15 @@ def _strict(text: str) -> Any:
 
 
 def test_ones_own_evaluator_is_built_once_and_answers_evaluate_as_it_answered_the_run(
-    ideas: Path, capsys: pytest.CaptureFixture[str]
+    ideas: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _run(*TINY, "train.max_steps=10", BLOCK, "run_dir=run")
     assert sys.modules["my_ideas"].Block.built == 1
     in_run = _strict(Path("run/summary.json").read_text())["own_figures"]
     capsys.readouterr()
-    mlmlab.evaluate.main(["checkpoint=run", BLOCK, "eval.options.Block.scale=2"])
+    scaled = ["checkpoint=run", BLOCK, "eval.options.Block.scale=2"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *scaled])
+    mlmlab.evaluate.main()
     said = capsys.readouterr().out
     found = _strict(said.splitlines()[-1])["own_figures"]
     assert found == {**in_run, "eval/block/size": 2 * in_run["eval/block/size"]}
@@ -238,7 +240,8 @@ def test_ones_own_evaluator_is_built_once_and_answers_evaluate_as_it_answered_th
     assert f"block/norm {found['eval/block/norm']:.4g}" in line
     read = Summary.read(Path("run/summary.json"))
     assert math.isnan(read.own_figures["eval/block/unknown"])
-    mlmlab.evaluate.main(["checkpoint=run"])
+    monkeypatch.setattr(sys, "argv", ["evaluate", "checkpoint=run"])
+    mlmlab.evaluate.main()
     assert _strict(capsys.readouterr().out.splitlines()[-1])["own_figures"] == {}
 
 

@@ -122,6 +122,21 @@ BERT = f"+experiment=finetune checkpoint=$/bert data.path=$/good.txt {SHORT}"
 
 WRONG: dict[str, Refusal | list[Refusal]] = {
     # the command: where it is wrong, and how; $ is the folder
+    # What one types out of habit
+    "train --max_steps 5": ("the command line", Code.SYNTAX),
+    "train --learning-rate=1e-4": ("the command line", Code.SYNTAX),
+    "train lr=1e-4": ("lr", Code.UNKNOWN_KEY),
+    "train train.lr=1e-4": ("train.lr", Code.UNKNOWN_KEY),
+    "train mlm_probability=0.3": ("mlm_probability", Code.UNKNOWN_KEY),
+    "train $/good.txt": ("the command line", Code.SYNTAX),
+    "train data.limit=1e3": ("data.limit", Code.WRONG_TYPE),
+    "train train.learning_rate=abc": ("train.learning_rate", Code.WRONG_TYPE),
+    f"train {BERT} checkpoint=distilbert-base-uncased": ("checkpoint", Code.NOT_FOUND),
+    f"train {BERT} checkpoint=bert-base-cased": ("checkpoint", Code.NOT_FOUND),
+    "evaluate --checkpoint $/bert": ("the command line", Code.SYNTAX),
+    "evaluate $/bert": ("the command line", Code.SYNTAX),
+    "fill_mask checkpoint=$/bert 'a <mask>'": ("the command line", Code.SYNTAX),
+    "fill_mask --checkpoint $/bert top_k=3 'a <mask>'": ("the command line", Code.SYNTAX),
     # Keys and values
     "train +train.foo=1": ("train.foo", Code.UNKNOWN_KEY),
     "train train.epoch=3": ("train.epoch", Code.UNKNOWN_KEY),
@@ -195,7 +210,7 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     "train debug.step=3": ("debug.step", Code.CONFLICT),
     "train resume=$": ("resume", Code.NOT_FOUND),
     "train resume=auto": ("resume", Code.MISSING),
-    "train debug=one_step 'eval.fill_mask=[no mask here]'": ("the text", Code.MISSING),
+    "train debug=one_step 'eval.fill_mask=[no mask here]'": ("eval.fill_mask", Code.MISSING),
     # Hydra's own
     "train model=nothing": ("model", Code.UNKNOWN_OPTION),
     "train +experiment=nothing": ("experiment", Code.UNKNOWN_OPTION),

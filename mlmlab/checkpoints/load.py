@@ -86,11 +86,14 @@ def load_model(
     return LoadedModel(model.eval(), report, folder, resolved)
 
 
-def load_pretrained(source: str, *, quiet: bool = False) -> tuple[MaskedLanguageModel, Tokenizer]:
+def load_pretrained(
+    source: str, *, fresh_head: bool = False, quiet: bool = False
+) -> tuple[MaskedLanguageModel, Tokenizer]:
     """Reads a masked language model and its tokenizer, and prints what became of every tensor.
 
     Args:
         source: a checkpoint's or a run's folder, or owner/name[@revision] on the Hub.
+        fresh_head: whether a checkpoint without a masked-LM head gets a new, untrained one.
         quiet: print nothing.
 
     Returns:
@@ -99,7 +102,7 @@ def load_pretrained(source: str, *, quiet: bool = False) -> tuple[MaskedLanguage
     Raises:
         UserError: not a checkpoint, damaged, without a masked-LM head, or out of reach.
     """
-    loaded = load_model(source)
+    loaded = load_model(source, fresh_head_seed=0 if fresh_head else None)
     tokenizer = load_tokenizer(loaded.folder)
     check_vocabularies(loaded.model.config, tokenizer, loaded.resolved, is_its_own=True)
     if not quiet:
@@ -164,7 +167,8 @@ def _fill(
             code=Code.MISMATCH,
             found="a checkpoint without a masked-LM head",
             expected=f"{', '.join(name for theirs in head.values() for name in theirs)}",
-            remedy="checkpoint_head=fresh trains a new head on this encoder",
+            remedy="checkpoint_head=fresh trains a new head on this encoder; in Python, "
+            "load_pretrained(..., fresh_head=True) gives it one",
         )
     lacking = [
         n for ours, theirs in table.items() for n in theirs if n in missing and ours not in fresh

@@ -1,6 +1,8 @@
 """Options of the commands that Hydra does not compose."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 from mlmlab.errors import Code, UserError
@@ -16,6 +18,28 @@ class Arguments(argparse.ArgumentParser):
             epilog=f"examples\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+
+    def parse_args(  # type: ignore[override]  # no namespace to fill
+        self, args: Sequence[str] | None = None
+    ) -> argparse.Namespace:
+        """As argparse does it, but for checkpoint=DIR, which is how Hydra's commands have it.
+
+        Raises:
+            UserError: whatever is wrong with the arguments.
+        """
+        given = sys.argv[1:] if args is None else args
+        for argument in given:
+            key, equals, value = argument.partition("=")
+            option = f"--{key.rpartition('.')[2].replace('_', '-')}"
+            if equals and option in self._option_string_actions:
+                raise UserError.of(
+                    "the command line",
+                    code=Code.SYNTAX,
+                    found=argument,
+                    expected=f"{option} and its value: this command has options, no keys",
+                    remedy=f"{option} {value}",
+                )
+        return super().parse_args(given)
 
     def error(self, message: str) -> NoReturn:
         """Raises `UserError` in place of exiting.

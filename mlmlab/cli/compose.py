@@ -39,8 +39,26 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> RunConfig:
     Raises:
         UserError: whatever is wrong with them.
     """
-    given = with_own_options(overrides)
+    given = with_own_options(_texts_of("compose", overrides))
     return build(run_mapping(composed(TRAIN, given, config_dir), given))
+
+
+def _texts_of(function: str, overrides: Sequence[object]) -> list[str]:
+    """The overrides, which must be texts.
+
+    Raises:
+        UserError: they are not: a list, for instance.
+    """
+    for override in overrides:
+        if not isinstance(override, str):
+            raise UserError.of(
+                f"mlmlab.{function}",
+                code=Code.WRONG_TYPE,
+                found=repr(override),
+                expected="texts, as on the command line, one argument each",
+                remedy=f'mlmlab.{function}("train.max_steps=10", "seed=1"); a list with *',
+            )
+    return [str(override) for override in overrides]
 
 
 def with_own_options(overrides: Sequence[str]) -> list[str]:
@@ -138,7 +156,7 @@ def compose_evaluation(*overrides: str, config_dir: str | Path | None = None) ->
     Raises:
         UserError: whatever is wrong with them.
     """
-    given = parsed_overrides(overrides)
+    given = parsed_overrides(_texts_of("compose_evaluation", overrides))
     folder = Path(str(given.get("checkpoint")))
     run_dir = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     chosen = with_own_options(overrides)

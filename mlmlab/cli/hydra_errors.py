@@ -5,6 +5,7 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -19,7 +20,7 @@ OF_THE_RUN = "of_the_run"
 
 @contextmanager
 def composition_errors(overrides: Sequence[str], command: Command = TRAIN) -> Iterator[None]:
-    """Turns what Hydra and OmegaConf raise inside into a `UserError`.
+    """Turns what Hydra and OmegaConf raise inside into a `UserError`, without their own traces.
 
     Args:
         overrides: the command line that is composed.
@@ -28,20 +29,25 @@ def composition_errors(overrides: Sequence[str], command: Command = TRAIN) -> It
     try:
         yield
     except OverrideParseException as error:
-        raise UserError([_syntax(error.override)]) from error
+        raise UserError([_syntax(error.override, command)]) from None
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError([_explained(str(error), command)]) from error
+        raise UserError([_explained(str(error), command)]) from None
     except ValueError as error:
         # Hydra 1.3 raises a bare one for an option that is no name, such as model=3.
         frames = traceback.extract_tb(error.__traceback__)
         if not any(frame.name == "create_defaults_list" for frame in frames):
             raise
-        raise UserError([_explained(f"{' '.join(overrides)}: {error}", command)]) from error
+        raise UserError([_explained(f"{' '.join(overrides)}: {error}", command)]) from None
 
 
-def _syntax(override: str) -> Problem:
+def _syntax(override: str, command: Command) -> Problem:
     """An override that Hydra cannot parse."""
-    key, _, value = override.partition("=")
+    key, equals, value = override.partition("=")
+    if not equals and Path(override).exists():
+        is_text = Path(override).is_file()
+        name = "checkpoint" if command.name == "evaluate" else "resume"
+        remedy = f"data.path={override}" if is_text else f"{name}={override}"
+        return Problem("the command line", override, "KEY=VALUE", remedy, code=Code.SYNTAX)
     text = value if value and not {"'", '"'} & set(value) else "TEXT"
     return Problem(
         "the command line",
@@ -89,7 +95,7 @@ def _explained(text: str, command: Command) -> Problem:
         return no_config_folder("--config-dir", found.group(1))
     return Problem(
         "the command line",
-        " ".join(text.split()),
+        " ".join(text.replace("\\'", "'").split()),
         "KEY=VALUE, GROUP=OPTION or +experiment=NAME",
         f"{invocation(command.name)} --help lists groups, options and keys",
         code=Code.SYNTAX,

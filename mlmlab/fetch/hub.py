@@ -31,6 +31,13 @@ from mlmlab.errors import Code, UserError
 from mlmlab.fetch.cache import local_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_OWNERS = {
+    "distil*bert*": "distilbert",
+    "bert-*": "google-bert",
+    "roberta-*": "FacebookAI",
+    "xlm-roberta-*": "FacebookAI",
+    "camembert-*": "almanach",
+}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -180,11 +187,19 @@ def _fetch_named(source: str, key: str, choices: tuple[_Wanted, ...]) -> tuple[P
             code=Code.NOT_FOUND,
             found=f"{source}: no such folder",
             expected="a folder, or owner/name[@revision] on the Hub",
-            remedy=f"check the path, or write {key}=owner/name",
+            remedy=f"{key}={owner}/{source}"
+            if (owner := _owner_of(repository))
+            else f"check the path, or write {key}=owner/name",
         )
     remedy = f"{key}=DIR, a folder with the files of {repository}"
     folder = _fetch(_Request(key, repository, revision or None, choices, remedy))
     return folder, f"{repository}@{folder.name}"  # the client names folders by the commit
+
+
+def _owner_of(name: str) -> str | None:
+    """Who publishes a model that once had no owner on the Hub: bert-base-uncased."""
+    owners = (owner for pattern, owner in _OWNERS.items() if fnmatch.fnmatch(name, pattern))
+    return next(owners, None)
 
 
 def _fetch(request: _Request) -> Path:

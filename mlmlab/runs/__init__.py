@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mlmlab import schema
 from mlmlab.config import DebugMode, EvaluateConfig, RunConfig, build, build_evaluation
+from mlmlab.errors import Code, UserError
 from mlmlab.runs.folder import check_version, keep_pins, read_snapshot, run_to_resume
 
 if TYPE_CHECKING:
@@ -106,6 +107,14 @@ def _checked(config: RunConfig) -> RunConfig:
     Raises:
         UserError: what is wrong with it.
     """
+    if not isinstance(config, RunConfig):
+        raise UserError.of(
+            "mlmlab.run",
+            code=Code.WRONG_TYPE,
+            found=f"{config!r:.60}",
+            expected="a RunConfig",
+            remedy='mlmlab.run(mlmlab.compose("train.max_steps=10")), say',
+        )
     mapping = schema.to_mapping(config)
     mapping["resume"] = run_dir = run_to_resume(mapping)
     if run_dir is not None:

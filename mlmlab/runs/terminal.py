@@ -383,10 +383,12 @@ def _with_error(value: float, error: float) -> str:
 
 
 def _floor(perplexity: float, floor: float) -> str:
+    ratio = perplexity / floor
+    place = f"{100 * (ratio - 1):.1f} % above it" if ratio < 2 else f"{shown(ratio)} times as high"
     return _row(
         "floor",
         f"perplexity {shown(floor)}: the exact lowest that any model can reach on these tokens; "
-        f"this one is {perplexity / floor - 1:.1%} above it",
+        f"this one is {place}",
     )
 
 

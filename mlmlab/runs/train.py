@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import Order
 from mlmlab.data.config import DataConfig, Source, patterns
 from mlmlab.data.loader import EvalLoader, TrainLoader
+from mlmlab.errors import UserError
 from mlmlab.evaluation.evaluators import Evaluator, build_evaluators
 from mlmlab.evaluation.fill_mask import FillMask
 from mlmlab.evaluation.masked_perplexity import perplexity
@@ -94,9 +96,7 @@ def _train(
             device,
             alone=not ranks.is_distributed,
         )
-        fill_mask = FillMask(inputs.model, inputs.tokenizer)
-        for text in _sentences(config, inputs):
-            fill_mask.encode(text)  # refuses a text without a mask now, not after the training
+        _check_sentences(config, inputs)
         run_dir = Path(config.resume) if config.resume else ranks.on_rank_zero(open_folder)
         horizon = horizon_of(config, inputs)
         outputs = _outputs(
@@ -379,6 +379,20 @@ def _sentences(config: RunConfig, inputs: Inputs) -> list[str]:
     if texts is None:
         texts = SENTENCES if inputs.has_known_floor else ()
     return [text.replace("<mask>", inputs.tokenizer.mask_token) for text in texts]
+
+
+def _check_sentences(config: RunConfig, inputs: Inputs) -> None:
+    """Refuses a text without a mask now, not after the training.
+
+    Raises:
+        UserError: there is one, or one that is too long.
+    """
+    fill_mask = FillMask(inputs.model, inputs.tokenizer)
+    try:
+        for text in _sentences(config, inputs):
+            fill_mask.encode(text)
+    except UserError as error:
+        raise UserError(replace(p, where="eval.fill_mask") for p in error.problems) from error
 
 
 def _completions(config: RunConfig, inputs: Inputs, model: MaskedLanguageModel) -> list[str]:

@@ -18,8 +18,9 @@ with warnings.catch_warnings():
 Chunk = TypeVar("Chunk", bound=Sized)
 
 _WIDTH = 79
-_LINES_ELSEWHERE = 10
-"""Where the output is not a terminal (a log file), the training reports this often."""
+_LINES_ELSEWHERE, _SECONDS_ELSEWHERE = 10, 30.0
+"""Where the output is not a terminal (a log file), the training reports so often in all, and at
+least as often as this."""
 
 
 def in_notebook() -> bool:
@@ -70,7 +71,7 @@ class ProgressBar:
         self.first_step = first_step
         self.steps = first_step
         self.started = time.perf_counter()
-        self._next_line = 0
+        self._next_line, self._last_line_at = 0, self.started
         self.bar: tqdm[Any] | None = None
         if self.shows_bars and total_steps:
             self.bar = tqdm(
@@ -105,10 +106,11 @@ class ProgressBar:
             )
 
     def _is_due(self) -> bool:
-        step = max(1, self.total // _LINES_ELSEWHERE)
-        if self.steps < max(step, self._next_line):
+        step, now = max(1, self.total // _LINES_ELSEWHERE), time.perf_counter()
+        is_late = now - self._last_line_at >= _SECONDS_ELSEWHERE
+        if self.steps < max(step, self._next_line) and not is_late:
             return False
-        self._next_line = (self.steps // step + 1) * step
+        self._next_line, self._last_line_at = (self.steps // step + 1) * step, now
         return True
 
     def line(self, text: str) -> None:
