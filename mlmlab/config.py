@@ -199,6 +199,9 @@ class EvaluateConfig:
     data: DataConfig
     eval: ScoringConfig = field(default_factory=ScoringConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    out: str | None = None
+    """A folder that keeps the result, with the losses of each document, for mlmlab.report. null:
+    it is printed, and kept with -m alone."""
     json: bool | None = None
     """Whether the command prints the figures as JSON in its last line; None: where its output is no
     terminal."""

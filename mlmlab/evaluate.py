@@ -1,5 +1,6 @@
 """python -m mlmlab.evaluate: masked perplexity and accuracy of a checkpoint on some text."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -36,6 +37,10 @@ def _score(hydra_config: HydraConf) -> None:
     sources = hydra_config.runtime.config_sources
     own = [source.path for source in sources if source.provider == "command-line"]
     config = compose_evaluation(*hydra_config.overrides.task, config_dir=own[0] if own else None)
+    if hydra_config.mode is RunMode.MULTIRUN:  # a folder for each
+        own_folder = hydra_config.runtime.output_dir
+        out = own_folder if config.out is None else f"{config.out}/{hydra_config.job.num}"
+        config = dataclasses.replace(config, out=out)
     report = evaluate_checkpoint(config)
     as_json = config.json if config.json is not None else not sys.stdout.isatty()
     if as_json and os.environ.get("RANK", "0") == "0":  # under torchrun

@@ -276,6 +276,7 @@ def test_a_run_on_the_small_world_knows_its_floor_and_writes_its_folder(
         "tensorboard",
         "checkpoints",
         "export",
+        "eval_documents.npz",
         "summary.json",
     }
     assert {path.name for path in run.iterdir()} == expected

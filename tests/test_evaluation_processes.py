@@ -15,6 +15,7 @@ from stopping import TINY
 
 import mlmlab
 from mlmlab import evaluate
+from mlmlab.evaluation.documents import DOCUMENTS
 
 MODULE = "mlmlab.evaluate"
 
@@ -31,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> str:
     """What one process prints."""
-    printed, arguments = io.StringIO(), ["evaluate", "checkpoint=run"]
+    printed, arguments = io.StringIO(), ["evaluate", "checkpoint=run", "out=alone"]
     with (
         contextlib.chdir(folder),
         contextlib.redirect_stdout(printed),
@@ -60,11 +61,13 @@ def test_two_processes_of_its_own_find_the_figures_of_one_and_tell_them_once(
     folder: Path, alone: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", MODULE, "checkpoint=run", "runtime.processes=2"],
+        [sys.executable, "-m", MODULE, "checkpoint=run", "runtime.processes=2", "out=two"],
         cwd=folder, env=child_environment(), capture_output=True, text=True, timeout=START_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     _assert_same(done.stdout, alone)
+    kept = [(folder / out / DOCUMENTS).read_bytes() for out in ("two", "alone")]
+    assert kept[0] == kept[1]
 
 
 def test_a_mistake_is_named_and_ends_all_processes(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from reference.hub_models import VOCABULARY, write_reference
 from refusals import Refusal, check, refusal, summary
 
 import mlmlab
-from mlmlab import evaluate, fill_mask, show_masks
+from mlmlab import evaluate, fill_mask, report, show_masks
 from mlmlab.cli.commands import as_command
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.tokenizer import train_tokenizer, word_tokenizer
@@ -91,6 +91,12 @@ def _write_checkpoints(folder: Path) -> None:
     (folder / "garbage" / "tokenizer.json").write_text('{"model": "none"}')
     (folder / "unfinished").mkdir()
     (folder / "unfinished" / "config.yaml").write_text("seed: 0\n")
+    for name in ("scores/a", "scores/b", "garbled_scores"):
+        (folder / name).mkdir(parents=True)
+        figures = {"checkpoint": name[-1:], "loss": 1.5, "masked_tokens": 9, "own_figures": {}}
+        text = json.dumps({**figures, "config": {"eval": {"seed": 0}}})
+        (folder / name / "evaluation.json").write_text(text)
+    (folder / "garbled_scores" / "evaluation.json").write_text("{}")
     (folder / "pieces").mkdir()
     train_tokenizer([TEXT], TokenizerKind.BPE, 300).save(folder / "pieces")
 
@@ -108,6 +114,7 @@ MAINS: dict[str, Callable[[], object]] = {
     "evaluate": evaluate.main,
     "fill_mask": fill_mask.main,
     "show_masks": show_masks.main,
+    "report": report.main,
 }
 SHORT = "data.block_size=16 train.max_steps=1 runtime.threads=1"
 OWN = f"data=text tokenizer.vocabulary_size=300 model.hidden_size=32 {SHORT}"
@@ -334,6 +341,10 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     "evaluate checkpoint=$/bert,$/cut": ("the command line", Code.SYNTAX),
     "evaluate checkpoint=$/bert data.path=$/empty.txt data.block_size=16": ("data", Code.NO_TEXT),
     "evaluate checkpoint=$/bert data.path=$/good.txt": ("data.block_size", Code.MISMATCH),
+    "evaluate checkpoint=$/bert data.path=$/good.txt data.block_size=16 out=$/scores/a": (
+        "out",
+        Code.NOT_WRITABLE,
+    ),
     # Fill-mask
     "fill_mask": ("the command line", Code.SYNTAX),
     f"fill_mask --checkpoint {'a' * 300} 'w1 <mask>'": ("checkpoint", Code.NOT_FOUND),
@@ -354,6 +365,14 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     "show_masks w1 --tokenizer $/bert --option share=1": ("masking.options", Code.INVALID),
     "show_masks w1 --tokenizer $/bert --epochs 0": ("the command line", Code.SYNTAX),
     "show_masks w1 --tokenizer $/gone": ("tokenizer.path", Code.NOT_FOUND),
+    # Report
+    "report": ("the command line", Code.SYNTAX),
+    "report $/gone": ("RUNS_DIR", Code.NOT_FOUND),
+    "report $/unfinished": ("RUNS_DIR", Code.NOT_FOUND),
+    "report $/scores $/garbled_scores": ("$/garbled_scores", Code.CORRUPT),
+    "report $/scores --out $/good.txt": ("--out", Code.NOT_WRITABLE),
+    "report $/scores --baseline checkpoint=c": ("--baseline", Code.NOT_FOUND),
+    "report $/scores --baseline checkpoint": ("the command line", Code.SYNTAX),
 }
 
 MESSAGES = Path(__file__).with_name("messages.txt")

@@ -1,16 +1,23 @@
 """A checkpoint scored on text, in this process or as one of several."""
 
+import errno
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from mlmlab import schema
 from mlmlab.config import EvaluateConfig
 from mlmlab.data.batch import Masker
 from mlmlab.data.loader import EvalLoader
+from mlmlab.errors import Code, UserError
 from mlmlab.evaluation.config import Split
+from mlmlab.evaluation.documents import EVALUATION
 from mlmlab.evaluation.evaluators import build_evaluators, figures_of
 from mlmlab.evaluation.masked_perplexity import Evaluation, Score, evaluate
 from mlmlab.evaluation.small_world_floor import Floor, exact_floor
@@ -107,6 +114,8 @@ def _evaluate(
         lambda config, show: set_up_evaluation(config, show, documents), config, ranks, quiet=quiet
     )
     assert inputs.loaded is not None
+    if config.out is not None:
+        ranks.on_rank_zero(lambda: _create(Path(str(config.out))))
     compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
     bar = ProgressBar(0, quiet=quiet)
     bar.line(terminal.evaluation_plan(config, inputs, compute, ranks))
@@ -128,7 +137,7 @@ def _evaluate(
     if inputs.has_known_floor:
         floor = ranks.on_rank_zero(lambda: exact_floor(inputs.tokenizer, loader))
     bar.line(terminal.scores(evaluation, floor, own_figures))
-    return EvaluationReport(
+    report = EvaluationReport(
         evaluation=evaluation,
         own_figures=own_figures,
         floor=floor,
@@ -141,3 +150,31 @@ def _evaluate(
         dropped_tokens=inputs.test.dropped_tokens,
         mask_draws=config.eval.mask_draws,
     )
+    if config.out is not None and ranks.is_rank_zero:
+        _keep(report, config, Path(config.out))
+    return report
+
+
+def _create(folder: Path) -> None:
+    """The folder of an evaluation that is kept, before anything is scored."""
+    reason = "there is an evaluation in it" if (folder / EVALUATION).exists() else None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+    if reason is None and not os.access(folder, os.W_OK):
+        reason = os.strerror(errno.EACCES)
+    if reason is not None:
+        raise UserError.of(
+            "out",
+            code=Code.NOT_WRITABLE,
+            found=f"{folder}: {reason}",
+            expected="a folder that can be written, without an evaluation in it",
+            remedy="out=ANOTHER_FOLDER",
+        )
+
+
+def _keep(report: EvaluationReport, config: EvaluateConfig, folder: Path) -> None:
+    report.evaluation.by_document.write(folder)
+    content = report.to_mapping() | {"config": schema.to_mapping(config)}
+    (folder / EVALUATION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -277,6 +277,7 @@ def _written(
         tracker.text(summary.steps, "fill_mask", "\n".join(completions))
     final = {f"{TRAINED}{tag.replace('/', '_')}": x for tag, x in summary.figures.items()}
     tracker.log(summary.steps, {"epoch": loop.epoch, **final})
+    training.final.by_document.write(run_dir)
     _export(config, inputs, model, summary, run_dir)
     bar.line(terminal.closing(summary, training))
     if completions:
