@@ -1,11 +1,9 @@
 """python -m mlmlab.train: Hydra composes a config, `execute` does what it says."""
 
-import hashlib
 import io
 import os
 import sys
 from contextlib import redirect_stdout, suppress
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,35 +13,28 @@ from omegaconf import DictConfig, OmegaConf
 from mlmlab.cli.commands import as_command, config_folder, in_eighty_columns, invocation
 from mlmlab.cli.compose import plain, run_mapping, with_own_options
 from mlmlab.cli.hydra_errors import composition_errors
-from mlmlab.cli.sweeps import refuse_shared_folder
+from mlmlab.cli.jobs import Job, folder_name
+from mlmlab.cli.sweeps import reported
 from mlmlab.config import build
 from mlmlab.errors import Code, UserError
 from mlmlab.runs import execute
 from mlmlab.runs.exit_status import exit_status
 
-
-def _job_folder(number: int, overrides: str) -> str:
-    """A sweep's folder for one job: its number, and a hash of what is special about it."""
-    return f"{number}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
-
-
-OmegaConf.register_new_resolver("mlmlab.job", _job_folder, replace=True)
+OmegaConf.register_new_resolver("mlmlab.job", folder_name, replace=True)
 OmegaConf.register_new_resolver("mlmlab.invocation", invocation, replace=True)  # for --help
 
 
 @hydra.main(config_path=str(config_folder()), config_name="train", version_base="1.3")
-def train(composed: DictConfig) -> float:
-    """One job: the whole command, or one point of a sweep. Returns the monitored figure."""
+def train(composed: DictConfig) -> float | None:
+    """The whole command, or one job of a sweep, for which it returns the monitored figure."""
     hydra_config, mapping = HydraConfig.get(), plain(composed)
     overrides = list(hydra_config.overrides.task)
     if hydra_config.mode is RunMode.MULTIRUN:
         _refuse_under_torchrun()
-        refuse_shared_folder(mapping)  # where another sweeper than Hydra's own has chosen the job
-        mapping["run_dir"] = hydra_config.runtime.output_dir
-        # A job raises. Hydra names it, runs the others, and passes the first error on at the end.
-        return _run(mapping, overrides)
+        return Job.of(hydra_config, mapping["varies"]).run(mapping, overrides)
     with exit_status():  # here already, because Hydra adds a line to whatever passes through it
-        return _run(mapping, overrides)
+        execute(build(run_mapping(mapping, overrides)))
+    return None
 
 
 def _refuse_under_torchrun() -> None:
@@ -57,13 +48,6 @@ def _refuse_under_torchrun() -> None:
         )
 
 
-def _run(mapping: dict[str, Any], overrides: list[str]) -> float:
-    outcome = execute(build(run_mapping(mapping, overrides)))
-    from mlmlab.runs.replay import Replay
-
-    return outcome.loss if isinstance(outcome, Replay) else outcome.figures[outcome.monitor]
-
-
 def main() -> None:
     """Composes the config, or those of a sweep, and runs them."""
     if not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]):
@@ -72,7 +56,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits before we see its errors
     with composition_errors(sys.argv[1:]):
         if {"--help", "-h"}.isdisjoint(sys.argv[1:]):
-            train()
+            with reported():
+                train()
             return
         with redirect_stdout(io.StringIO()) as text, suppress(SystemExit):  # Hydra exits after it
             train()
