@@ -199,6 +199,9 @@ class EvaluateConfig:
     data: DataConfig
     eval: ScoringConfig = field(default_factory=ScoringConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    out: str | None = None
+    """A folder that keeps the result, with the losses of each document, for mlmlab.report. null:
+    it is printed, and that is all."""
 
     def problems(self) -> Iterator[Problem]:
         """No checkpoint."""

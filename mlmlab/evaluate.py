@@ -24,7 +24,8 @@ accuracy of its guesses. The last line printed is JSON.
 A run's folder is scored on the run's own test documents with the run's own
 masks: the same bits as its last evaluation. Text that you name is scored
 whole, to its last token. Several processes, torchrun's or this command's own
-(runtime.processes=N), share the text and find the same figures.
+(runtime.processes=N), share the text and find the same figures. out=DIR keeps
+the result, for mlmlab.report to compare with others.
 
 Examples
   %(prog)s checkpoint=runs/small_world/TIME

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from reference.floor import joint_table
 
 from mlmlab.data.small_world.chain import TokenChain, small_world
-from mlmlab.evaluation.floor import exact_floor, token_posteriors
+from mlmlab.evaluation.floor import lowest_losses, token_posteriors
 from mlmlab.masking import MaskedBatch, MaskingConfig, VocabularyInfo, mask_batch
 
 TINY = VocabularyInfo(7, mask_id=3, protected_ids=(0, 1, 2, 3))  # words are 4, 5, 6
@@ -65,12 +65,12 @@ class Sample:
 
     def floor(self, chain: TokenChain | None = None) -> float:
         """Mean loss of the posteriors of a chain, by default the one that wrote the blocks."""
-        total, count = exact_floor(
+        losses = lowest_losses(
             chain or self.chain, self.masked.input_ids, self.masked.positions, self.masked.labels,
             self.config, self.vocabulary,
         )  # fmt: skip
-        assert count == len(self.masked.labels)
-        return total / count
+        assert len(losses) == len(self.masked.labels)
+        return float(losses.mean())
 
 
 @lru_cache(maxsize=1)
@@ -143,16 +143,16 @@ def test_the_chunk_of_rows_does_not_change_the_floor() -> None:
         sample.chain, sample.masked.input_ids[:9], sample.masked.positions[:few],
         sample.masked.labels[:few], sample.config, sample.vocabulary,
     )  # fmt: skip
-    expected = exact_floor(*arguments)
+    expected = lowest_losses(*arguments)
     for rows in (1, 4, 9):
-        assert exact_floor(*arguments, chunk_rows=rows) == pytest.approx(expected, rel=1e-12)
+        assert lowest_losses(*arguments, chunk_rows=rows) == pytest.approx(expected, rel=1e-12)
 
 
 def test_no_predicted_token_is_no_loss() -> None:
     sample = world_sample()
     none = np.empty(0, np.int64)
     arguments = (sample.config, sample.vocabulary)
-    assert exact_floor(sample.chain, sample.blocks[:2], none, none, *arguments) == (0.0, 0)
+    assert not len(lowest_losses(sample.chain, sample.blocks[:2], none, none, *arguments))
 
 
 def test_blocks_that_the_world_cannot_write_are_refused() -> None:
@@ -160,7 +160,7 @@ def test_blocks_that_the_world_cannot_write_are_refused() -> None:
     position = np.array([1])
     padded = np.full((1, 8), 1)
     with pytest.raises(ValueError, match="position 0"):
-        exact_floor(sample.chain, padded, position, position, sample.config, sample.vocabulary)
+        lowest_losses(sample.chain, padded, position, position, sample.config, sample.vocabulary)
     block = sample.blocks[:1, :8]
     assert block[0, 0] == 0
     with pytest.raises(ValueError, match="never selects"):
@@ -168,4 +168,6 @@ def test_blocks_that_the_world_cannot_write_are_refused() -> None:
     hidden = block.copy()
     hidden[0, 1] = sample.vocabulary.mask_id
     with pytest.raises(ValueError, match="row 0, position 1"):
-        exact_floor(sample.chain, hidden, position, np.array([0]), sample.config, sample.vocabulary)
+        lowest_losses(
+            sample.chain, hidden, position, np.array([0]), sample.config, sample.vocabulary
+        )

@@ -153,6 +153,8 @@ def test_evaluate_gives_a_runs_last_evaluation_to_the_bit_and_scores_all_of_a_fi
     assert result["mask_draws"] == 2
     assert result["random"]["masked_tokens"] == 0  # forty_percent masks all that it selects
     assert result["random"]["loss"] is None
+    assert result["random"]["floor_perplexity"] is None
+    assert result["masked"]["floor_perplexity"] == result["floor_perplexity"]
 
     shutil.copytree(tmp_path / "run" / "export", tmp_path / "exported")
     file = tmp_path / "my.txt"

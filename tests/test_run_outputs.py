@@ -150,3 +150,7 @@ def test_the_texts_of_eval_fill_mask_are_completed_at_every_evaluation(
     assert after[-2] == after[-1]  # the weights of the last evaluation are exported
     logged = EventAccumulator("run/tensorboard").Reload().Tensors("fill_mask/text_summary")
     assert [event.step for event in logged] == [0, 21, 42, 60]
+    lines = map(json.loads, Path("run/metrics.jsonl").read_text().splitlines())
+    written = [(line["step"], line["fill_mask"]) for line in lines if "fill_mask" in line]
+    assert [step for step, _ in written] == [0, 21, 42, 60]
+    assert all(after[n] in text for n, (_, text) in enumerate(written))

@@ -41,7 +41,7 @@ class Chain(Protocol):
         """`[S, V]`, chance of each id."""
 
 
-def exact_floor(
+def lowest_losses(
     chain: Chain,
     input_ids: NDArray[np.int64],
     positions: NDArray[np.int64],
@@ -50,8 +50,8 @@ def exact_floor(
     vocabulary: VocabularyInfo,
     *,
     chunk_rows: int = 64,
-) -> tuple[float, int]:
-    """The loss of the best possible model on a masked batch, in nats.
+) -> Floats:
+    """The losses of the best possible model on a masked batch.
 
     Args:
         chain: where the text comes from; a block begins anywhere in its endless stream.
@@ -61,13 +61,13 @@ def exact_floor(
         chunk_rows: worked on at a time: `[S, 64]` stays in the cache, and `[M, V]` small.
 
     Returns:
-        The sum of -log P(label | the corrupted block, selected) and the count M.
+        float64 `[M]`, -log P(label | the corrupted block, selected) in nats.
 
     Raises:
         ValueError: a block or a label that the chain and this policy cannot produce.
     """
     rows, length = input_ids.shape
-    total = 0.0
+    losses = np.empty(len(positions))
     for first in range(0, rows, chunk_rows):
         last = min(first + chunk_rows, rows)
         low, high = np.searchsorted(positions, [first * length, last * length])
@@ -85,8 +85,8 @@ def exact_floor(
                 f"id {labels[wrong]} cannot have stood at row {positions[wrong] // length}, "
                 f"position {positions[wrong] % length}: the block is not of this chain and policy"
             )
-        total -= float(np.log(chances).sum())
-    return total, len(positions)
+        losses[low:high] = -np.log(chances)
+    return losses
 
 
 def token_posteriors(

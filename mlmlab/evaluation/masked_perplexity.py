@@ -3,6 +3,7 @@
 M predicted tokens   V vocabulary
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 
 from mlmlab.data.loader import EvalChunk, EvalLoader
+from mlmlab.evaluation.documents import DocumentLosses, digest_of
+from mlmlab.masking import MaskedBatch
 from mlmlab.model import MaskedLanguageModel, token_losses
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import ALONE, Ranks
@@ -68,6 +71,8 @@ class Evaluation(Score):
     """Documents with a predicted token."""
     parts: dict[str, Score] = field(default_factory=dict)
     """The same by what stood in the token's place: masked, random, kept."""
+    by_document: DocumentLosses = field(compare=False, repr=False)
+    """The same by document."""
 
     @property
     def perplexity_standard_error(self) -> float:
@@ -94,6 +99,8 @@ class _ChunkScore:
     """int64 `[M]`, the document of each prediction."""
     parts: torch.Tensor
     """int64 `[M]`, its index in `PARTS`."""
+    digest: bytes
+    """Of what was asked."""
 
 
 class EvaluationInterrupted(Exception):  # noqa: N818 (no error: someone asked for it)
@@ -140,6 +147,7 @@ def evaluate(
 def _score_chunk(
     model: MaskedLanguageModel, chunk: EvalChunk, loader: EvalLoader, compute: Compute
 ) -> _ChunkScore:
+    asked = chunk.batch.masked
     batch = chunk.batch.to(compute.device)
     labels = batch.masked.labels
     with compute.autocast():
@@ -149,7 +157,8 @@ def _score_chunk(
         ranks=_ranks(logits, labels).cpu(),
         row_counts=batch.masked.row_offsets.diff(),
         document_ids=chunk.document_ids,
-        parts=_parts(chunk, loader.masker.vocabulary.mask_id),
+        parts=parts_of(asked, loader.masker.vocabulary.mask_id),
+        digest=digest_of(*(x.numpy() for x in (asked.input_ids, asked.positions, asked.labels))),
     )
 
 
@@ -163,9 +172,11 @@ class _Sums:
         self.counts = torch.zeros(documents, dtype=torch.int64)
         self.tallies = torch.zeros(len(PARTS), 3, dtype=torch.int64)  # predicted, top 1, top 5
         self.part_sums = torch.zeros(len(PARTS), dtype=torch.float64)
+        self.test = hashlib.sha256()
 
     def add(self, score: _ChunkScore) -> None:
         """The next chunk."""
+        self.test.update(score.digest)
         losses, ranks, document_ids, parts = (
             score.losses,
             score.ranks,
@@ -196,6 +207,9 @@ class _Sums:
                 name: _score(float(self.part_sums[n]), self.tallies[n])
                 for n, name in enumerate(PARTS)
             },
+            by_document=DocumentLosses(
+                self.sums.numpy(), self.counts.numpy(), self.test.hexdigest()
+            ),
         )
 
 
@@ -212,11 +226,10 @@ def _ranks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return ((logits > truth) | ((logits == truth) & lower)).sum(1)
 
 
-def _parts(chunk: EvalChunk, mask_id: int) -> torch.Tensor:
+def parts_of(masked: MaskedBatch[torch.Tensor], mask_id: int) -> torch.Tensor:
     """Which of `PARTS` each predicted token belongs to, int64 `[M]`."""
-    batch = chunk.batch.masked
-    shown = batch.input_ids.flatten()[batch.positions]
-    is_kept = shown == batch.labels  # a random id that happens to be the token's own is one, too
+    shown = masked.input_ids.flatten()[masked.positions]
+    is_kept = shown == masked.labels  # a random id that happens to be the token's own is one, too
     return torch.where(shown == mask_id, 0, torch.where(is_kept, 2, 1))
 
 

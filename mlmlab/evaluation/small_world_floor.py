@@ -1,12 +1,14 @@
 """What is known exactly about the small world: the floor of an evaluation, the answer to a text."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from mlmlab.data.loader import EvalLoader
 from mlmlab.data.small_world.chain import TokenChain, small_world
 from mlmlab.data.tokenizer import Tokenizer
-from mlmlab.evaluation.floor import exact_floor, token_posteriors
-from mlmlab.evaluation.masked_perplexity import perplexity
+from mlmlab.evaluation.floor import lowest_losses, token_posteriors
+from mlmlab.evaluation.masked_perplexity import PARTS, parts_of, perplexity
 from mlmlab.masking import MaskingPolicy
 
 SENTENCES = (
@@ -18,28 +20,44 @@ SENTENCES = (
 """Texts of the small world whose gaps have one answer, or nearly so."""
 
 
-def floor_perplexity(tokenizer: Tokenizer, loader: EvalLoader) -> float | None:
-    """The exact lowest perplexity on an evaluation's own blocks and masks; None where none of their
-    tokens is predicted.
+@dataclass(frozen=True)
+class Floor:
+    """The exact lowest perplexities on an evaluation's own blocks and masks."""
+
+    perplexity: float
+    parts: dict[str, float]
+    """By what stood in the predicted token's place (`PARTS`), where any did."""
+
+
+def exact_floor(tokenizer: Tokenizer, loader: EvalLoader) -> Floor | None:
+    """The floor of an evaluation; None where no token is predicted.
 
     Args:
         tokenizer: of the small world's words.
         loader: of blocks of the small world's stream, with independent token masks.
     """
-    chain = _chain(tokenizer)
-    loss_sum, count = 0.0, 0
+    chain, vocabulary = _chain(tokenizer), loader.masker.vocabulary
+    sums, counts = np.zeros(len(PARTS)), np.zeros(len(PARTS))
     for chunk in loader.chunks():
         masked = chunk.batch.masked
-        chunk_sum, chunk_count = exact_floor(
+        losses = lowest_losses(
             chain,
             masked.input_ids.numpy(),
             masked.positions.numpy(),
             masked.labels.numpy(),
             loader.masker.config,
-            loader.masker.vocabulary,
+            vocabulary,
         )
-        loss_sum, count = loss_sum + chunk_sum, count + chunk_count
-    return perplexity(loss_sum / count) if count else None
+        parts = parts_of(masked, vocabulary.mask_id).numpy()
+        sums += np.bincount(parts, losses, len(PARTS))
+        counts += np.bincount(parts, minlength=len(PARTS))
+    if not counts.any():
+        return None
+    by_part = zip(PARTS, sums, counts, strict=True)
+    return Floor(
+        perplexity=perplexity(float(sums.sum() / counts.sum())),
+        parts={part: perplexity(float(total / n)) for part, total, n in by_part if n},
+    )
 
 
 def exact_answers(

@@ -1,19 +1,26 @@
 """A checkpoint scored on text, in this process or as one of several."""
 
+import errno
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from mlmlab import schema
 from mlmlab.config import EvaluateConfig
 from mlmlab.data.batch import Masker
 from mlmlab.data.loader import EvalLoader
+from mlmlab.errors import Code, UserError
 from mlmlab.evaluation.config import Split
+from mlmlab.evaluation.documents import EVALUATION
 from mlmlab.evaluation.evaluators import build_evaluators, figures_of
 from mlmlab.evaluation.masked_perplexity import Evaluation, Score, evaluate
-from mlmlab.evaluation.small_world_floor import floor_perplexity
+from mlmlab.evaluation.small_world_floor import Floor, exact_floor
 from mlmlab.runs import terminal
 from mlmlab.runs.setup import on_rank_zero_first, set_up_evaluation
 from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
@@ -28,8 +35,8 @@ class EvaluationReport:
     evaluation: Evaluation
     own_figures: Mapping[str, float]
     """Those of the user's own evaluators, by tag (eval/NAME/...)."""
-    floor_perplexity: float | None
-    """The exact lowest perplexity on these blocks and masks; None where it is not known."""
+    floor: Floor | None
+    """The exact lowest perplexities on these blocks and masks; None where they are not known."""
     checkpoint: str
     """The folder, or owner/name@commit."""
     data: str
@@ -45,13 +52,17 @@ class EvaluationReport:
     def to_mapping(self) -> dict[str, Any]:
         """As strict JSON has it: losses in nats per token, null where a figure is not known."""
         evaluation = self.evaluation
+        floors = self.floor.parts if self.floor else {}
         return {
             **_figures(evaluation),
             "loss_standard_error": _finite(evaluation.loss_standard_error),
             "perplexity_standard_error": _finite(evaluation.perplexity_standard_error),
-            **{name: _figures(score) for name, score in evaluation.parts.items()},
+            **{
+                name: _figures(score) | {"floor_perplexity": floors.get(name)}
+                for name, score in evaluation.parts.items()
+            },
             "own_figures": {tag: _finite(value) for tag, value in self.own_figures.items()},
-            "floor_perplexity": self.floor_perplexity,
+            "floor_perplexity": self.floor.perplexity if self.floor else None,
             "documents": self.documents,
             "examples": self.examples,
             "tokens": self.tokens,
@@ -103,6 +114,8 @@ def _evaluate(
         lambda config, show: set_up_evaluation(config, show, documents), config, ranks, quiet=quiet
     )
     assert inputs.loaded is not None
+    if config.out is not None:
+        ranks.on_rank_zero(lambda: _create(Path(str(config.out))))
     compute = Compute.for_model(inputs.model.config.hidden_size, config.runtime, device)
     bar = ProgressBar(0, quiet=quiet)
     bar.line(terminal.evaluation_plan(config, inputs, compute, ranks))
@@ -122,12 +135,12 @@ def _evaluate(
     own_figures = figures_of(evaluators, model, inputs.tokenizer, compute.device, ranks)
     floor = None
     if inputs.has_known_floor:
-        floor = ranks.on_rank_zero(lambda: floor_perplexity(inputs.tokenizer, loader))
+        floor = ranks.on_rank_zero(lambda: exact_floor(inputs.tokenizer, loader))
     bar.line(terminal.scores(evaluation, floor, own_figures))
-    return EvaluationReport(
+    report = EvaluationReport(
         evaluation=evaluation,
         own_figures=own_figures,
-        floor_perplexity=floor,
+        floor=floor,
         checkpoint=inputs.loaded.resolved,
         data=inputs.text.source.description,
         split=config.eval.split or Split.ALL,
@@ -137,3 +150,31 @@ def _evaluate(
         dropped_tokens=inputs.test.dropped_tokens,
         mask_draws=config.eval.mask_draws,
     )
+    if config.out is not None and ranks.is_rank_zero:
+        _keep(report, config, Path(config.out))
+    return report
+
+
+def _create(folder: Path) -> None:
+    """The folder of an evaluation that is kept, before anything is scored."""
+    reason = "there is an evaluation in it" if (folder / EVALUATION).exists() else None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+    if reason is None and not os.access(folder, os.W_OK):
+        reason = os.strerror(errno.EACCES)
+    if reason is not None:
+        raise UserError.of(
+            "out",
+            code=Code.NOT_WRITABLE,
+            found=f"{folder}: {reason}",
+            expected="a folder that can be written, without an evaluation in it",
+            remedy="out=ANOTHER_FOLDER",
+        )
+
+
+def _keep(report: EvaluationReport, config: EvaluateConfig, folder: Path) -> None:
+    report.evaluation.by_document.write(folder)
+    content = report.to_mapping() | {"config": schema.to_mapping(config)}
+    (folder / EVALUATION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

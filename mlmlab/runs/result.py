@@ -23,7 +23,8 @@ class RunResult:
     tokenizer: Tokenizer
     metrics: list[dict[str, Any]]
     """The content of metrics.jsonl, a dict per log event: step, epoch, and figures by their tags
-    (train/loss); None for a figure that was not finite."""
+    (train/loss); None for a figure that was not finite. The completions of eval.fill_mask are a str
+    under fill_mask."""
 
     @classmethod
     def read(cls, summary: Summary, run_dir: Path) -> "RunResult":

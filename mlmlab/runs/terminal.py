@@ -14,6 +14,7 @@ from mlmlab.data.config import Layout
 from mlmlab.data.loader import CHUNK_TOKENS, StepBatch
 from mlmlab.evaluation.config import Split
 from mlmlab.evaluation.masked_perplexity import Evaluation, perplexity
+from mlmlab.evaluation.small_world_floor import Floor
 from mlmlab.masking import UNITS, Budget, MaskingConfig, MaskingPolicy, RateSchedule
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.runs.resume import Start
@@ -350,9 +351,7 @@ def _own_figures(figures: Mapping[str, float]) -> list[str]:
     return [_row("evaluators", ", ".join(shown_figures))] if figures else []
 
 
-def scores(
-    evaluation: Evaluation, floor_perplexity: float | None, own_figures: Mapping[str, float]
-) -> str:
+def scores(evaluation: Evaluation, floor: Floor | None, own_figures: Mapping[str, float]) -> str:
     """An evaluation, and how it differs by what stood in the predicted tokens' places.
 
     Args:
@@ -363,8 +362,8 @@ def scores(
         _row("result", f"perplexity {result}, loss "
              f"{_with_error(evaluation.loss, evaluation.loss_standard_error)} nats per token"),
     ]  # fmt: skip
-    if floor_perplexity is not None:
-        rows.append(_floor(evaluation.perplexity, floor_perplexity))
+    if floor is not None:
+        rows.append(_floor(evaluation.perplexity, floor.perplexity))
     rows += _own_figures(own_figures)
     rows.append(
         _row(
@@ -374,16 +373,17 @@ def scores(
             else "no standard error: it takes at least two documents",
         )
     )
-    rows += [
-        "",
-        _verbatim("", f"{'tokens':>12} {'perplexity':>12} {'top 1':>8} {'top 5':>8}"),
-    ]
+    floors = {"all": floor.perplexity, **floor.parts} if floor else {}
+    header = f"{'tokens':>12} {'perplexity':>12} {'top 1':>8} {'top 5':>8}"
+    rows += ["", _verbatim("", header + (f" {'floor':>12}" if floors else ""))]
     for name, score in (("all", evaluation), *evaluation.parts.items()):
-        accuracy = f"{score.top1_accuracy:>8.1%} {score.top5_accuracy:>8.1%}"
-        if not score.masked_count:
-            accuracy = f"{'-':>8} {'-':>8}"
-        perplexity = shown(score.perplexity) if score.masked_count else "-"
-        rows.append(_verbatim(name, f"{score.masked_count:>12,} {perplexity:>12} {accuracy}"))
+        columns = f"{'-':>12} {'-':>8} {'-':>8}"
+        if score.masked_count:
+            columns = f"{shown(score.perplexity):>12}"
+            columns += f" {score.top1_accuracy:>8.1%} {score.top5_accuracy:>8.1%}"
+        if name in floors:
+            columns += f" {shown(floors[name]):>12}"
+        rows.append(_verbatim(name, f"{score.masked_count:>12,} {columns}"))
     return "\n".join(rows) + "\n"
 
 

@@ -18,7 +18,7 @@ from mlmlab.data.loader import EvalLoader, TrainLoader
 from mlmlab.evaluation.evaluators import Evaluator, build_evaluators
 from mlmlab.evaluation.fill_mask import FillMask
 from mlmlab.evaluation.masked_perplexity import perplexity
-from mlmlab.evaluation.small_world_floor import SENTENCES, exact_answers, floor_perplexity
+from mlmlab.evaluation.small_world_floor import SENTENCES, Floor, exact_answers, exact_floor
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.runs import terminal
 from mlmlab.runs.folder import check_run_dir, run_folder
@@ -264,13 +264,14 @@ def _written(
     assert model is not None
     floor = None
     if inputs.has_known_floor:
-        floor = floor_perplexity(inputs.tokenizer, loop.eval_loader)
+        floor = exact_floor(inputs.tokenizer, loop.eval_loader)
     summary = _summary(config, training, loop.replica, floor, run_dir)
-    final = {f"{FINAL}{tag.replace('/', '_')}": x for tag, x in summary.figures.items()}
-    tracker.log(summary.steps, {"epoch": loop.epoch, **final})
     completions = _completions(config, inputs, model)
     if completions and outputs.completions is None:  # else the evaluations have logged them
         tracker.text(summary.steps, "fill_mask", "\n".join(completions))
+    final = {f"{FINAL}{tag.replace('/', '_')}": x for tag, x in summary.figures.items()}
+    tracker.log(summary.steps, {"epoch": loop.epoch, **final})
+    training.final.by_document.write(run_dir)
     _export(config, inputs, model, summary, run_dir)
     if bar.job is None:
         bar.line(terminal.closing(summary, training))
@@ -281,7 +282,7 @@ def _written(
 
 
 def _summary(
-    config: RunConfig, training: Training, replica: Replica, floor: float | None, run_dir: Path
+    config: RunConfig, training: Training, replica: Replica, floor: Floor | None, run_dir: Path
 ) -> Summary:
     record, final, compute = training.record, training.final, replica.compute
     # Unknown where no evaluation predicted a token, for which summary.json has null.
@@ -301,7 +302,7 @@ def _summary(
         best_value=math.nan if record.best_value is None else record.best_value,
         best_eval_perplexity=best_perplexity,
         initial_eval_perplexity=initial_perplexity,
-        floor_perplexity=floor,
+        floor_perplexity=floor.perplexity if floor else None,
         steps=record.steps,
         exported_step=training.exported_step,
         tokens=record.tokens,

@@ -41,7 +41,8 @@ class Sink(Protocol):
 
 
 class JsonlSink:
-    """metrics.jsonl: figures alone, an object for each event. One that is not finite is null."""
+    """metrics.jsonl: an object for each event. A figure that is not finite is null; a text is a
+    string under its name."""
 
     def __init__(self, config: Any, run_dir: Path) -> None:
         self.file = (run_dir / METRICS).open("a", encoding="utf-8")
@@ -49,11 +50,15 @@ class JsonlSink:
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """A line."""
         finite = {tag: value if math.isfinite(value) else None for tag, value in figures.items()}
-        self.file.write(json.dumps({"step": step, **finite}) + "\n")
-        self.file.flush()
+        self._write({"step": step, **finite})
 
     def text(self, step: int, name: str, value: str) -> None:
-        """Nothing: whoever reads the file expects numbers, and the run prints the texts."""
+        """A line."""
+        self._write({"step": step, name: value})
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self.file.write(json.dumps(event, ensure_ascii=False) + "\n")
+        self.file.flush()
 
     def close(self) -> None:
         """Closes the file."""

@@ -361,7 +361,8 @@ class Loop:
                 expected=f"one of {', '.join(figures)}",
                 remedy=f"eval.monitor={next(reversed(figures))}",
             )
-        self._track(figures | {"eval/seconds": time.perf_counter() - started})
+        spent = {"train/tokens": self.record.tokens, "train/seconds": self.window.step_seconds}
+        self._track(figures | {"eval/seconds": time.perf_counter() - started} | spent)
         self.record = replace(self.record, evaluation_due=False)
         self._compare(result, figures[self.eval_config.monitor])
         self.bar.detail(

@@ -56,6 +56,11 @@ class Window:
         running = 0.0 if self._clock is None else time.perf_counter() - self._clock
         return self._step_seconds + running - self._seconds_before
 
+    @property
+    def step_seconds(self) -> float:
+        """Of steps in this process, since the run began; asked for while the clock is paused."""
+        return self._earlier.step_seconds + self._step_seconds
+
     def speed(self, config: ModelConfig, length: int) -> dict[str, float]:
         """How fast the steps of this window were, over all processes, by tag.
 
@@ -109,5 +114,5 @@ class Window:
             record,
             window=LogWindow(loss_sums=sums, loss_weight=self.loss_weight),
             seconds=self._earlier.seconds + time.perf_counter() - self._started,
-            step_seconds=self._earlier.step_seconds + self._step_seconds,
+            step_seconds=self.step_seconds,
         )

@@ -1,0 +1,20 @@
+"""Finished runs -> tables, plots and tests of significance."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlmlab.analysis.runs import find_runs
+from mlmlab.analysis.table import full_table
+
+
+def table(folders: Sequence[str | Path]) -> str:
+    """The perplexity of each setting, mean ± standard error over its seeds, at most 80 columns wide
+    and without a final newline.
+
+    Args:
+        folders: a run's own, a sweep's, or any that has such folders in it.
+
+    Raises:
+        UserError: there is no such folder, no finished run in any of them, or a damaged one.
+    """
+    return full_table(find_runs(folders))
