@@ -22,6 +22,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mlmlab.analysis import table
 from mlmlab.cli.commands import invocation
 from mlmlab.cli.compose import plain, run_mapping
 from mlmlab.cli.hydra_errors import composition_errors
@@ -100,8 +101,12 @@ class Sweep(Callback):
         count = len(finished) + len(failed) if self.jobs is None else self.jobs
         unfinished = max(0, count - len(finished) - len(failed))
         print()
+        if finished:
+            print(table([self.folder]), end="\n\n")
         _print_row("finished", f"{len(finished)} of {count} jobs")
         _print_row("folder", str(self.folder))
+        if finished:
+            _print_row("report", f"python -m mlmlab.report {self.folder}")
         if not failed and not unfinished and error is None:
             return
         lines = [f"of {count} jobs, {len(failed)} failed"]
