@@ -74,7 +74,7 @@ def _short(key: str, keys: Sequence[str]) -> str:
 
 def _plain(value: str) -> str:
     without_plus = value.replace("e+", "e")  # 1e+18 is 1e18, and no 1e-18
-    return re.sub(r"[^A-Za-z0-9._=-]+", "-", without_plus.strip("'\"[]{}() "))
+    return re.sub(r"[^A-Za-z0-9._=-]+", "-", without_plus.strip("'\"[]{}() ")).rstrip("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,8 @@ class Job:
             if summary := finished(config):
                 print(f"{self.title} (finished before)", flush=True)
                 return summary.figures[summary.monitor]
-            print("\n" + styled(self.title, Style.STRONG), flush=True)
+            gap = "\n" if self.launcher == "basic" else ""
+            print(gap + styled(self.title, Style.STRONG), flush=True)
             outcome = execute(config, job=self._shown)
         except (KeyboardInterrupt, FailedElsewhere) as error:
             status = getattr(error, "status", 128 + signal.SIGINT)

@@ -3,10 +3,12 @@ a table."""
 
 import itertools
 import json
+import logging
 import os
 import shlex
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -61,8 +63,9 @@ class Sweep(Callback):
         # exit_status is inside, because Hydra turns a callback's exception into a warning.
         with exit_status(), composition_errors(sys.argv[1:]):
             self.jobs = check_sweep(config, loader)
-        if choices["hydra/sweeper"] != "basic":
-            self.jobs = config.hydra.sweeper.get("n_trials")
+        if choices["hydra/sweeper"] != "basic":  # Optuna's grid has fewer of them
+            is_grid = choices.get("hydra/sweeper/sampler") == "grid"
+            self.jobs = None if is_grid else config.hydra.sweeper.get("n_trials")
         self.began, self.folder = time.time(), Path(config.hydra.sweep.dir)
         sweeps = {dotted(given): given for given in _given(config, loader)}
         varies = {key: given for key, given in sweeps.items() if given.is_sweep_override()}
@@ -75,6 +78,10 @@ class Sweep(Callback):
             _list_devices()
             stop.signal = None
             stop.listen()
+        if choices["hydra/sweeper"] == "optuna":
+            import optuna
+
+            optuna.logging.set_verbosity(logging.WARNING)  # it says what we say
         count = "jobs" if self.jobs is None else f"{self.jobs} job{'s' if self.jobs != 1 else ''}"
         shown = " ".join(given.input_line or key for key, given in varies.items())
         _print_row("sweep", f"{count}: {shown}" if shown else count)
@@ -153,7 +160,8 @@ def reported() -> Iterator[None]:
 
 
 def _print_row(label: str, text: str) -> None:
-    print(styled(f"{label:<11}", Style.LABEL) + text, flush=True)
+    lines = textwrap.wrap(text, 68, break_long_words=False, break_on_hyphens=False)
+    print(styled(f"{label:<11}", Style.LABEL) + f"\n{'':<11}".join(lines), flush=True)
 
 
 def _list_devices() -> None:

@@ -151,12 +151,14 @@ class ProgressBar:
 
     def line(self, text: str) -> None:
         """A line that stays, above the bar."""
-        if self.quiet:
-            return
         if self.job is not None and self.job.is_side_by_side:
             text = "\n".join(f"{self.job.name}: {line}" for line in text.strip().splitlines())
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        self._write(text)
+
+    def _write(self, text: str) -> None:
+        if not self.quiet:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
     def detail(self, text: str) -> None:
         """A line on how the training is going: in a sweep, one a minute at most."""
@@ -168,7 +170,7 @@ class ProgressBar:
     def plan(self, text: str) -> None:
         """Lines that say the same in most jobs of a sweep: one of the jobs has them."""
         if self.job is None or self.job.shows_plan:
-            self.line(text)
+            self._write(text)
 
     def during_evaluation(
         self, chunks: Iterable[Chunk], examples: int, processes: int = 1
