@@ -356,12 +356,12 @@ def test_submitits_jobs_are_reported_by_the_process_that_submitted_them(tmp_path
 def test_optuna_searches_on_after_a_job_that_failed(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     search = (
-        "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_jobs=1",
-        "train.learning_rate=choice(0.0001,1e18,0.01)",
+        "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1",
+        "hydra.sweeper.sampler.seed=1", "train.learning_rate=tag(log,interval(1e-3,1e30))",
     )  # fmt: skip
     status, said, errors = _ended(_start(tmp_path, *search, *SHORT))
     assert status == 1
-    assert "mlmlab: of 3 jobs, 1 failed\n" in errors
-    assert "finished   2 of 3 jobs" in said
+    assert "mlmlab: job 2 of 3: step " in errors  # a learning rate of 6e20
+    assert re.search(r"\njob 3 of 3: perplexity ", said)  # one of 0.001
     found = (tmp_path / "sweep" / "optimization_results.yaml").read_text()
-    assert "train.learning_rate: 0.01\n" in found
+    assert "train.learning_rate: 0.001" in found
