@@ -27,8 +27,8 @@ class Run:
 
     folder: Path
     config: Mapping[str, Any]
-    """How the weights came to be: the run's config by dotted keys, with tuples for lists. The
-    checkpoint alone, where it is not in a run's folder."""
+    """How the weights came to be: the run's config by dotted keys, with tuples for lists. Nothing
+    but the checkpoint, where that is not a run's folder."""
     asked: Mapping[str, Any]
     """The keys that decide what the evaluation asked."""
     figures: Mapping[str, Any]
@@ -145,9 +145,9 @@ def _read_evaluation(folder: Path) -> Run:
     figures = {f"eval_{name}": value for name, value in content.items()} | content["own_figures"]
     asked, checkpoint = dict(_flat(content["config"])), content["checkpoint"]
     config = {"checkpoint": checkpoint}
-    snapshot = Path(checkpoint).parent / CONFIG
-    if snapshot.is_file():  # the export of a run
-        config = dict(_flat(OmegaConf.to_container(OmegaConf.load(snapshot))))
+    for run_dir in (Path(checkpoint), Path(checkpoint).parent):  # the latter for RUN_DIR/export
+        if (run_dir / CONFIG).is_file():
+            config = dict(_flat(OmegaConf.to_container(OmegaConf.load(run_dir / CONFIG))))
     return Run(folder, config, _asked(asked), figures, _documents(folder))
 
 

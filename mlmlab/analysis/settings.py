@@ -1,11 +1,13 @@
 """Runs in groups: those that differ by nothing but their seed have the same setting."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlmlab import schema
 from mlmlab.analysis.runs import Run
+from mlmlab.analysis.significance import Sample
+from mlmlab.errors import Code, UserError
 
 _NO_SETTINGS = (
     "seed",
@@ -40,7 +42,14 @@ class Setting:
     @property
     def label(self) -> str:
         """As one writes it in a command: KEY=VALUE KEY=VALUE."""
-        return " ".join(f"{key}={shown(key, value)}" for key, value in self.values.items())
+        values = (f"{key}={shown(key, value)}" for key, value in self.values.items())
+        return " ".join(values) or "every run"
+
+    @property
+    def sample(self) -> Sample:
+        """Its figures, for the statistics."""
+        documents = {seed: run.documents for seed, run in self.runs.items() if run.documents}
+        return Sample({seed: run.loss for seed, run in self.runs.items()}, documents)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +64,13 @@ class Comparison:
     settings: tuple[Setting, ...]
     repeated: tuple[Run, ...]
     """Runs left out, because a later one has the same setting and seed."""
+    baseline: str | None = None
+    """The label of the setting that the others are held against; None: the best one."""
+
+    @property
+    def samples(self) -> dict[str, Sample]:
+        """The settings' figures, by label."""
+        return {setting.label: setting.sample for setting in self.settings}
 
 
 def comparisons(runs: Sequence[Run]) -> list[Comparison]:
@@ -65,23 +81,53 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
     return [_comparison(same) for same in by_test.values()]
 
 
-def varying(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The keys that differ between some runs, with the value of each run; None where it has no such
-    key. Those that a sweep varies come first, and the checkpoint; digests last."""
-    swept = {key for run in runs for key in run.config.get("varies", ())}
-    keys = dict.fromkeys(key for run in runs for key in run.config if not _is(key, _NO_SETTINGS))
-    values = {key: [run.config.get(key) for run in runs] for key in keys}
-    counts = {key: len(set(column)) for key, column in values.items()}
+def with_baseline(every: Sequence[Comparison], given: Mapping[str, Any]) -> list[Comparison]:
+    """The comparisons, each with the setting of these values as its baseline.
+
+    Raises:
+        UserError: in one of them, no setting has these values, or several have.
+    """
+    chosen = []
+    for comparison in every:
+        matching = [
+            setting.label
+            for setting in comparison.settings
+            if all(key in setting.values and setting.values[key] == given[key] for key in given)
+        ]
+        if len(matching) != 1:
+            raise UserError.of(
+                "--baseline",
+                code=Code.NOT_FOUND if not matching else Code.CONFLICT,
+                found=" ".join(f"{key}={schema.shown(value)}" for key, value in given.items())
+                + f", which {len(matching)} settings have",
+                expected="one of " + "\n".join(setting.label for setting in comparison.settings),
+                remedy="--baseline KEY=VALUE for each key that varies",
+            )
+        chosen.append(replace(comparison, baseline=matching[0]))
+    return chosen
+
+
+def _varying(runs: Sequence[Run], swept: set[str]) -> dict[str, list[Any]]:
+    """The keys that differ between some runs, with the value of each; None where a run has no such
+    key. Those that a sweep varies come first, and the checkpoint; digests last.
+
+    Args:
+        swept: what the sweeps vary.
+    """
+    known = [run for run in runs if len(run.config) > 1] or runs  # of others, the checkpoint alone
+    keys = dict.fromkeys(key for run in known for key in run.config if not _is(key, _NO_SETTINGS))
+    compared = {key: runs if key == "checkpoint" else known for key in keys}
+    counts = {key: len({run.config.get(key) for run in compared[key]}) for key in keys}
     order = sorted(
         keys,
         key=lambda key: (_is(key, _DIGESTS), key not in swept, key != "checkpoint", -counts[key]),
     )
-    return {key: values[key] for key in order if counts[key] > 1}
+    return {key: [run.config.get(key) for run in runs] for key in order if counts[key] > 1}
 
 
 def _comparison(runs: list[Run]) -> Comparison:
-    values = varying(runs)
     swept = {key for run in runs for key in run.config.get("varies", ())}
+    values = _varying(runs, swept)
     keys: list[str] = []
     following: dict[str, str] = {}
     for key, column in values.items():

@@ -1,41 +1,23 @@
 """The table of a comparison, for the terminal."""
 
 import math
-import statistics
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from mlmlab.analysis.runs import Found
-from mlmlab.analysis.settings import Comparison, Setting, comparisons, shown
+from mlmlab.analysis.settings import Comparison, Setting, shown
+from mlmlab.analysis.significance import Sample, compare
+from mlmlab.analysis.verdict import verdict
 
 WIDTH = 80
 
 
-def mean_loss(setting: Setting) -> float:
-    """Over the seeds; nan where a run has none."""
-    return statistics.fmean(run.loss for run in setting.runs.values())
-
-
-def standard_error(setting: Setting) -> float:
-    """Of `mean_loss`, from the spread between seeds; nan for a single one."""
-    losses = [run.loss for run in setting.runs.values()]
-    if len(losses) < 2 or not all(map(math.isfinite, losses)):
-        return math.nan
-    return statistics.stdev(losses) / math.sqrt(len(losses))
-
-
-def best(comparison: Comparison) -> Setting | None:
-    """The setting with the lowest mean loss; None where none has a loss."""
-    with_loss = [s for s in comparison.settings if not math.isnan(mean_loss(s))]
-    return min(with_loss, key=mean_loss, default=None)
-
-
-def perplexity_text(setting: Setting) -> str:
+def perplexity_text(sample: Sample) -> str:
     """The exponential of the mean loss ± its standard error over seeds, to the digits that it
     decides."""
-    loss, error = mean_loss(setting), standard_error(setting)
-    if math.isnan(loss):
+    loss, error = sample.mean, sample.standard_error
+    if not math.isfinite(loss):
         return "-"
     perplexity = math.exp(min(loss, 700.0))
     if math.isnan(error):
@@ -45,17 +27,27 @@ def perplexity_text(setting: Setting) -> str:
     return f"{perplexity:.{digits}f} ± {error:.{digits}f}"
 
 
-def full_table(found: Found) -> str:
-    """A table for each test, and what was left out, at most 80 columns wide."""
+def full_table(found: Found, every: Sequence[Comparison]) -> str:
+    """A table and a verdict for each test, and what was left out, at most 80 columns wide.
+
+    Args:
+        every: the comparisons of the runs that were found.
+    """
     parts = []
-    every = comparisons(found.runs)
     titles = titles_of(every)
     if len(every) > 1:
         parts.append(
             f"{len(every)} tables: figures of different test texts or masks do not compare"
         )
     for title, comparison in zip(titles, every, strict=True):
-        parts.append("\n".join([*_wrapped(title), *_rows(comparison), *_notes(comparison)]))
+        outcome = compare(comparison.samples, comparison.baseline)
+        rows = _rows(comparison, outcome.best if outcome and outcome.others else "")
+        remarks = [line for note in notes(comparison) for line in _wrapped(note)]
+        if any(len(setting.runs) > 1 for setting in comparison.settings):
+            remarks.insert(0, "perplexity: of the mean loss over seeds, ± its standard error")
+        parts.append("\n".join([*_wrapped(title), *rows, *remarks]))
+        text = verdict(outcome, list(comparison.samples))
+        parts.append("\n".join(_wrapped(text)))
     if found.unfinished:
         parts.append("\n".join(_wrapped(f"not finished, and left out: {_some(found.unfinished)}")))
     return "\n\n".join(parts)
@@ -81,10 +73,9 @@ def titles_of(every: Sequence[Comparison]) -> list[str]:
     return titles
 
 
-def _rows(comparison: Comparison) -> list[str]:
-    winner = best(comparison) if len(comparison.settings) > 1 else None
+def _rows(comparison: Comparison, winner: str) -> list[str]:
     figures = [
-        (perplexity_text(s), str(len(s.runs)), "best" if s is winner else "")
+        (perplexity_text(s.sample), str(len(s.runs)), "best" if s.label == winner else "")
         for s in comparison.settings
     ]
     columns = list(zip(("perplexity", "seeds", ""), *figures, strict=True))
@@ -113,17 +104,16 @@ def _rows(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _notes(comparison: Comparison) -> list[str]:
-    notes = []
-    if any(len(setting.runs) > 1 for setting in comparison.settings):
-        notes.append("perplexity: of the mean loss over seeds, ± its standard error")
+def notes(comparison: Comparison) -> list[str]:
+    """What the table does not show."""
+    found = []
     for leader in dict.fromkeys(comparison.following.values()):
         followers = [key for key, to in comparison.following.items() if to == leader]
-        notes.append(f"with {leader} vary: {', '.join(followers)}")
+        found.append(f"with {leader} vary: {', '.join(followers)}")
     if comparison.repeated:
         names = _some([run.folder for run in comparison.repeated])
-        notes.append(f"left out, because a later run has the same setting and seed: {names}")
-    return [line for note in notes for line in _wrapped(note)]
+        found.append(f"left out, because a later run has the same setting and seed: {names}")
+    return found
 
 
 def _some(folders: Sequence[Path]) -> str:

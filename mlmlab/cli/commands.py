@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "scores one on text: perplexity and accuracy",
     "fill_mask": "completes texts with one",
     "show_masks": "shows what a masking policy does to a text",
+    "report": "compares finished runs: tables, plots and a verdict",
 }
 """What each module does. It is called as python -m mlmlab.NAME, or as a console script (`script`,
 [project.scripts] in pyproject.toml)."""
