@@ -151,7 +151,8 @@ class Job:
                 self._note(error)
                 return None
             if self.launcher == "basic":
-                said = str(error).partition("\n")[0] or "interrupted"
+                is_from_here = isinstance(error, KeyboardInterrupt)  # else it is printed already
+                said = (is_from_here and str(error).partition("\n")[0]) or "interrupted"
                 raise Interrupted(status - 128, f"{self.name}: {said}") from error
             stop.signal = status - 128  # the process that began the sweep reports it
             return None
