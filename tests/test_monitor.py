@@ -9,9 +9,9 @@ import pytest
 from stopping import PATIENT, TINY, as_killed, bits, events
 
 import mlmlab
+from mlmlab.cli.jobs import Job
 from mlmlab.errors import Code
 from mlmlab.tracking.summary import Summary
-from mlmlab.train import _run as job
 from mlmlab.training.state import checkpoint_folders
 
 MY_FIGURES = '''
@@ -166,12 +166,17 @@ def test_a_resume_may_not_rank_by_another_figure() -> None:
     assert (problem.where, problem.code) == ("eval.monitor", Code.CHANGED)
 
 
+def _job(folder: str) -> Job:
+    Path(folder).mkdir()  # as Hydra does
+    return Job(number=1, count=1, values={}, folder=Path(folder), began=0.0, launcher="basic")
+
+
 def test_a_job_of_a_sweep_returns_the_monitored_figure_of_the_exported_weights() -> None:
     script = "eval.options.Scripted.script=[0.2,0.5,0.9,0.9,0.3]"
-    config = mlmlab.compose(*PATIENT, *SCRIPTED, "eval.monitor_mode=max", script, "run_dir=own")
-    assert job(mlmlab.schema.to_mapping(config), []) == 0.9
-    config = mlmlab.compose(*TINY, "run_dir=default")
-    loss = job(mlmlab.schema.to_mapping(config), [])
+    config = mlmlab.compose(*PATIENT, *SCRIPTED, "eval.monitor_mode=max", script)
+    assert _job("own").run(mlmlab.schema.to_mapping(config), []) == 0.9
+    config = mlmlab.compose(*TINY)
+    loss = _job("default").run(mlmlab.schema.to_mapping(config), [])
     assert loss == json.loads(Path("default/summary.json").read_text())["eval_loss"]
 
 

@@ -1,4 +1,4 @@
-"""mlmlab from Python: the lines of docs/python.md run as written, and give what transformers gives."""
+"""mlmlab from Python: docs/python.md runs as written, and gives what transformers gives."""
 
 import dataclasses
 import re

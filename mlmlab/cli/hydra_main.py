@@ -4,7 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
 
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
@@ -29,20 +29,26 @@ OmegaConf.register_new_resolver("mlmlab.invocation", invocation, replace=True)
 OmegaConf.register_new_resolver("mlmlab.groups", _listed_groups, replace=True)
 
 
-def run_with_hydra(job: Callable[[], object], command: Command) -> None:
+def run_with_hydra(
+    job: Callable[[], object],
+    command: Command,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
     """Composes the config, or those of a sweep, and calls the job with each.
 
     Args:
         job: what `hydra.main` has decorated.
+        around: what all jobs together run in.
     """
     _refuse_options(sys.argv[1:], command)
     if not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]):
-        _refuse_under_torchrun()  # now: for its first job, Hydra creates the sweep's folder
+        refuse_under_torchrun()  # now: for its first job, Hydra creates the sweep's folder
     sys.argv[1:] = with_own_options(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits before we see its errors
     with composition_errors(sys.argv[1:], command):
         if {"--help", "-h"}.isdisjoint(sys.argv[1:]):
-            job()
+            with around():
+                job()
             return
         with redirect_stdout(io.StringIO()) as text, suppress(SystemExit):  # Hydra exits after it
             job()
@@ -69,7 +75,8 @@ def _refuse_options(arguments: Sequence[str], command: Command) -> None:
     )
 
 
-def _refuse_under_torchrun() -> None:
+def refuse_under_torchrun() -> None:
+    """Refuses a sweep in each of torchrun's processes."""
     if "RANK" in os.environ:
         raise UserError.of(
             "-m under torchrun",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mlmlab.runs.evaluate import EvaluationReport
     from mlmlab.runs.replay import Replay
     from mlmlab.runs.result import RunResult
+    from mlmlab.tracking.progress_bar import SweepJob
     from mlmlab.tracking.summary import Summary
 
 # Each function imports what it needs: a wrong option does not wait for PyTorch.
@@ -55,12 +56,17 @@ def run(
 
 
 def execute(
-    config: RunConfig, *, documents: Iterable[str] | None = None, quiet: bool = False
+    config: RunConfig,
+    *,
+    documents: Iterable[str] | None = None,
+    quiet: bool = False,
+    job: "SweepJob | None" = None,
 ) -> "Summary | Replay":
     """As `run`, for the command, which has no use for a model in memory.
 
     Args:
         config: a checked one.
+        job: what the run is in a sweep.
 
     Returns:
         The content of the run's summary.json; with debug=replay, the step's loss.
@@ -70,12 +76,18 @@ def execute(
         from mlmlab.runs.replay import replay
 
         return replay(config, documents=texts, quiet=quiet)
-    if finished := _finished(config, quiet=quiet):
-        return finished
+    if summary := finished(config):
+        if not quiet and os.environ.get("RANK", "0") == "0":
+            print(
+                f"nothing left to do: {config.resume} finished with step {summary.steps:,}, "
+                f"perplexity {summary.eval_perplexity:.4g}.\n"
+                "train.max_steps=N or train.epochs=N with a larger N resumes it."
+            )
+        return summary
     from mlmlab.runs.spawn import in_processes
     from mlmlab.runs.train import train
 
-    return in_processes(partial(train, documents=texts), config, quiet=quiet)
+    return in_processes(partial(train, documents=texts, job=job), config, quiet=quiet)
 
 
 def evaluate_checkpoint(
@@ -132,8 +144,12 @@ def _texts(documents: Iterable[str] | None) -> tuple[str, ...] | None:
     return checked_documents(documents)
 
 
-def _finished(config: RunConfig, *, quiet: bool) -> "Summary | None":
-    """The summary of a run that is resumed with nothing left to do."""
+def finished(config: RunConfig) -> "Summary | None":
+    """The summary of a run that is resumed with nothing left to do.
+
+    Args:
+        config: a checked one.
+    """
     if config.resume is None:
         return None
     file = Path(config.resume) / "summary.json"
@@ -142,13 +158,4 @@ def _finished(config: RunConfig, *, quiet: bool) -> "Summary | None":
     from mlmlab.runs.resume import changes_of
     from mlmlab.tracking.summary import Summary
 
-    if changes_of(config):
-        return None
-    summary = Summary.read(file)
-    if not quiet and os.environ.get("RANK", "0") == "0":
-        print(
-            f"nothing left to do: {config.resume} finished with step {summary.steps:,}, "
-            f"perplexity {summary.eval_perplexity:.4g}.\n"
-            "train.max_steps=N or train.epochs=N with a larger N resumes it."
-        )
-    return summary
+    return None if changes_of(config) else Summary.read(file)

@@ -337,6 +337,15 @@ def closing(summary: Summary, training: Training) -> str:
     return "\n".join(rows) + "\n"
 
 
+def job_result(summary: Summary) -> str:
+    """The result of a job of a sweep, in a few words."""
+    error = summary.eval_perplexity * summary.eval_loss_standard_error
+    text = f"perplexity {_with_error(summary.eval_perplexity, error)}"
+    if summary.monitor in summary.own_figures:
+        text += f", {summary.monitor.removeprefix('eval/')} {summary.figures[summary.monitor]:.4g}"
+    return text
+
+
 def _own_figures(figures: Mapping[str, float]) -> list[str]:
     shown_figures = (f"{tag.removeprefix('eval/')} {x:.4g}" for tag, x in figures.items())
     return [_row("evaluators", ", ".join(shown_figures))] if figures else []

@@ -31,7 +31,7 @@ from mlmlab.runtime.devices import Compute, torch_settings, uses_cuda
 from mlmlab.runtime.distributed import Ranks, process_group
 from mlmlab.runtime.signals import Interruptions
 from mlmlab.tracking.masked_text import first_examples
-from mlmlab.tracking.progress_bar import ProgressBar
+from mlmlab.tracking.progress_bar import ProgressBar, SweepJob
 from mlmlab.tracking.sinks import Sink, find_sinks
 from mlmlab.tracking.summary import (
     Summary,
@@ -52,15 +52,19 @@ from mlmlab.training.schedule import Horizon
 
 
 def train(
-    config: RunConfig, *, documents: Sequence[str] | None = None, quiet: bool = False
+    config: RunConfig,
+    *,
+    documents: Sequence[str] | None = None,
+    quiet: bool = False,
+    job: SweepJob | None = None,
 ) -> Summary:
-    """Trains, evaluates and exports; see `mlmlab.run`."""
+    """Trains, evaluates and exports; see `execute`."""
     with (
         process_group(use_cuda=uses_cuda(config.runtime), if_lost=_IF_LOST) as ranks,
         torch_settings(config.runtime, ranks.local_rank) as device,
     ):
         quiet = quiet or not ranks.is_rank_zero
-        return _train(config, ranks, device, documents, quiet=quiet)
+        return _train(config, ranks, device, documents, quiet=quiet, job=job)
 
 
 _IF_LOST = (
@@ -76,6 +80,7 @@ def _train(
     documents: Sequence[str] | None,
     *,
     quiet: bool,
+    job: SweepJob | None,
 ) -> Summary:
     with ExitStack() as stack:
 
@@ -91,7 +96,8 @@ def _train(
 
         start = ranks.on_rank_zero(find_start)
         evaluators, sinks = build_evaluators(config.eval, config), find_sinks(config.tracking)
-        config, inputs = set_up_run(config, ranks, start.state, documents, quiet=quiet)
+        shows_no_bar = quiet or (job is not None and job.is_side_by_side)
+        config, inputs = set_up_run(config, ranks, start.state, documents, quiet=shows_no_bar)
         compute = Compute.for_model(
             inputs.model.config.hidden_size,
             config.runtime,
@@ -101,14 +107,15 @@ def _train(
         _check_sentences(config, inputs)
         run_dir = Path(config.resume) if config.resume else ranks.on_rank_zero(open_folder)
         horizon = horizon_of(config, inputs)
+        bar = ProgressBar(horizon.total_steps, start.record.steps, quiet=quiet, job=job)
         outputs = _outputs(
-            config, inputs, compute, ranks, horizon, run_dir, start, sinks, stack, quiet=quiet
+            config, inputs, compute, ranks, horizon, run_dir, start, sinks, stack, bar
         )
         loop = build_loop(config, inputs, ranks, compute, horizon, evaluators, outputs, start.state)
         if start.state is None:
             ranks.on_rank_zero(lambda: _show_first_examples(loop, outputs))
         if not suppresses_non_finite(loop.optimizers):
-            outputs.bar.line(terminal.host_check(config.train.optimizer))
+            bar.plan(terminal.host_check(config.train.optimizer))
         training = loop.train()
         model = loop.replica.whole_model()
         return ranks.on_rank_zero(lambda: _written(config, inputs, model, loop, training, outputs))
@@ -124,17 +131,15 @@ def _outputs(
     start: Start,
     sinks: Mapping[str, partial[Sink]],
     stack: ExitStack,
-    *,
-    quiet: bool,
+    bar: ProgressBar,
 ) -> Outputs:
     """Opens what the run writes to, and says what is about to happen."""
-    bar = ProgressBar(horizon.total_steps, start.record.steps, quiet=quiet)
     stack.callback(bar.close)
     for reason in start.passed_over:
         bar.line(reason)
-    bar.line(terminal.plan(config, inputs, compute, ranks, horizon, run_dir))
+    bar.plan(terminal.plan(config, inputs, compute, ranks, horizon, run_dir))
     if inputs.loaded is not None:
-        bar.line(f"{inputs.loaded.report}\n")
+        bar.plan(f"{inputs.loaded.report}\n")
     if config.resume is not None:
         bar.line(terminal.resumption(start))
     tracker = profiler = None
@@ -279,10 +284,11 @@ def _written(
     tracker.log(summary.steps, {"epoch": loop.epoch, **final})
     training.final.by_document.write(run_dir)
     _export(config, inputs, model, summary, run_dir)
-    bar.line(terminal.closing(summary, training))
-    if completions:
-        bar.line("\n".join(completions))
-    bar.line(terminal.next_steps(config, inputs, run_dir))
+    if bar.job is None:
+        bar.line(terminal.closing(summary, training))
+        if completions:
+            bar.line("\n".join(completions))
+        bar.line(terminal.next_steps(config, inputs, run_dir))
     return summary
 
 

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tqdm import TqdmWarning
@@ -21,6 +22,22 @@ _WIDTH = 79
 _LINES_ELSEWHERE, _SECONDS_ELSEWHERE = 10, 30.0
 """Where the output is not a terminal (a log file), the training reports so often in all, and at
 least as often as this."""
+_MINUTE = 60.0
+"""Of a sweep's job there is one line a minute at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepJob:
+    """How a run shows itself where it is a job of a sweep, which says what it varies, and prints
+    the result."""
+
+    name: str
+    """Stands beside the bar: job 3 of 6."""
+    shows_plan: bool
+    """The plan and the like are the same for most jobs: one of them prints it."""
+    is_side_by_side: bool
+    """Whether it shares the terminal with other jobs: then it has no bar, and its lines begin with
+    its name."""
 
 
 def in_notebook() -> bool:
@@ -32,6 +49,13 @@ def in_notebook() -> bool:
 def _width() -> int | None:
     """Of a bar in characters; None in a notebook, where it has the width of its cell."""
     return None if in_notebook() else _WIDTH
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that a person would choose: 12 s, 12 min, 12.5 h."""
+    if seconds < 2 * 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
 def shown(number: float) -> str:
@@ -62,22 +86,36 @@ def _is_watched() -> bool:
 
 
 class ProgressBar:
-    """The bar of one training (none where there is no step); `quiet` for nothing at all."""
+    """The bar of one training (none where there is no step), and its lines."""
 
-    def __init__(self, total_steps: int, first_step: int = 0, *, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        first_step: int = 0,
+        *,
+        quiet: bool = False,
+        job: SweepJob | None = None,
+    ) -> None:
+        """Shows the bar.
+
+        Args:
+            quiet: neither bar nor lines.
+            job: what it is in a sweep.
+        """
         self.quiet = quiet
-        self.shows_bars = _is_watched() and not quiet
+        self.job = job
+        self.shows_bars = _is_watched() and not quiet and not (job and job.is_side_by_side)
         self.total = total_steps
         self.first_step = first_step
         self.steps = first_step
-        self.started = time.perf_counter()
-        self._next_line, self._last_line_at = 0, self.started
+        self.started = self._last_detail = self._last_line_at = time.perf_counter()
+        self._next_line = 0
         self.bar: tqdm[Any] | None = None
         if self.shows_bars and total_steps:
             self.bar = tqdm(
                 total=total_steps,
                 initial=first_step,
-                desc="train",
+                desc=job.name if job else "train",
                 ncols=_width(),
                 leave=False,
                 bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
@@ -100,7 +138,7 @@ class ProgressBar:
             seconds = time.perf_counter() - self.started
             since_start = max(1, self.steps - self.first_step)  # a resume has fewer than all
             remaining = seconds / since_start * (self.total - self.steps)
-            self.line(
+            self.detail(
                 f"step {self.steps:,}/{self.total:,}  loss {shown(loss)}  "
                 f"perplexity {shown(perplexity)}  {speed}  {remaining:.0f} s left"
             )
@@ -115,9 +153,26 @@ class ProgressBar:
 
     def line(self, text: str) -> None:
         """A line that stays, above the bar."""
+        if self.job is not None and self.job.is_side_by_side:
+            text = "\n".join(f"{self.job.name}: {line}" for line in text.strip().splitlines())
+        self._write(text)
+
+    def _write(self, text: str) -> None:
         if not self.quiet:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+
+    def detail(self, text: str) -> None:
+        """A line on how the training is going: in a sweep, one a minute at most."""
+        now = time.perf_counter()
+        if self.job is None or now - self._last_detail >= _MINUTE:
+            self._last_detail = now
+            self.line(text)
+
+    def plan(self, text: str) -> None:
+        """Lines that say the same in most jobs of a sweep: one of the jobs has them."""
+        if self.job is None or self.job.shows_plan:
+            self._write(text)
 
     def during_evaluation(
         self, chunks: Iterable[Chunk], examples: int, processes: int = 1

@@ -365,7 +365,7 @@ class Loop:
         self._track(figures | {"eval/seconds": time.perf_counter() - started} | spent)
         self.record = replace(self.record, evaluation_due=False)
         self._compare(result, figures[self.eval_config.monitor])
-        self.bar.line(
+        self.bar.detail(
             f"evaluation  step {self.record.steps:,}  loss {shown(result.loss)}  "
             f"perplexity {shown(result.perplexity)} ± {shown(result.perplexity_standard_error)}"
             + "".join(
@@ -373,7 +373,7 @@ class Loop:
             )
         )
         if self.completions:
-            self.bar.line("\n".join(self.completions))
+            self.bar.detail("\n".join(self.completions))
             if self.outputs.tracker is not None:
                 text = "\n".join(self.completions)
                 self.outputs.tracker.text(self.record.steps, "fill_mask", text)
