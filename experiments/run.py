@@ -80,6 +80,7 @@ def entries(minilm: str = MINILM, eli5: Overrides = ()) -> dict[str, Entry]:
     )  # fmt: skip
     one_epoch = ("+experiment=minilm_eli5", *eli5, "train.epochs=1")
     on_answers = ("+experiment=minilm_eli5", *eli5, "eval.max_examples=512")
+    on_test = ("eval.split=test", "eval.max_examples=512")
     short = (*on_answers, "train.max_steps=200")
     docs = ("+experiment=python_docs", "train.epochs=8", "train.early_stopping_patience=null")
     again = (
@@ -114,7 +115,7 @@ def entries(minilm: str = MINILM, eli5: Overrides = ()) -> dict[str, Entry]:
         "trainer": Entry(
             "ELI5: do 100 steps from one checkpoint come to the same in mlmlab and in Trainer?",
             {"mlmlab": again, "Trainer": again},
-            scored={"test": (*eli5, "eval.split=test", "eval.max_examples=512")},
+            scored={"test": ("data=eli5_category_validation", *eli5, *on_test)},
             start=(*one_epoch, f"checkpoint={minilm}"),
             with_trainer=("Trainer",),
         ),
