@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -109,8 +110,11 @@ class Browser:
                 assert "error" not in answer, answer
                 return answer["result"]
 
-    def open(self, url: str, *expected: str) -> list[str]:
-        """Opens a page and waits until all of these texts are on it.
+    def open(self, url: str, is_ready: Callable[[list[str]], bool]) -> list[str]:
+        """Opens a page and waits for what it loads.
+
+        Args:
+            is_ready: whether the texts of the page are what was waited for.
 
         Returns:
             The texts of the page, in order.
@@ -119,11 +123,10 @@ class Browser:
         self._call("Page.navigate", url=url)
         end = time.monotonic() + _PATIENCE_SECONDS
         while True:
-            texts = self.evaluate(_TEXT)
-            missing = [text for text in expected if text not in texts]
-            if not missing:
-                return list(texts)
-            assert time.monotonic() < end, f"{missing} not on {url}, which has {texts}"
+            texts = list(self.evaluate(_TEXT))
+            if is_ready(texts):
+                return texts
+            assert time.monotonic() < end, f"{url} has only {texts}"
             time.sleep(0.2)
 
     def evaluate(self, script: str) -> Any:
