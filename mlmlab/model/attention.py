@@ -84,11 +84,12 @@ def rotate(q: torch.Tensor, k: torch.Tensor, theta: float) -> tuple[torch.Tensor
     index = torch.arange(length, device=q.device, dtype=torch.float32)  # [T]
     exponent = torch.arange(0, width, 2, device=q.device, dtype=torch.float32) / width  # [D/2]
     angle = index[:, None] * (1.0 / theta**exponent)  # [T, D/2]
-    cos, sin = angle.cos().repeat(1, 2), angle.sin().repeat(1, 2)  # [T, D]
+    cos, sin = angle.cos(), angle.sin()
 
     def rotated(x: torch.Tensor) -> torch.Tensor:
         first, second = x.float().chunk(2, dim=-1)  # [B, H, T, D/2]
-        return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+        points = (first * cos - second * sin, second * cos + first * sin)
+        return torch.cat(points, dim=-1).to(x.dtype)  # [B, H, T, D]
 
     return rotated(q), rotated(k)
 
