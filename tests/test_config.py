@@ -194,11 +194,11 @@ def test_values_of_the_right_type_are_kept_and_whole_numbers_may_be_shares() -> 
 @pytest.mark.parametrize(
     ("override", "remedy"),
     [
-        ("train.epochs=three", "train.epochs=1"),
-        ("train.epochs=true", "train.epochs=1"),
+        ("train.epochs=three", "train.epochs=3"),
+        ("train.epochs=true", "train.epochs=3"),
         ("train.schedule=LINEAR", "train.schedule=linear"),
         ("name=12", "name=\"'12'\""),
-        ("eval.fill_mask=text", "eval.fill_mask=[]"),
+        ("eval.fill_mask=text", "eval.fill_mask=[text]"),
     ],
 )
 def test_a_wrong_type_on_the_command_line_shows_what_to_type(override: str, remedy: str) -> None:
