@@ -24,14 +24,15 @@ import numpy as np
 from with_trainer import train_with_trainer
 
 import mlmlab
+from mlmlab.analysis.significance import Sample, compare
+from mlmlab.analysis.table import perplexity_text
+from mlmlab.analysis.verdict import verdict
 from mlmlab.data.batch import Masker
 from mlmlab.data.loader import EvalLoader
 from mlmlab.runs.setup import set_up
 from mlmlab.tracking.summary import Summary
 
 HERE = Path(__file__).parent
-DECIDED = 3.0
-"""Standard errors of a difference from which on it is called one."""
 Overrides = tuple[str, ...]
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
@@ -234,30 +235,23 @@ def tables(result: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
         if name.startswith("scored: "):
             evaluation = name.removeprefix("scored: ")
             for key, label in (("perplexity", evaluation), ("at masks", f"{evaluation} at [MASK]")):
-                found[label] = {arm: [x[key] for x in scores] for arm, scores in values.items()}
+                table = {arm: [x[key] for x in scores] for arm, scores in values.items()}
+                if table not in found.values():  # all predicted tokens may be shown as [MASK]
+                    found[label] = table
     return found or {"test": {arm: figures["perplexity"] for arm, figures in arms.items()}}
 
 
-def verdict(values: dict[str, list[float]]) -> str:
-    """The arms' means over the seeds, and each against the first."""
-    losses = {arm: list(map(math.log, x)) for arm, x in values.items()}
-    means = {arm: statistics.mean(x) for arm, x in losses.items()}
-    texts = [
-        f"{arm} {math.exp(means[arm]):.3f} ± {math.exp(means[arm]) * statistics.stdev(x):.3f}"
-        for arm, x in losses.items()
-    ]
-    first, *others = losses
-    for other in others:
-        change = math.exp(means[other] - means[first]) - 1
-        spread = math.sqrt(
-            sum(statistics.variance(losses[arm]) / len(losses[arm]) for arm in (first, other))
-        )
-        errors = abs(means[other] - means[first]) / spread
-        word = "not decided" if errors < DECIDED else "decided"
-        texts.append(
-            f"{other} against {first}: {change:+.1%}, {errors:.1f} standard errors: {word}"
-        )
-    return "; ".join(texts)
+def compared(values: dict[str, list[float]], seeds: Sequence[int]) -> str:
+    """Means over the seeds with their standard errors, and what `mlmlab.report` says of the arms
+    against the first of them."""
+    samples = {
+        arm: Sample(dict(zip(seeds, map(math.log, perplexities), strict=True)))
+        for arm, perplexities in values.items()
+    }
+    means = "; ".join(f"{arm} {perplexity_text(sample)}" for arm, sample in samples.items())
+    if len(samples) == 1:
+        return f"{means}."
+    return f"{means}. {verdict(compare(samples, next(iter(samples))), list(samples))}"
 
 
 def plot(path: Path, result: dict[str, Any]) -> None:
@@ -343,7 +337,7 @@ def main() -> None:
         folder = arguments.runs.resolve() / name
         seeds = [int(seed) for seed in given or known[name].seeds]
         result = measure(known[name], entries()[name], seeds, folder)
-        result["verdicts"] = {label: verdict(x) for label, x in tables(result).items()}
+        result["verdicts"] = {label: compared(x, seeds) for label, x in tables(result).items()}
         folder = HERE / name
         folder.mkdir(exist_ok=True)
         (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The whole run's config, and the one function that builds it from plain mappings."""
+"""A run's config, and the one function that builds it from plain mappings."""
 
 import dataclasses
 import re
@@ -90,7 +90,7 @@ class RunConfig:
     run_dir: str | None = None
     """The run's folder. null: runs/<name>/<time>."""
     resume: str | None = None
-    """The folder of a run to go on with, from its newest whole checkpoint. null: a new run."""
+    """The folder of a run to resume, from its newest complete checkpoint. null: a new run."""
     checkpoint: str | None = None
     """A folder, or owner/name[@revision] on the Hub. null: from scratch with `model`."""
     checkpoint_head: CheckpointHead = CheckpointHead.REQUIRE

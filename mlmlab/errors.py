@@ -34,7 +34,7 @@ class Code(Enum):
     CORRUPT = "corrupt"
     """A file that is damaged, or not what its name says."""
     UNSUPPORTED = "unsupported"
-    """A file that is whole, and of a kind that mlmlab does not read."""
+    """An intact file of a kind that mlmlab does not read."""
     ENCODING = "encoding"
     BAD_ROW = "bad_row"
     NO_TEXT = "no_text"
@@ -59,9 +59,9 @@ class Problem:
     where: str
     """The config key, option or file that is wrong."""
     found: str
-    """What stands there."""
+    """What was found there."""
     expected: str
-    """What could stand there."""
+    """What is allowed there."""
     remedy: str
     """What to type or do."""
     code: Code

@@ -92,7 +92,7 @@ def _feistel(value, half_bits, seed, domain, epoch):
 
 @compiled
 def permute(values, count, half_bits, seed, domain, epoch):
-    """Permutes `range(count)`, in place: each of `values` (uint64) becomes what stands there.
+    """Permutes `range(count)`, in place: each of `values` (uint64) becomes the value at that place.
 
     Args:
         count: uint64, as is half_bits: `count` fits into twice so many bits.

@@ -135,7 +135,7 @@ class Seeds:
 
 
 def permuted(places: NDArray[np.integer], count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The examples that stand at `places` of a random order of `range(count)`.
+    """The examples at `places` of a random order of `range(count)`.
 
     A Feistel network with Philox as its round function permutes the smallest power of four that
     holds `count`; walking its cycles restricts it to `range(count)` (Black and Rogaway, "Ciphers

@@ -12,7 +12,7 @@ Compares finished runs: which setting won, by how much, and how sure that is.
 Prints a table of test perplexities, mean ± standard error over seeds, grouped
 by the keys that vary; and writes report.html (one page, with its plots),
 report.md, report.csv (a row for each run) and the plots. Runs whose figures do
-not compare, because test text or masks differ, stand in tables of their own.
+not compare, because test text or masks differ, are in separate tables.
 """
 _EXAMPLES = """\
   %(prog)s runs/small_world/sweep-TIME

@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_leads_to_the_same_b
     do(run_dir / "checkpoints" / "step_60")
     _resume(run_dir)
     said = " ".join(capsys.readouterr().out.split())
-    assert f"{run_dir}/checkpoints/step_60 is passed over: {reason}" in said
+    assert f"{run_dir}/checkpoints/step_60 is skipped: {reason}" in said
     assert f"from step 45 ({run_dir}/checkpoints/step_45)" in said
     assert bits(run_dir) == bits(whole)
 
@@ -106,8 +106,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_starts_anew_and_says_so(
     _with_another_bit("model.safetensors")(run_dir / "checkpoints" / "step_60")
     _resume(run_dir)
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count("is passed over") == 2
-    assert "no whole checkpoint yet: the run starts again" in said
+    assert said.count("is skipped") == 2
+    assert "no complete checkpoint yet: the run starts again" in said
     assert bits(run_dir) == bits(whole)
 
 
@@ -168,7 +168,7 @@ def test_a_checkpoint_of_a_run_with_another_config_is_passed_over(
     shutil.copytree(other / "checkpoints" / "step_60", run_dir / "checkpoints" / "step_60")
     _resume(run_dir)
     said = capsys.readouterr().out
-    assert "step_60 is passed over: it belongs to a run with another config" in said
+    assert "step_60 is skipped: it belongs to a run with another config" in said
     assert bits(run_dir) == bits(whole)
 
 

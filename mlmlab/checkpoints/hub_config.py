@@ -46,7 +46,7 @@ def read_hub_config(folder: Path) -> ModelConfig:
     """Reads `folder/config.json`.
 
     Raises:
-        UserError: no such file, a damaged one, or an architecture that is not one of ours.
+        UserError: no such file, a damaged one, or an unknown architecture.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -173,7 +173,7 @@ def _spell_by_number(given: dict[str, Any], content: Mapping[str, Any]) -> dict[
 
 
 def hub_config(config: ModelConfig) -> dict[str, Any]:
-    """The content of config.json for a model of ours."""
+    """The content of config.json for one of our models."""
     key_map = KEY_MAPS[config.family]
     values = {theirs: getattr(config, ours) for ours, theirs in key_map.config.items()}
     values[key_map.config["max_positions"]] += config.position_offset

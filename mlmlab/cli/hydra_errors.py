@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors as messages of ours."""
+"""Hydra's and OmegaConf's errors as our own messages."""
 
 import difflib
 import re

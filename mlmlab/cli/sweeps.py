@@ -233,7 +233,7 @@ def refuse_shared_folder(mapping: Mapping[str, Any]) -> None:
             "run_dir",
             code=Code.CONFLICT,
             found=f"{mapping['run_dir']}, for every job of a sweep",
-            expected="run_dir=null: each job gets a folder of its own",
+            expected="run_dir=null: each job gets its own folder",
             remedy="sweep_dir=FOLDER chooses the folder that holds them",
         )
     if mapping["resume"] not in (None, "auto"):

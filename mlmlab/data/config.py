@@ -105,7 +105,7 @@ class DataConfig:
     on_bad_row: OnBadRow = OnBadRow.STOP
     """stop: a row that cannot be read ends the run. skip: it is left out and counted."""
     limit: int | None = setting(None, at_least=1)
-    """Take the first so many documents; null: all. The small world has 24,000 by default."""
+    """Take the first N documents; null: all. The small world has 24,000 by default."""
     test_fraction: float = setting(0.2, above=0, below=1)
     """Chance that a document belongs to the test set."""
     eval_path: Files | None = None

@@ -1,4 +1,4 @@
-"""What an evaluation asks of a model beside masked perplexity."""
+"""What an evaluation asks of a model besides masked perplexity."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

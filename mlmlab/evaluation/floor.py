@@ -9,7 +9,7 @@ distribution itself. When the text comes from a hidden Markov chain, and every t
 independently of the others, the true distribution follows from the forward-backward recursion
 (Rabiner, "A tutorial on hidden Markov models", Proc. IEEE 77(2), 1989, equations 18 to 27): each
 observed token is emitted through the mask / random / keep channel, and a predicted one is
-conditioned on having been selected, which is what its prediction tells.
+conditioned on having been selected, as every predicted token is.
 
 The floor exists for independent token masks only. Masks that select words, spans or an exact
 budget tie the corruption of one token to the others; for those it is null, never an estimate.

@@ -19,7 +19,7 @@ from mlmlab.runtime.distributed import ALONE, Ranks
 from mlmlab.tracking.progress_bar import ProgressBar
 
 PARTS = ("masked", "random", "kept")
-"""What stands in a predicted token's place: the mask, another id, or the token itself."""
+"""What the model sees in a predicted token's place: the mask, another id, or the token itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +29,11 @@ class Score:
     loss_sum: float
     """Negative log-likelihood in nats, summed in float64."""
     masked_count: int
-    """How many tokens were predicted."""
+    """Predicted tokens."""
     top1_count: int
-    """So many of them are the model's first choice ..."""
+    """Those that are the model's first choice."""
     top5_count: int
-    """... or among its first five."""
+    """Those among its first five."""
 
     @property
     def loss(self) -> float:
@@ -61,7 +61,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Score):
-    """The whole evaluation."""
+    """The complete evaluation."""
 
     loss_standard_error: float
     """Of the mean loss, from the spread between documents (the tokens of one are not independent,
@@ -87,7 +87,7 @@ def perplexity(loss: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _ChunkScore:
-    """What a chunk's forward pass tells, on the host."""
+    """The figures of a chunk's forward pass, on the host."""
 
     losses: torch.Tensor
     """float64 `[M]`."""
@@ -124,7 +124,7 @@ def evaluate(
     chunks.
 
     Args:
-        ranks: each process scores its share, and all of them have the whole result.
+        ranks: each process scores its share, and all of them have the complete result.
         is_interrupted: asked after every chunk.
 
     Raises:

@@ -28,7 +28,7 @@ class Corrupt(Enum):
 
 
 class Budget(Enum):
-    """Whether units are selected independently, or so many in every example."""
+    """Whether units are selected independently, or the same share in every example."""
 
     BERNOULLI = "bernoulli"
     EXACT = "exact"

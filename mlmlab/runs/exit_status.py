@@ -14,7 +14,7 @@ def exit_status() -> Iterator[None]:
     """Turns what went wrong inside into a message on stderr, with the rank where there are several,
     and the process's exit status.
 
-    An error that is neither the user's nor the run's is a defect of ours and keeps its traceback.
+    An error that is neither the user's nor the run's is our own defect and keeps its traceback.
     """
     try:
         yield

@@ -123,7 +123,7 @@ def _held_by_another(key: str, folder: Path) -> UserError:
         key,
         code=Code.IN_USE,
         found=f"{folder}, where another run is at work now",
-        expected="a folder of its own for each run",
+        expected="a separate folder for each run",
         remedy=f"{key}=ANOTHER_FOLDER, or wait for that run to end",
     )
 
@@ -253,7 +253,7 @@ def allowed_changes(snapshot: Mapping[str, Any], resumed: Mapping[str, Any]) -> 
             key,
             f"{key}={schema.shown(value)}, for a run that began with another",
             "what the run began with: this key is part of what the run is",
-            f"without {key} to go on; python -m mlmlab.train without resume for a new run",
+            f"without {key} to resume; python -m mlmlab.train without resume for a new run",
             code=Code.CHANGED,
         )
         for key, value in changes.items()

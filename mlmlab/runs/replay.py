@@ -108,7 +108,7 @@ def not_finite(replica: Replica) -> list[str]:
 
 
 def _state_before(config: RunConfig, run_dir: Path, step: int) -> Path | None:
-    """The nearest whole checkpoint before a step; None: there is none, and the run's beginning,
+    """The nearest complete checkpoint before a step; None: there is none, and the run's beginning,
     which is always the same, takes its place."""
     changes_of(config)  # refuses those that would make it another run
     kept = failure_folder(run_dir, step)

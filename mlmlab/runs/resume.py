@@ -47,7 +47,7 @@ def fingerprint(config: RunConfig) -> str:
 
 
 def newest_checkpoint(config: RunConfig) -> Start:
-    """The newest whole checkpoint of the run that `config.resume` names.
+    """The newest complete checkpoint of the run that `config.resume` names.
 
     Args:
         config: the run's own, with the changes.

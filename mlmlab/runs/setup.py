@@ -94,7 +94,7 @@ def set_up(
     state: Path | None = None,
     documents: Sequence[str] | None = None,
 ) -> Inputs:
-    """Finds, reads and tokenizes what the config names, and freezes what shall not train.
+    """Finds, reads and tokenizes what the config names, and freezes what is not to be trained.
 
     Args:
         state: a checkpoint of the run itself. Architecture and tokenizer are then its own: what the
@@ -261,7 +261,7 @@ def _blocks(shard: Shard, data: DataConfig, tokenizer: Tokenizer, *, keep_rest: 
 
 
 def _sampled(blocks: Blocks, count: int | None, seed: int, key: str) -> Blocks:
-    """So many of the examples; all of them where `count` is None."""
+    """`count` of the examples, drawn by the seed; None: all of them."""
     if count is None:
         return blocks
     if count > blocks.full_examples:

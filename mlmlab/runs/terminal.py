@@ -91,7 +91,7 @@ def plan(
 def resumption(start: Start) -> str:
     """Where a run is resumed, and what has changed."""
     if start.state is None:
-        text = "no whole checkpoint yet: the run starts again"
+        text = "no complete checkpoint yet: the run starts again"
     else:
         text = f"from step {start.record.steps:,} ({start.state})"
     rows = [_row("resume", text)]

@@ -38,7 +38,7 @@ class TrainConfig:
     batch_size: int = setting(8, at_least=1)
     """Examples per step."""
     micro_batch_size: int | None = setting(None, at_least=1)
-    """Examples per forward pass; accumulation follows from it. null: the whole batch."""
+    """Examples per forward pass; accumulation follows from it. null: the full batch."""
     learning_rate: float = setting(2e-5, above=0)
     """The highest rate of the schedule."""
     weight_decay: float = setting(0.01, at_least=0)
@@ -83,8 +83,8 @@ class TrainConfig:
     log_every_steps: int = setting(10, at_least=1)
     """Steps between log lines."""
     early_stopping_patience: int | None = setting(None, at_least=1)
-    """The run ends after so many evaluations in a row that are no better than the best before
-    them; null: never before its horizon."""
+    """Evaluations in a row without a better one, after which the run ends; null: never before its
+    horizon."""
     export: Export | None = None
     """The weights in export/ and summary.json: those of the last step, or of the best evaluation.
     null: best where `early_stopping_patience` is set, else last."""

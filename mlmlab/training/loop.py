@@ -124,7 +124,7 @@ class Loop:
         """The last step, whose gradient nobody has looked at yet."""
 
     def train(self) -> Training:
-        """Trains to the horizon, from wherever the record stands.
+        """Trains to the horizon, from the step that the record has reached.
 
         Raises:
             RunFailed: the loss or a gradient is not finite.
@@ -404,7 +404,7 @@ class Loop:
             self.record = replace(self.record, evaluations_since_best=since_best)
 
     def _save(self) -> None:
-        """A checkpoint; if the disk is full, the run goes on without it."""
+        """A checkpoint; if the disk is full, the run continues without it."""
         self.record = self.window.noted(self.record)
         if not (keep := self.config.keep_checkpoints) or self.exported_step is not None:
             return
@@ -416,7 +416,7 @@ class Loop:
         except OSError as error:
             self.bar.line(
                 f"checkpoint of step {step:,} NOT written: {error.strerror or error}; those "
-                "before it are still there, and the run goes on"
+                "before it are still there, and the run continues"
             )
 
     def _save_to(self, folder: Path) -> None:
@@ -438,7 +438,7 @@ class Loop:
         self.bar.close()
         asked = self.outputs.interruptions.signal or signal.SIGTERM
         run_dir = self.outputs.run_dir
-        kept = f"python -m mlmlab.train resume={run_dir} goes on from there"
+        kept = f"python -m mlmlab.train resume={run_dir} resumes it"
         if not self.config.keep_checkpoints:
             kept = "train.keep_checkpoints=0: no checkpoint was written"
         raise Interrupted(

@@ -19,7 +19,7 @@ class Window:
     """The figures since the last log line, kept on the device until they are shown."""
 
     def __init__(self, record: ProgressRecord, ranks: Ranks, device: torch.device) -> None:
-        """Goes on where the record left off."""
+        """Continues from the record."""
         self.ranks = ranks
         self._earlier = record
         sums = record.window.loss_sums

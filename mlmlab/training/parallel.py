@@ -63,7 +63,7 @@ class Replica:
         return {name: p.grad for name, p in named if p.grad is not None}
 
     def norm(self, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The whole gradient's norm, an fp32 scalar with the same bits in every process."""
+        """The full gradient's norm, an fp32 scalar with the same bits in every process."""
         return torch.nn.utils.get_total_norm(list(gradients.values()))
 
     @contextmanager

@@ -66,7 +66,7 @@ class LogWindow:
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressRecord:
-    """How far the run is: with weights and moments, all that it needs to go on."""
+    """How far the run is: with weights and moments, all that a resume needs."""
 
     batches: int = 0
     """Batches consumed: what data, masks and dropout follow."""
@@ -140,7 +140,7 @@ def save_state(
             flush(file)
         flush(building)
         replaced = folder.with_name(f"{folder.name}.replaced")
-        if folder.exists():  # the same step once more: at every moment one of them is there
+        if folder.exists():  # the same step again: at every moment one of them is there
             shutil.rmtree(replaced, ignore_errors=True)
             folder.rename(replaced)
         building.rename(folder)
@@ -215,7 +215,7 @@ def load_weights(folder: Path, replica: Replica) -> None:
 
 
 def check_state(folder: Path, fingerprint: str) -> ProgressRecord:
-    """Whether a checkpoint is whole, and of this run.
+    """Whether a checkpoint is complete, and of this run.
 
     Raises:
         DamagedCheckpoint: it is not.
@@ -239,16 +239,16 @@ def check_state(folder: Path, fingerprint: str) -> ProgressRecord:
 def newest_state(
     run_dir: Path, fingerprint: str, tell: Callable[[str], None]
 ) -> tuple[Path, ProgressRecord] | None:
-    """The newest whole checkpoint of a run; None if there is none.
+    """The newest complete checkpoint of a run; None if there is none.
 
     Args:
-        tell: gets a line about each damaged one that was passed over.
+        tell: gets a line about each damaged one that was skipped.
     """
     for folder in reversed(checkpoint_folders(run_dir)):
         try:
             return folder, check_state(folder, fingerprint)
         except DamagedCheckpoint as error:
-            tell(f"{folder} is passed over: {error}")
+            tell(f"{folder} is skipped: {error}")
     return None
 
 

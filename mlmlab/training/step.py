@@ -13,12 +13,12 @@ from mlmlab.training.parallel import Replica
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
-    """What a step leaves behind, still on the device: reading it waits for the device."""
+    """The figures of a step, still on the device: reading one waits for the device."""
 
     loss_sum: torch.Tensor
     """fp32 scalar: negative log-likelihood, summed over this process's predicted tokens."""
     grad_norm: torch.Tensor
-    """fp32 scalar: the whole gradient's norm before clipping."""
+    """fp32 scalar: the full gradient's norm before clipping."""
     non_finite: torch.Tensor
     """fp32 scalar on the host: 1 if the gradient held inf or nan, in this step or in one before
     it, and the weights were left as they were. On CUDA it is on its way until `ready`."""
