@@ -19,6 +19,17 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out.split("\n\n", 1)[1]
 
 
+def test_the_masking_groups_keys_are_the_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    WORDPIECE().save(tmp_path)
+    common = (" ".join(TEXTS[:4]), "--tokenizer", str(tmp_path))
+    options = ("--unit", "span", "--corrupt", "unit", "--budget", "exact", "--rate", "0.5")
+    by_keys = shown(capsys, *common, "masking=spanbert", "masking.rate=0.5")
+    assert by_keys == shown(capsys, *common, *options)
+    assert by_keys != shown(capsys, *common, "masking.rate=0.5")
+
+
 @pytest.mark.parametrize("unit", UNITS)
 def test_the_marks_are_the_kernels_decisions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], unit: str

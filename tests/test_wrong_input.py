@@ -97,6 +97,11 @@ def _write_checkpoints(folder: Path) -> None:
         text = json.dumps({**figures, "config": {"eval": {"seed": 0}}})
         (folder / name / "evaluation.json").write_text(text)
     (folder / "garbled_scores" / "evaluation.json").write_text("{}")
+    for step in (9, 10):
+        (folder / "killed" / "checkpoints" / f"step_{step}").mkdir(parents=True)
+    (folder / "killed" / "config.yaml").write_text("seed: 0\n")
+    (folder / "sweep" / "1_seed=0").mkdir(parents=True)
+    (folder / "sweep" / "1_seed=0" / "config.yaml").write_text("seed: 0\n")
     (folder / "pieces").mkdir()
     train_tokenizer([TEXT], TokenizerKind.BPE, 300).save(folder / "pieces")
 
@@ -135,6 +140,11 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     f"train {BERT} checkpoint=bert-base-cased": ("checkpoint", Code.NOT_FOUND),
     "evaluate --checkpoint $/bert": ("the command line", Code.SYNTAX),
     "evaluate $/bert": ("the command line", Code.SYNTAX),
+    "fill_mask --checkpoint $/killed 'a <mask>'": ("checkpoint", Code.NOT_FOUND),
+    "fill_mask --checkpoint $/sweep 'a <mask>'": ("checkpoint", Code.NOT_FOUND),
+    "evaluate checkpoint=$/sweep data.path=$/good.txt": ("checkpoint", Code.NOT_FOUND),
+    "show_masks w1 rate=0.3 --tokenizer $/bert": ("the command line", Code.SYNTAX),
+    "show_masks w1 w2 --tokenizer $/bert": ("the command line", Code.SYNTAX),
     "fill_mask checkpoint=$/bert 'a <mask>'": ("the command line", Code.SYNTAX),
     "fill_mask --checkpoint $/bert top_k=3 'a <mask>'": ("the command line", Code.SYNTAX),
     # Keys and values

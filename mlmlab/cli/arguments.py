@@ -11,7 +11,13 @@ from mlmlab.errors import Code, UserError
 class Arguments(argparse.ArgumentParser):
     """Options in the usual style, whose mistakes end as all others do."""
 
-    def __init__(self, prog: str, description: str, examples: str) -> None:
+    def __init__(self, prog: str, description: str, examples: str, group: str = "") -> None:
+        """As argparse has it.
+
+        Args:
+            group: a group of config keys that the command takes, too: masking.rate=0.3.
+        """
+        self.group = group
         super().__init__(
             prog=prog,
             description=description,
@@ -31,7 +37,8 @@ class Arguments(argparse.ArgumentParser):
         for argument in given:
             key, equals, value = argument.partition("=")
             option = f"--{key.rpartition('.')[2].replace('_', '-')}"
-            if equals and option in self._option_string_actions:
+            is_taken = self.group and key.partition(".")[0] == self.group
+            if equals and option in self._option_string_actions and not is_taken:
                 raise UserError.of(
                     "the command line",
                     code=Code.SYNTAX,
@@ -39,7 +46,7 @@ class Arguments(argparse.ArgumentParser):
                     expected=f"{option} and its value: this command has options, no keys",
                     remedy=f"{option} {value}",
                 )
-        return super().parse_args(given)
+        return self.parse_intermixed_args(given)  # TEXT --option KEY=VALUE
 
     def error(self, message: str) -> NoReturn:
         """Raises `UserError` in place of exiting.

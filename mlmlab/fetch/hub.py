@@ -110,13 +110,24 @@ def fetch_model(source: str) -> tuple[Path, str]:
     if folder is not None:
         if (folder / "export" / "config.json").is_file():
             return folder / "export", source
-        if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+        is_model = (folder / "config.json").is_file()
+        if (folder / "config.yaml").is_file() and not is_model:
+            saved = sorted(folder.glob("checkpoints/step_*"), key=lambda f: int(f.name[5:]))
+            newest = f"checkpoint={saved[-1]}, its newest" if saved else "wait for it"
             raise UserError.of(
                 "checkpoint",
                 code=Code.NOT_FOUND,
                 found=f"{source}: a run without an export, so it has not finished",
                 expected="a finished run, or a checkpoint's folder",
-                remedy="wait for it, or choose another one",
+                remedy=newest,
+            )
+        if not is_model and (runs := sorted(f.parent for f in folder.glob("*/config.yaml"))):
+            raise UserError.of(
+                "checkpoint",
+                code=Code.NOT_FOUND,
+                found=f"{source}: a folder of runs",
+                expected="one of them",
+                remedy=f"checkpoint={runs[0]}",
             )
         return folder, source
     return _fetch_named(source, "checkpoint", _MODEL)

@@ -19,7 +19,7 @@ from mlmlab.masking import UNITS, Budget, MaskingConfig, MaskingPolicy, RateSche
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.runs.resume import Start
 from mlmlab.runs.setup import EvaluationInputs, Inputs, Text
-from mlmlab.runtime.config import Parallel
+from mlmlab.runtime.config import Parallel, Precision
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import Ranks
 from mlmlab.tracking.config import TENSORBOARD
@@ -81,11 +81,27 @@ def plan(
         _row("scored", masking_policy(config.eval.masking)),
         _row("steps", f"{horizon.total_steps:,} of {train.batch_size} examples{accumulation}, "
              f"learning rate {train.learning_rate:g} {train.schedule}{warmup}"),
+        *_slow_head(inputs, train),
         _row("compute", _compute(compute, ranks, config.runtime.parallel)),
         _row("memory", _memory(config, inputs, compute, ranks)),
         _row("folder", str(run_dir)),
     ]  # fmt: skip
     return "\n".join(rows) + "\n"
+
+
+_RATE_OF_A_NEW_HEAD = 1e-4
+
+
+def _slow_head(inputs: Inputs, train: TrainConfig) -> list[str]:
+    """A new head with the rate of a trained one."""
+    is_new = inputs.loaded is not None and inputs.loaded.report.fresh
+    if not is_new or train.learning_rate >= _RATE_OF_A_NEW_HEAD:
+        return []
+    text = (
+        f"the head is new, and {train.learning_rate:g} hardly moves it: "
+        "train.learning_rate=5e-4 train.warmup_fraction=0.06 is a start"
+    )
+    return [_row("", text)]
 
 
 def resumption(start: Start) -> str:
@@ -150,11 +166,14 @@ def evaluation_plan(
 def _compute(compute: Compute, ranks: Ranks, parallel: Parallel = Parallel.DDP) -> str:
     """Where, in how many processes, and whether each of them has all of the model."""
     is_sharded = parallel is Parallel.FSDP
+    where = str(compute)
+    if compute.precision is Precision.FP16 and not compute.is_cuda:
+        where += " (very slow on a CPU: runtime.precision=bf16 or fp32)"
     if ranks.size == 1:
         nothing = "; one process: runtime.parallel=fsdp has nothing to shard"
-        return f"{compute}{nothing if is_sharded else ''}"
+        return f"{where}{nothing if is_sharded else ''}"
     how = ", the model sharded over them (fsdp)" if is_sharded else ""
-    return f"{compute}, {ranks.size} processes{how}"
+    return f"{where}, {ranks.size} processes{how}"
 
 
 def masking_policy(masking: MaskingPolicy) -> str:
