@@ -137,7 +137,7 @@ def test_a_figure_that_never_comes_is_refused_and_the_others_are_named() -> None
     assert "eval/scripted/valve" in problem.found
     names = "eval/loss, eval/perplexity, eval/scripted/value, eval/scripted/negative"
     assert names in problem.expected
-    assert events(Path("run")) == []
+    assert not any("epoch" in event for event in events(Path("run")))
 
 
 WRONG = {

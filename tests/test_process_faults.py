@@ -120,7 +120,7 @@ def test_the_others_end_when_one_is_killed_during_an_evaluation(tmp_path: Path, 
         ended = run.end(PATIENCE_SECONDS)
     assert ended.statuses[1 - rank] == 1
     assert ended.message().startswith(LOST)
-    assert events(tmp_path / "run") == []  # it was not over
+    assert not any("epoch" in event for event in events(tmp_path / "run"))  # it was not over
     assert checkpoint_folders(tmp_path / "run") == []
 
 
