@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from reference.hub_models import write_reference
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import mlmlab
+from mlmlab.data.tokenizer import word_tokenizer
 from mlmlab.model import ModelConfig
 from mlmlab.model.flops import actual_flops, dense_equivalent_flops
 
@@ -154,3 +157,24 @@ def test_the_texts_of_eval_fill_mask_are_completed_at_every_evaluation(
     written = [(line["step"], line["fill_mask"]) for line in lines if "fill_mask" in line]
     assert [step for step, _ in written] == [0, 21, 42, 60]
     assert all(after[n] in text for n, (_, text) in enumerate(written))
+
+
+@pytest.mark.parametrize(("rate", "is_remarked"), [("2e-5", True), ("5e-4", False)])
+def test_a_new_head_with_the_rate_of_a_trained_one_is_remarked_in_the_plan(
+    rate: str, is_remarked: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"w{n}" for n in range(55)]
+    write_reference("bert", tmp_path / "bert")
+    word_tokenizer(words).save(tmp_path / "bert")
+    weights = tmp_path / "bert" / "model.safetensors"
+    body = {n: t for n, t in load_file(str(weights)).items() if not n.startswith("cls.")}
+    save_file(body, str(weights))
+    (tmp_path / "text.txt").write_text("\n".join(" ".join(words) for _ in range(20)))
+    mlmlab.run(
+        mlmlab.compose(
+            "+experiment=finetune", f"checkpoint={tmp_path}/bert", "checkpoint_head=fresh",
+            f"data.path={tmp_path}/text.txt", "data.block_size=16", "train.max_steps=1",
+            f"train.learning_rate={rate}", f"run_dir={tmp_path}/run",
+        )
+    )  # fmt: skip
+    assert ("hardly moves it" in capsys.readouterr().out) is is_remarked
