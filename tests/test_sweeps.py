@@ -319,6 +319,7 @@ def test_joblibs_jobs_run_side_by_side_and_tokenize_once(tmp_path: Path) -> None
     assert said.count("(finished before)") == 2
 
 
+@pytest.mark.slow
 def test_sigterm_stops_joblibs_jobs_after_a_checkpoint(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     endless = ("train.max_steps=1000000", "eval.every_steps=1000000", "eval.max_examples=20")
@@ -341,6 +342,7 @@ def test_sigterm_stops_joblibs_jobs_after_a_checkpoint(tmp_path: Path) -> None:
         assert list(log.parent.glob("checkpoints/step_*"))
 
 
+@pytest.mark.slow
 def test_submitits_jobs_are_reported_by_the_process_that_submitted_them(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     status, said, errors = _ended(
