@@ -151,4 +151,7 @@ def evaluation(model: MaskedLanguageModel, ranks: Ranks, draws: int) -> dict[str
     chunks = EvalLoader(loader.blocks, eval_masker(loader), draws=draws)
     assert chunks.chunk_count == draws
     result = evaluate(model, chunks, CPU, ProgressBar(0, quiet=True), ranks=ranks)
-    return {**dataclasses.asdict(result), "hex": result.loss.hex()}
+    figures = dataclasses.asdict(result)
+    documents = figures.pop("by_document")
+    bits = [documents[name].tobytes() for name in ("loss_sums", "masked_tokens")]
+    return {**figures, "hex": result.loss.hex(), "by_document": (*bits, documents["test"])}

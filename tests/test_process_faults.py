@@ -273,7 +273,10 @@ def test_a_run_goes_on_with_another_number_of_processes(
         ended = run.end(PATIENCE_SECONDS)
     assert ended.statuses == [143] * before
     forked_to_the_end(tmp_path, "resume=run", processes=after)
-    found, expected = events(tmp_path / "run"), events(tmp_path / "reference")
+    found, expected = (
+        [event for event in events(tmp_path / name) if "epoch" in event]  # no texts
+        for name in ("run", "reference")
+    )
     assert len(found) == len(expected) == EVENTS + 1  # the final figures
     for ours, theirs in zip(found, expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
