@@ -83,7 +83,7 @@ def entries(minilm: str = MINILM, eli5: Overrides = ()) -> dict[str, Entry]:
     one_epoch = ("+experiment=minilm_eli5", *eli5, "train.epochs=1")
     on_answers = ("+experiment=minilm_eli5", *eli5, "eval.max_examples=512")
     on_test = ("eval.split=test", "eval.max_examples=512")
-    short = (*on_answers, "train.max_steps=200")
+    short = (*on_answers, "train.max_steps=100")
     docs = ("+experiment=python_docs", "train.epochs=8", "train.early_stopping_patience=null")
     again = (
         *on_answers, "checkpoint=START", "checkpoint_head=require", "train.max_steps=100",
