@@ -79,6 +79,7 @@ def entries(minilm: str = MINILM, eli5: Overrides = ()) -> dict[str, Entry]:
         "checkpoint=null", "checkpoint_head=require", f"tokenizer.path={minilm}",
         "model.family=bert", "model.hidden_size=384", "model.layers=6", "model.heads=12",
         "model.intermediate_size=1536", "model.max_positions=512", "model.dropout=0.1",
+        "model.initializer_range=0.02",
     )  # fmt: skip
     one_epoch = ("+experiment=minilm_eli5", *eli5, "train.epochs=1")
     on_answers = ("+experiment=minilm_eli5", *eli5, "eval.max_examples=512")
