@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -164,7 +165,8 @@ class Job:
         if isinstance(outcome, Replay):
             return outcome.loss
         seconds = duration(outcome.seconds)
-        print(f"{self.name}: {_result(outcome)} in {seconds} ({self._progress()})", flush=True)
+        line = f"{self.name}: {_result(outcome)} in {seconds} ({self._progress()})"
+        print(textwrap.fill(line, 79, subsequent_indent="  "), flush=True)
         return outcome.figures[outcome.monitor]
 
     @property
@@ -203,11 +205,11 @@ class Job:
         # One after another, those before this one are done; else it is not known which.
         done = self.number if self.launcher == "basic" else len(ended)
         if self.count is None:
-            return f"{done} jobs done"
+            return f"{done} done"
         new = sum(when >= self.began for when in ended)
         left = (time.time() - self.began) / max(1, new) * (self.count - done)
         about = f", about {duration(left)} left" if done < self.count else ""
-        return f"{done} of {self.count} jobs done{about}"
+        return f"{done} of {self.count} done{about}"
 
 
 def _result(summary: "Summary") -> str:
