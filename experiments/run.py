@@ -120,7 +120,7 @@ def entries(minilm: str = MINILM, eli5: Overrides = ()) -> dict[str, Entry]:
             {"mlmlab": again, "Trainer": again},
             scored={"test": ("data=eli5_category_validation", *eli5, *on_test)},
             start=(*one_epoch, f"checkpoint={minilm}"),
-            # The start's own seed, 0, would give an arm the same examples and masks once more.
+            # The start's own seed, 0, would give an arm the same examples and masks again.
             seeds=(1, 2, 3),
             with_trainer=("Trainer",),
         ),

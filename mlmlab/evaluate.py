@@ -22,7 +22,7 @@ from mlmlab.runs.exit_status import exit_status
 def evaluate(_: DictConfig) -> None:
     """One evaluation: the whole command, or one point of a sweep.
 
-    Hydra has composed the defaults and the overrides. They are composed once more, because a run's
+    Hydra has composed the defaults and the overrides. They are composed again, because a run's
     own config comes between the two where the checkpoint is a run's.
     """
     hydra_config = HydraConfig.get()

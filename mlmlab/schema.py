@@ -45,7 +45,6 @@ _ELSEWHERE = {
     "num_train_epochs": "train.epochs",
     "steps": "train.max_steps",
     "per_device_train_batch_size": "train.batch_size",
-    "gradient_accumulation_steps": "train.micro_batch_size",
     "warmup_ratio": "train.warmup_fraction",
     "lr_scheduler_type": "train.schedule",
     "mlm_probability": "masking.rate",

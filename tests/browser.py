@@ -1,4 +1,4 @@
-"""Pages as a person sees them: Debian's chromium without a window, told what to do through the pipe
+"""Pages as a person sees them: Debian's chromium without a window, driven through the pipe
 of its DevTools protocol (JSON messages, each with a null byte at its end)."""
 
 import base64

@@ -94,7 +94,7 @@ class Running(ABC):
             time.sleep(0.001)
 
     def wait_for_metrics(self, lines: int, run: str = "run") -> None:
-        """Until metrics.jsonl has so many lines of figures."""
+        """Until metrics.jsonl has this number of lines of figures."""
         file = self.folder / run / "metrics.jsonl"
         self.wait_until(lambda: file.exists() and file.read_bytes().count(b'"epoch"') >= lines)
 

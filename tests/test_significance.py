@@ -120,7 +120,7 @@ def test_a_seed_that_changes_nothing_is_no_proof() -> None:
 
 
 def test_the_errors_are_what_new_seeds_and_new_documents_show() -> None:
-    """The truth, by drawing anew: both together, and the documents with the seeds as they are."""
+    """The truth, by drawing again: both together, and the documents with the seeds as they are."""
     rng = np.random.default_rng(3)
     seeds, count, repeats = 4, 300, 2000
     seed_spread, document_spread, rest = 0.02, 0.3, 0.5

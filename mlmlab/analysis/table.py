@@ -54,7 +54,7 @@ def full_table(found: Found, every: Sequence[Comparison]) -> str:
 
 
 def titles_of(every: Sequence[Comparison]) -> list[str]:
-    """What tells the tests apart, where there are several: the keys that decide what was asked, if
+    """What distinguishes the tests, where there are several: the keys that decide what was asked, if
     they differ between the tests and not within one."""
     if len(every) == 1:
         return [""]

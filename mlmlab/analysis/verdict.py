@@ -106,7 +106,7 @@ def _without_test(outcome: Outcome) -> str:
     if found.seeds > 1:
         return f"{text}{explained} All seeds differ by the same amount, so there is no test."
     return (
-        f"{text}{explained} One seed each tells which checkpoint is better on these documents, and "
+        f"{text}{explained} One seed each shows which checkpoint is better on these documents, and "
         "not whether a setting helps: that takes several seeds of each setting (seed=0,1,2)."
     )
 

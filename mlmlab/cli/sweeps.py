@@ -166,7 +166,7 @@ def _print_row(label: str, text: str) -> None:
 
 def _list_devices() -> None:
     """Has CUDA_VISIBLE_DEVICES list the CUDA devices, for `take_device` in the processes of the
-    jobs: PyTorch itself would have to be asked before it may be told."""
+    jobs, which must choose one before PyTorch looks for them."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return
     import torch

@@ -38,7 +38,7 @@ class Norms(Enum):
     POST = "post"
     """After each sublayer and its residual (Vaswani et al. 2017)."""
     PRE = "pre"
-    """Before each sublayer, and once more after the last one (Xiong et al. 2020)."""
+    """Before each sublayer, and after the last one (Xiong et al. 2020)."""
 
 
 class FeedForwards(Enum):

@@ -84,7 +84,7 @@ class PostNormLayer(nn.Module):
 class PreNormLayer(nn.Module):
     """Attention, then feed-forward; each with a norm before it and a residual.
 
-    As in ModernBERT, the first layer's attention has no norm of its own, since the embeddings have
+    As in ModernBERT, the first layer's attention has no norm, since the embeddings have
     just been normalized, and the last layer ends with the model's final norm.
     """
 

@@ -101,8 +101,8 @@ class MaskedText:
         return "\n".join(lines)
 
     def _begins_word(self, place: int) -> bool:
-        """Whether the tokenizer writes a space before a token; one stands around each special
-        token, too."""
+        """Whether the tokenizer writes a space before a token; special tokens have one on either
+        side."""
         if place == 0 or "protected" in self._states[place - 1 : place + 1]:
             return True
         before, token = (int(n) for n in self.original[place - 1 : place + 1])
