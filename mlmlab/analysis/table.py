@@ -54,8 +54,8 @@ def full_table(found: Found, every: Sequence[Comparison]) -> str:
 
 
 def titles_of(every: Sequence[Comparison]) -> list[str]:
-    """What distinguishes the tests, where there are several: the keys that decide what was asked, if
-    they differ between the tests and not within one."""
+    """The keys that distinguish the tests, where there are several: those that decide what was
+    asked, if they differ between the tests and not within one."""
     if len(every) == 1:
         return [""]
     asked = [[run.asked for s in one.settings for run in s.runs.values()] for one in every]
