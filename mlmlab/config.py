@@ -203,7 +203,7 @@ class EvaluateConfig:
     """A folder that keeps the result, with the losses of each document, for mlmlab.report. null:
     it is printed, and kept with -m alone."""
     json: bool | None = None
-    """Whether the command prints the figures as JSON in its last line; None: where its output is no
+    """Whether the command prints the figures as JSON in its last line. null: where its output is no
     terminal."""
 
     def problems(self) -> Iterator[Problem]:

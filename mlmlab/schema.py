@@ -188,7 +188,7 @@ def read(kind: type[Config], mapping: Any, path: str, problems: list[Problem]) -
         key = f"{path}.{field.name}" if path else field.name
         if field.name not in mapping:
             if field.default is field.default_factory is dataclasses.MISSING:
-                expected, example = _expected(hints[field.name]), _example(hints[field.name])
+                expected, example = described(hints[field.name]), _example(hints[field.name])
                 remedy = f"set {key}={example}, or start from conf/train.yaml"
                 problems.append(Problem(key, "nothing", expected, remedy, code=Code.MISSING))
                 complete = False
@@ -277,7 +277,7 @@ def _convert(hint: Any, value: Any, key: str, problems: list[Problem], example: 
             if converted is not _ABSENT:
                 return converted
     remedy = f"for instance {key}={_example(hint, value, example)}"
-    problems.append(Problem(key, shown(value), _expected(hint), remedy, code=Code.WRONG_TYPE))
+    problems.append(Problem(key, shown(value), described(hint), remedy, code=Code.WRONG_TYPE))
     return _ABSENT
 
 
@@ -312,17 +312,18 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def _expected(hint: Any) -> str:
+def described(hint: Any) -> str:
+    """What a key of this type takes, in words."""
     options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     parts = []
     for option in options:
         if option is type(None):
             parts.append("null")
         elif get_origin(option) is tuple:
-            parts.append("a list of texts: [a,b]")
+            parts.append("a list of strings: [a,b]")
         elif get_origin(option) is Mapping:
-            parts.append("options of one's own: {name: value}")
+            parts.append("a mapping: {name: value}")
         elif dataclasses.is_dataclass(option):
             parts.append("a group of keys")
         elif issubclass(option, Enum):

@@ -44,8 +44,11 @@ class TrainConfig:
     weight_decay: float = setting(0.01, at_least=0)
     """AdamW's decay of weight matrices and embeddings; biases and norms have none."""
     adam_beta1: float = setting(0.9, at_least=0, below=1)
+    """Decay of AdamW's mean of the gradients, per step."""
     adam_beta2: float = setting(0.999, at_least=0, below=1)
+    """Decay of its mean of their squares, per step."""
     adam_eps: float = setting(1e-8, above=0)
+    """Added to the root of that mean, so that a division by it cannot overflow."""
     max_grad_norm: float = setting(1.0, at_least=0)
     """Gradients are scaled down to this norm; 0: never."""
     optimizer: str = named("adamw")
