@@ -114,6 +114,7 @@ def entries(minilm: str = MINILM, eli5: Overrides = ()) -> dict[str, Entry]:
                 "pretrained": (*short, f"checkpoint={minilm}"),
                 "untrained": (*short, *untrained),
             },
+            seeds=tuple(range(6)),  # they differ widely
         ),
         "trainer": Entry(
             "ELI5: do 100 steps from one checkpoint come to the same in mlmlab and in Trainer?",
