@@ -224,6 +224,15 @@ def unknown_key(kind: type, key: str, value: Any, path: str = "") -> Problem:
             code=Code.REMOVED_KEY,
         )
     meant = meant_keys(kind, key)
+    if key in meant:  # right on a command line, but not in a file
+        groups = (prefix + key).split(".")
+        return Problem(
+            f"{prefix}{key}: a key with dots in a YAML file",
+            f"{prefix}{key}: {shown(value)}",
+            "groups nested by indentation",
+            ": {".join(groups) + f": {shown(value)}" + "}" * (len(groups) - 1),
+            code=Code.UNKNOWN_KEY,
+        )
     owner, place = kind, prefix
     for part in key.split(".")[:-1]:
         hint = get_type_hints(owner).get(part)

@@ -79,7 +79,7 @@ class MaskingPolicy:
     """bernoulli: every unit is selected by itself, with chance `rate`. exact: in each example units
     in random order until the share of their tokens is `rate`; the unit that would cross it comes in
     with the chance that makes the mean exact. Single tokens are selected alike; of words, those of
-    four tokens 4 % less often than 15 % in rows of 128 tokens, 1 % less in rows of 512."""
+    four tokens 4% less often than 15% in rows of 128 tokens, 1% less in rows of 512."""
 
     path = "masking"
     """The dotted key of a policy, for messages; no field."""

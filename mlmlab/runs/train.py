@@ -287,7 +287,7 @@ def _written(
     if bar.job is None:
         bar.line(terminal.closing(summary, training))
         if completions:
-            bar.line("\n".join(completions))
+            bar.line("\n" + "\n".join(completions))
         bar.line(terminal.next_steps(config, inputs, run_dir))
     return summary
 
@@ -359,8 +359,8 @@ def _card(config: RunConfig, inputs: Inputs, summary: Summary) -> str:
     if summary.floor_perplexity is not None:
         table["exact floor of that perplexity"] = f"{summary.floor_perplexity:.3f}"
     table |= {
-        "masking": f"{terminal.masking_policy(masking)}; {100 * masking.mask_fraction:g} % masked, "
-        f"{100 * masking.random_fraction:g} % random",
+        "masking": f"{terminal.masking_policy(masking)}; {100 * masking.mask_fraction:g}% masked, "
+        f"{100 * masking.random_fraction:g}% random",
         "steps": f"{summary.exported_step:,} of {train.batch_size} examples of "
         f"{data.block_size} tokens",
         "learning rate": f"{train.learning_rate:g}, {train.schedule}",
