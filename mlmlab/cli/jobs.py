@@ -46,7 +46,8 @@ def varied(varies: Sequence[str], overrides: Sequence[str]) -> dict[str, str]:
     """What a job sets of the keys that its sweep varies, as text."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     values = {dotted(override): override.get_value_element_as_str() for override in parsed}
-    return {key: values[key] for key in varies if key in values}
+    # Without the backslashes with which Hydra writes package.module:name.
+    return {key: re.sub(r"\\(.)", r"\1", values[key]) for key in varies if key in values}
 
 
 def folder_name(number: int, varies: Sequence[str], overrides: Sequence[str]) -> str:
