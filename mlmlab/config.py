@@ -106,7 +106,7 @@ class RunConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     sources: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the source file of each of one's own objects (package.module:name), noted when the
+    """SHA-256 of the source file of each custom object (package.module:name), noted when the
     run begins."""
     varies: tuple[str, ...] = ()
     """The keys that differ between the jobs of the sweep that the run belongs to, noted by the

@@ -33,8 +33,7 @@ _REMOVED = {
     "eval.batch_size": "nothing: chunks of 8,192 tokens are scored one at a time, so it never had "
     "an effect on results or memory",
     "eval.split": "nothing: a run scores its test documents; python -m mlmlab.evaluate has the key",
-    "runtime.mask_on": "nothing: a thread beside the training step masks on the CPU, with the same "
-    "masks",
+    "runtime.mask_on": "nothing: a thread masks on the CPU, with the same masks",
 }
 """Keys of earlier versions, and what replaces them."""
 
@@ -86,7 +85,7 @@ def setting(
 
 
 def named(default: str, *built_in: str) -> Any:
-    """A dataclass field for the name of something built in, or package.module:name of one's own.
+    """A dataclass field for the name of something built in, or a custom package.module:name.
 
     Args:
         built_in: further names.
@@ -124,7 +123,7 @@ def all_problems(config: Any, path: str) -> Iterator[Problem]:
     """The values of a dataclass that are outside their limits, and its contradictions.
 
     Args:
-        path: the dotted key of `config`, "" for the whole config.
+        path: the dotted key of `config`, "" for the complete config.
     """
     for field in dataclasses.fields(config):
         value, limits = getattr(config, field.name), field.metadata.get("limits", {})
@@ -135,7 +134,7 @@ def all_problems(config: Any, path: str) -> Iterator[Problem]:
             yield Problem(
                 key,
                 shown(value),
-                f"one of {', '.join(names)}, or package.module:name of your own",
+                f"one of {', '.join(names)}, or your own package.module:name",
                 f"for instance {key}={shown(names if isinstance(value, tuple) else names[0])}",
                 code=Code.WRONG_TYPE,
             )
@@ -160,7 +159,7 @@ def read(kind: type[Config], mapping: Any, path: str, problems: list[Problem]) -
     """Reads `mapping` as a `kind`, a dataclass.
 
     Args:
-        path: the dotted key of the mapping itself, "" for the whole config.
+        path: the dotted key of the mapping itself, "" for the complete config.
         problems: what is wrong is appended here.
 
     Returns:
@@ -324,7 +323,7 @@ def shown(value: Any) -> str:
 def described(hint: Any) -> str:
     """What a key of this type takes, in words."""
     options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     parts = []
     for option in options:
         if option is type(None):

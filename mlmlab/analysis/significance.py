@@ -128,7 +128,7 @@ def document_errors(
 
 @dataclass(frozen=True)
 class Compared:
-    """A setting beside the reference."""
+    """A setting compared with the reference."""
 
     name: str
     difference: Difference

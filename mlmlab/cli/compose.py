@@ -129,7 +129,7 @@ def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:
         raise UserError.of(
             key,
             code=Code.CONFLICT,
-            found=f"the whole group {key}, with resume",
+            found=f"the complete group {key}, with resume",
             expected="single keys: a resumed run has the config that it began with",
             remedy=f"without {key}; or python -m mlmlab.train without resume, for a new run",
         )

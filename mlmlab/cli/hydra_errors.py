@@ -92,7 +92,7 @@ def without_package(group: str, option: str) -> Problem:
 
 
 def no_config_folder(where: str, folder: str) -> Problem:
-    """The problem with a folder for one's own options that is not there.
+    """The problem with a folder for the user's options that is not there.
 
     Args:
         where: how it was named, --config-dir or config_dir.

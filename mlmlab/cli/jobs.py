@@ -200,7 +200,7 @@ class Job:
         (self.folder / ERROR).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _progress(self) -> str:
-        """How far the whole sweep is."""
+        """How far the sweep is."""
         ended = [file.stat().st_mtime for file in self.folder.parent.glob("*/summary.json")]
         ended += [file.stat().st_mtime for file in self.folder.parent.glob(f"*/{ERROR}")]
         # One after another, those before this one are done; else it is not known which.
@@ -246,7 +246,7 @@ _devices: list[IO[str]] = []
 
 def take_device(folder: Path) -> None:
     """Takes one of the CUDA devices that CUDA_VISIBLE_DEVICES lists, for all jobs that this process
-    will run: the first one that none of the processes beside it has; where there are more processes
+    will run: the first one that none of the other processes has; where there are more processes
     than devices, they share. PyTorch must not have used CUDA yet.
 
     Args:

@@ -302,7 +302,7 @@ def _memory(config: RunConfig, inputs: Inputs, compute: Compute, ranks: Ranks) -
     needed = max(step, evaluation)
     text = f"about {needed / 2**30:.2f} GiB of tensors"
     if compute.device.type == "cpu":
-        return text + ", beside the process itself"
+        return text + ", in addition to the process itself"
     there = torch.cuda.get_device_properties(compute.device).total_memory
     text += f" of the device's {there / 2**30:.0f} GiB"
     if step > there:
