@@ -17,7 +17,7 @@ NEVER = {
     r"so many": "N",
     r"whole number": "integer",
     r"the whole (run|step|batch|group|config|model|row)": "full, complete",
-    r"the first process": "rank 0",
+    r"the first process(?! to)": "rank 0",
     r"(it|that|which) (stands|lies)": "is",
     r"what is left behind": "its outputs",
     r"[0-9] %": "15%",

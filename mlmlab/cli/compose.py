@@ -257,7 +257,7 @@ def composed(
 def _refuse_unplaced(
     mapping: Mapping[str, Any], overrides: Sequence[str], command: Command
 ) -> None:
-    """Refuses what an option of the user's has put below the name of its own group."""
+    """Refuses what an option of the user's has put below the name of its group."""
     known = {field.name for field in dataclasses.fields(command.kind)}
     for override in overrides:
         group, _, option = override.lstrip("+").partition("=")
