@@ -1,6 +1,5 @@
 """A job of a sweep: its folder's name, what it prints, and how it ends."""
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -26,6 +25,7 @@ from mlmlab.cli.compose import run_mapping
 from mlmlab.config import build
 from mlmlab.errors import FailedElsewhere, Interrupted, RunFailed, UserError
 from mlmlab.runs import execute, finished
+from mlmlab.system import lock
 from mlmlab.tracking.progress_bar import SweepJob, duration
 from mlmlab.tracking.style import Style, styled
 
@@ -258,7 +258,7 @@ def take_device(folder: Path) -> None:
     for number, device in enumerate(devices):
         file = (folder / f".device_{number}").open("w")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError:
             file.close()
             continue

@@ -153,7 +153,7 @@ def _score_chunk(
     with compute.autocast():
         logits = model(**batch.model_inputs())
     return _ChunkScore(
-        losses=token_losses(logits, labels).double().cpu(),
+        losses=token_losses(logits, labels).cpu().double(),
         ranks=_ranks(logits, labels).cpu(),
         row_counts=batch.masked.row_offsets.diff(),
         document_ids=chunk.document_ids,

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mlmlab.errors import Code, UserError
+from mlmlab.system import flush
 
 _RACY_SECONDS = 5.0
 """A file that changed less than this ago may change again within one tick of its timestamps."""
@@ -133,12 +134,3 @@ def unwritable(folder: Path, error: OSError) -> UserError:
         expected="a folder that can be written, on a file system with locks and with enough room",
         remedy="set the environment variable MLMLAB_CACHE to another folder",
     )
-
-
-def flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of files, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

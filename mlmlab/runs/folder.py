@@ -1,7 +1,6 @@
 """A run's folder, held by one run at a time; its config.yaml, and what of it a resumed run may
 change."""
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from mlmlab import schema
 from mlmlab.config import DebugMode, RunConfig
 from mlmlab.errors import Code, Problem, UserError
 from mlmlab.fetch.cache import absolute
+from mlmlab.system import lock
 
 _CONFIG = "config.yaml"
 
@@ -32,7 +32,7 @@ def check_run_dir(config: RunConfig) -> None:
     try:
         if (folder / _CONFIG).is_file():
             with (folder / _CONFIG).open(encoding="utf-8") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                lock(file, shared=True)
         is_filled = folder.is_dir() and any(folder.iterdir())
         ancestor = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except BlockingIOError:
@@ -77,7 +77,7 @@ def run_folder(config: RunConfig) -> Iterator[Path]:
         # Open for writing: on NFS no other descriptor can have an exclusive lock (flock(2)).
         file = (folder / _CONFIG).open("x" if is_new else "r+", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
             if is_new:  # at once: without it, a run that is killed could not be resumed
                 file.write(OmegaConf.to_yaml(OmegaConf.create(schema.to_mapping(config))))
                 file.flush()

@@ -301,7 +301,7 @@ def _memory(config: RunConfig, inputs: Inputs, compute: Compute, ranks: Ranks) -
     )
     needed = max(step, evaluation)
     text = f"about {needed / 2**30:.2f} GiB of tensors"
-    if compute.device.type == "cpu":
+    if not compute.is_cuda:
         return text + ", in addition to the process itself"
     there = torch.cuda.get_device_properties(compute.device).total_memory
     text += f" of the device's {there / 2**30:.0f} GiB"
@@ -347,13 +347,11 @@ def closing(summary: Summary, training: Training) -> str:
     if summary.floor_perplexity is not None:
         rows.append(_floor(summary.eval_perplexity, summary.floor_perplexity))
     of_what = "GPU memory" if summary.gpu else "memory of the process"
-    rows.append(
-        _row(
-            "speed",
-            f"{summary.tokens_per_second:,.0f} tokens/s, {summary.steps:,} steps, "
-            f"{summary.seconds:.0f} s, peak {of_what} {summary.peak_memory_bytes / 2**30:.2f} GiB",
-        )
-    )
+    speed = f"{summary.tokens_per_second:,.0f} tokens/s, {summary.steps:,} steps, "
+    speed += f"{summary.seconds:.0f} s"
+    if summary.peak_memory_bytes is not None:
+        speed += f", peak {of_what} {summary.peak_memory_bytes / 2**30:.2f} GiB"
+    rows.append(_row("speed", speed))
     return "\n".join(rows)
 
 

@@ -12,6 +12,7 @@ class Device(Enum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
+    MPS = "mps"
 
 
 class Precision(Enum):
@@ -35,7 +36,7 @@ class RuntimeConfig:
     """The machine."""
 
     device: Device = Device.AUTO
-    """auto: cuda where there is one, else cpu."""
+    """auto: cuda where there is one, else cpu. mps: the GPU of a Mac; it has not been tried."""
     precision: Precision = Precision.AUTO
     """auto: bf16 where the device computes in it natively and the model is 512 wide or more, else
     fp32. fp16 scales its losses, and leaves out steps whose gradient overflows."""

@@ -73,7 +73,9 @@ class Compute:
         return torch.autocast(self.device.type, kind)
 
     def __str__(self) -> str:
-        if self.is_cuda:
+        if self.device.type == "mps":
+            name = "mps"
+        elif self.is_cuda:
             name = f"cuda ({torch.cuda.get_device_name(self.device)})"
         else:
             threads = torch.get_num_threads()
@@ -97,7 +99,7 @@ def torch_settings(config: RuntimeConfig, local_rank: int = 0) -> Iterator[torch
     Raises:
         UserError: cuda was asked for and there is none.
     """
-    device = torch.device("cuda", local_rank) if uses_cuda(config) else torch.device("cpu")
+    device = torch.device("cuda", local_rank) if uses_cuda(config) else _other_device(config)
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -135,11 +137,32 @@ def uses_cuda(config: RuntimeConfig) -> bool:
             expected="a CUDA device and a CUDA build of PyTorch",
             remedy="runtime.device=auto, or install PyTorch for CUDA",
         )
-    return there and config.device is not Device.CPU
+    return there and config.device not in (Device.CPU, Device.MPS)
+
+
+def _other_device(config: RuntimeConfig) -> torch.device:
+    """The CPU, or the GPU of a Mac.
+
+    Raises:
+        UserError: it should be the latter, and there is none.
+    """
+    if config.device is not Device.MPS:
+        return torch.device("cpu")
+    if not torch.backends.mps.is_available():
+        raise UserError.of(
+            "runtime.device",
+            code=Code.UNAVAILABLE,
+            found="mps, but PyTorch sees no such device",
+            expected="a Mac with a GPU that PyTorch knows",
+            remedy="runtime.device=auto",
+        )
+    return torch.device("mps")
 
 
 def _native_bf16(device: torch.device) -> bool:
     """Whether bf16 is computed and not emulated: CUDA sm80 on, CPUs with AMX or AVX512-bf16."""
+    if device.type == "mps":
+        return False
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.cpu.get_capabilities()

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from mlmlab.runtime.distributed import ignore_sigterm, is_started_by_torchrun
+from mlmlab.system import SAVE_SIGNAL
 
 _ECHO_SECONDS = 2.0
 """Ctrl-C reaches each process twice under torchrun: from the terminal, and passed on by torchrun.
@@ -59,7 +60,9 @@ class Interruptions:
 
     def __enter__(self) -> "Interruptions":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            for number in (signal.SIGTERM, signal.SIGINT, SAVE_SIGNAL):
+                if number is None:
+                    continue
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -71,7 +74,7 @@ class Interruptions:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGUSR1:
+        if number == SAVE_SIGNAL:
             self._saves += 1
             return
         if number == signal.SIGINT and self.signal == signal.SIGINT and not self._is_echo():

@@ -4,9 +4,7 @@ import dataclasses
 import json
 import math
 import platform
-import resource
 import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 
 from mlmlab.errors import Code, UserError
+from mlmlab.system import peak_process_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,7 @@ class Summary:
     """Of training, evaluations included."""
     tokens_per_second: float
     """Of training, evaluations excluded."""
-    peak_memory_bytes: int
+    peak_memory_bytes: int | None
     device: str
     """cpu or cuda."""
     precision: str
@@ -115,12 +114,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """The largest memory so far: of the device's tensors, or of the process on the CPU."""
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """The largest memory so far: of the CUDA device's tensors, or else of the process. None: not
+    known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_process_bytes()
 
 
 def versions() -> dict[str, str]:

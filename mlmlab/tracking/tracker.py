@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlmlab.errors import RunFailed
-from mlmlab.fetch.cache import flush
+from mlmlab.system import flush
 from mlmlab.tracking.sinks import BUILT_IN, METRICS, Sink
 from mlmlab.tracking.tensorboard import EVENTS
 

@@ -280,8 +280,9 @@ class Loop:
             "train/grad_norm": result.grad_norm.item(),
             "train/masking_rate": self.window.masking_rate,
             **speed,
-            "usage/peak_memory_bytes": peak_memory_bytes(self.replica.compute.device),
         }
+        if (peak := peak_memory_bytes(self.replica.compute.device)) is not None:
+            figures["usage/peak_memory_bytes"] = peak
         if self._is_scaled:
             figures["train/loss_scale"] = self.record.loss_scale.scale
             figures["train/skipped_steps"] = self.record.skipped_steps

@@ -25,7 +25,7 @@ from mlmlab.checkpoints import save_pretrained
 from mlmlab.checkpoints.key_maps import hub_names
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.errors import Code, UserError
-from mlmlab.fetch.cache import flush
+from mlmlab.system import flush
 from mlmlab.training.parallel import Replica
 
 _Kept = tuple[dict[str, torch.Tensor], dict[str, float | int | bool]]
