@@ -242,7 +242,7 @@ def _fetch(request: _Request) -> Path:
             raise UserError.of(
                 request.key,
                 code=Code.UNREACHABLE,
-                found=f"{request}: {here}the Hub cannot be reached ({str(error).splitlines()[0]})",
+                found=f"{request}: {here}the Hub cannot be reached ({reason(error)})",
                 expected="a connection, or a copy in the Hub client's cache",
                 remedy=request.remedy,
             ) from error
@@ -261,12 +261,24 @@ def _is_hub_id(source: str, repository: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None
 
 
-def _download(request: _Request) -> Path:
-    if not sys.stderr.isatty():  # no bars where nobody watches
+def client() -> huggingface_hub.HfApi:
+    """The Hub's client: no progress bars where nobody watches, and no advice to log in."""
+    if not sys.stderr.isatty():
         disable_progress_bars()
-    if "HF_HUB_VERBOSITY" not in os.environ:  # no advice to log in
+    if "HF_HUB_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    api = huggingface_hub.HfApi()
+    return huggingface_hub.HfApi()
+
+
+def reason(error: Exception) -> str:
+    """The first line of what the client or its HTTP library says, without the token: they quote a
+    header that cannot be sent."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"Bearer .*", "Bearer ...", first)
+
+
+def _download(request: _Request) -> Path:
+    api = client()
     ask = api.dataset_info if request.kind == "dataset" else api.model_info
     info = ask(request.repository, revision=request.revision)
     files = sorted(sibling.rfilename for sibling in info.siblings or ())
