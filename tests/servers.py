@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -87,7 +88,8 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _HubHandler)
         self.kind, self.repository, self.folder = kind, repository, folder
         self.api = f"/api/{kind}/{repository}"
-        self.files_at = f"{'' if kind == 'models' else f'/{kind}'}/{repository}/resolve/{COMMIT}/"
+        prefix = "" if kind == "models" else f"/{kind}"
+        self.files_at = re.compile(f"{prefix}/{repository}/resolve/(main|{COMMIT})/")
         self.exists = True
         self.private = False
         """Whether it is there for holders of the token alone."""
@@ -105,7 +107,7 @@ class HubServer(ThreadingHTTPServer):
         self.cuts: list[int] = []
         """The next files end after so many bytes."""
         self.announced: dict[str, int] = {}
-        """Sizes that the list of files has in place of the true ones."""
+        """Sizes that the headers of files claim in place of the true ones."""
         self.commits: list[dict[str, bytes]] = []
         """The files of each commit that was written."""
         self.summaries: list[str] = []
@@ -162,8 +164,8 @@ class _HubHandler(BaseHTTPRequestHandler):
             return
         files = hub.files()
         rest = path.removeprefix(hub.api).strip("/")
-        if path.startswith(hub.files_at) and hub.exists:
-            self._file(path.removeprefix(hub.files_at), files)
+        if (place := hub.files_at.match(path)) and hub.exists:
+            self._file(path[place.end() :], files)
         elif not path.startswith(hub.api) or not hub.exists:
             self._send(404, {}, {"X-Error-Code": "RepoNotFound"})
         elif rest.startswith("tree/"):
@@ -171,7 +173,7 @@ class _HubHandler(BaseHTTPRequestHandler):
                 {
                     "type": "file",
                     "path": name,
-                    "size": hub.announced.get(name, file.stat().st_size),
+                    "size": file.stat().st_size,
                     "oid": "0" * 40,
                 }
                 for name, file in files.items()
@@ -190,6 +192,8 @@ class _HubHandler(BaseHTTPRequestHandler):
             return
         content, start = files[name].read_bytes(), 0
         headers = {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if name in hub.announced:
+            headers["X-Linked-Size"] = str(hub.announced[name])
         if self.command == "GET":
             if hub.statuses:
                 self._send(hub.statuses.pop(0), {}, {"Retry-After": "0"})
