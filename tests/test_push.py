@@ -1,6 +1,7 @@
 """A run goes to the Hub and comes back: the files, the card, the token, and what can go wrong."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from refusals import refusal
 from servers import COMMIT, HubServer, running
 
 import mlmlab
-from mlmlab import push
+from mlmlab import push, train
 from mlmlab.data.tokenizer import word_tokenizer
 from mlmlab.errors import Code
 from mlmlab.runs import execute
@@ -91,8 +92,8 @@ def test_the_card_is_read_back_by_the_client_with_the_runs_perplexity(
     assert f"{before:.3f} ± {error:.3f}" in card.text
     assert f'pipeline("fill-mask", model="{REPOSITORY}")' in card.text
     assert "![Test perplexity by step](perplexity.png)" in card.text
-    assert f"python -m mlmlab.train {' '.join(TINY)}\n" in card.text
-    for fact in (summary.processor, summary.versions.torch, summary.git_commit):
+    assert f"\n{shlex.join(['python', '-m', 'mlmlab.train', *TINY])}\n" in card.text
+    for fact in (summary.processor, summary.versions.torch, summary.git_commit or "package"):
         assert fact in card.text
     assert (run_dir / "export" / "README.md").read_text().count("THIS_FOLDER_OR_REPOSITORY") == 1
 
@@ -155,20 +156,19 @@ def test_a_folder_without_a_card_is_sent_as_it_is(
 def test_each_refusal_of_the_hub_is_one_message_that_says_what_to_do(
     hub: HubServer, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = f"python -m mlmlab.push {run_dir} {REPOSITORY}"
-    with refusal("the repository", Code.NOT_FOUND, "nobody/tiny", "404", "hf auth login"):
+    with refusal("OWNER/NAME", Code.NOT_FOUND, "nobody/tiny", "404", "hf auth login"):
         push.main([str(run_dir), "nobody/tiny"])
     hub.may_write = False
-    with refusal("the repository", Code.NOT_WRITABLE, "403", "hf auth login", again):
+    with refusal("OWNER/NAME", Code.NOT_WRITABLE, "403", "hf auth login"):
         push.main([str(run_dir), REPOSITORY])
     hub.exists = True  # and may be read
-    with refusal("the repository", Code.NOT_WRITABLE, "403", "hf auth login", again):
+    with refusal("OWNER/NAME", Code.NOT_WRITABLE, "403", "hf auth login"):
         push.main([str(run_dir), REPOSITORY])
     hub.token = "hf_another"
-    with refusal("the repository", Code.INVALID, "401", "hf auth login", again):
+    with refusal("OWNER/NAME", Code.INVALID, "401", "hf auth login"):
         push.main([str(run_dir), REPOSITORY])
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with refusal("the repository", Code.UNREACHABLE, REPOSITORY, again):
+    with refusal("OWNER/NAME", Code.UNREACHABLE, REPOSITORY):
         push.main([str(run_dir), REPOSITORY])
     assert hub.commits == []
 
@@ -177,16 +177,16 @@ def test_what_cannot_work_is_refused_without_a_request(
     hub: HubServer, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("tiny", "a/b/c", "", "a/", "a b/c", "a/b--c", "a/b@main"):
-        with refusal("the repository", Code.INVALID):
+        with refusal("OWNER/NAME", Code.INVALID):
             push.main([str(run_dir), name])
     monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x0b{TOKEN}")
-    with refusal("the repository", Code.INVALID, "hf auth login"):
+    with refusal("OWNER/NAME", Code.INVALID, "hf auth login"):
         push.main([str(run_dir), REPOSITORY])
     monkeypatch.delenv("HF_TOKEN")
-    with refusal("the repository", Code.MISSING, "hf auth login"):
+    with refusal("OWNER/NAME", Code.MISSING, "hf auth login"):
         push.main([str(run_dir), REPOSITORY])
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with refusal("the repository", Code.UNREACHABLE, "HF_HUB_OFFLINE"):
+    with refusal("OWNER/NAME", Code.UNREACHABLE, "HF_HUB_OFFLINE"):
         push.main([str(run_dir), REPOSITORY])
     assert hub.requests == []
 
@@ -202,7 +202,7 @@ def test_a_folder_that_is_no_export_is_named_with_what_it_is(run_dir: Path, tmp_
         (checkpoint, "optimizer"),
         (tmp_path, "config.json"),
     ):
-        with refusal("the folder", Code.NOT_FOUND, folder, named):
+        with refusal("RUN_OR_EXPORT_DIR", Code.NOT_FOUND, folder, named):
             push.main([str(folder), REPOSITORY, "--dry-run"])
     shutil.copytree(run_dir / "export", tmp_path / "export")
     with refusal("--tensorboard", Code.NOT_FOUND, tmp_path):
@@ -230,7 +230,7 @@ def test_a_push_that_fails_leaves_the_run_finished_and_says_what_to_type(
     assert trained(tmp_path).summary.steps == 2
     said = capsys.readouterr().err
     assert "403" in said
-    assert f"To push it: python -m mlmlab.push {tmp_path}/run {REPOSITORY}\n" in said
+    assert f"  python -m mlmlab.push {tmp_path}/run {REPOSITORY}\n" in said
 
     def defective(*_: object, **__: object) -> None:
         raise KeyError("a defect")
@@ -250,6 +250,25 @@ def test_without_a_token_the_run_does_not_begin(
     assert not fresh_cache.exists()
     with refusal("train.push_to_hub", Code.INVALID, "tiny"):
         mlmlab.compose("train.push_to_hub=tiny")
+
+
+def test_the_jobs_of_a_sweep_push_to_a_repository_each(
+    hub: HubServer, tmp_path: Path, capfd: Printed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it: this takes it back
+    repository = "train.push_to_hub=someone/tiny-${seed}"
+    arguments = ["-m", "seed=0,1", *TINY, repository, "sweep_dir=sweep"]
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    train.main()
+    output = capfd.readouterr()
+    for seed in (0, 1):  # the test's Hub has neither, and says so
+        assert f"someone/tiny-{seed}: nothing of that name" in output.err
+        card = (tmp_path / "work/sweep" / f"{seed + 1}_seed={seed}/export/README.md").read_text()
+        assert f"python -m mlmlab.train seed={seed} " in card
+    assert "2 of 2 done" in output.out
+    assert "push_to_hub" not in output.out  # no setting that the table compares
 
 
 # The card of other runs

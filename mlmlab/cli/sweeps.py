@@ -179,7 +179,10 @@ def _given(config: DictConfig, loader: ConfigLoader) -> list[Override]:
     """What the sweep's config and the command line set; the command line comes last, and wins."""
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     parser = OverridesParser.create(config_loader=loader)
-    return parser.parse_overrides([*params, *config.hydra.overrides.task])
+    # Unresolved: ${seed} is each job's own.
+    task = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    assert isinstance(task, list)
+    return parser.parse_overrides([*params, *task])
 
 
 def check_sweep(config: DictConfig, loader: ConfigLoader) -> int:

@@ -77,8 +77,8 @@ def check_access(key: str) -> None:
             code=Code.UNREACHABLE,
             found="HF_HUB_OFFLINE=1 in the environment: the Hub's client makes no request",
             expected="a connection",
-            remedy="HF_HUB_OFFLINE=0; or python -m mlmlab.push RUN_DIR OWNER/NAME later, "
-            "from a machine with a connection",
+            remedy="HF_HUB_OFFLINE=0; or push later, on a machine with a connection: "
+            "python -m mlmlab.push RUN_DIR OWNER/NAME",
         )
     token = huggingface_hub.get_token()
     if token is None:
@@ -99,9 +99,7 @@ def check_access(key: str) -> None:
         )
 
 
-def upload(
-    files: Mapping[str, Path | bytes], to: Destination, *, key: str, message: str, again: str
-) -> str:
+def upload(files: Mapping[str, Path | bytes], to: Destination, *, key: str, message: str) -> str:
     """Writes files in one commit, which other people see completely or not at all.
 
     Files that the repository has besides them stay. A file that is there with the same content is
@@ -111,7 +109,6 @@ def upload(
         files: their content by their names in the repository.
         key: the config key or argument that a refusal names.
         message: the commit's.
-        again: the command that tries it again.
 
     Returns:
         The URL of the repository, or of its revision.
@@ -133,11 +130,11 @@ def upload(
         # Not upload_folder, which may need several commits.
         api.create_commit(to.repository, additions, commit_message=message, revision=to.revision)
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise _refusal(error, to, key, again) from error
+        raise _refusal(error, to, key) from error
     return str(url) if to.revision is None else f"{url}/tree/{to.revision}"
 
 
-def _refusal(error: Exception, to: Destination, key: str, again: str) -> UserError:
+def _refusal(error: Exception, to: Destination, key: str) -> UserError:
     """What to tell a user about an upload that failed."""
     cause = error.__cause__ if type(error) is RuntimeError else None  # of one file of several
     error = cause if isinstance(cause, Exception) else error
@@ -149,7 +146,7 @@ def _refusal(error: Exception, to: Destination, key: str, again: str) -> UserErr
             code=Code.INVALID,
             found=f"{to}: the Hub does not accept the token (401)",
             expected="one that is valid and may write",
-            remedy=f"{LOG_IN} (which comes first, where both are there); then {again}",
+            remedy=f"{LOG_IN}; where both are there, HF_TOKEN counts",
         )
     if status == 403:
         return UserError.of(
@@ -157,7 +154,7 @@ def _refusal(error: Exception, to: Destination, key: str, again: str) -> UserErr
             code=Code.NOT_WRITABLE,
             found=f"{to}: the token may not write there (403)",
             expected=f"a token with the right to write, of {owner} or of one of its members",
-            remedy=f"{LOG_IN}; then {again}",
+            remedy=LOG_IN,
         )
     if status == 404:
         return UserError.of(
@@ -165,7 +162,7 @@ def _refusal(error: Exception, to: Destination, key: str, again: str) -> UserErr
             code=Code.NOT_FOUND,
             found=f"{to}: nothing of that name, or nothing that this token may see (404)",
             expected="an owner that exists, you or an organization of yours",
-            remedy=f"check the spelling of {owner}; or {LOG_IN}; then {again}",
+            remedy=f"check the spelling of {owner}; or {LOG_IN}",
         )
     if status == 400 or isinstance(error, ValueError):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -174,12 +171,12 @@ def _refusal(error: Exception, to: Destination, key: str, again: str) -> UserErr
             code=Code.INVALID,
             found=f"{to}: the Hub refuses the upload ({' '.join(lines)})",
             expected="files that it takes, and a README.md with valid metadata",
-            remedy=f"correct it; then {again}",
+            remedy="correct what it names",
         )
     return UserError.of(
         key,
         code=Code.UNREACHABLE,
         found=f"{to}: the upload failed ({reason(error)})",
         expected="a connection to the Hub",
-        remedy=again,
+        remedy="try again later; what has been uploaded is not sent twice",
     )

@@ -92,7 +92,7 @@ def _environment(summary: Summary) -> dict[str, str]:
     return {
         "hardware": f"{hardware}; {processes}, {summary.precision}",
         "versions": ", ".join(f"{name} {version}" for name, version in summary.versions.items()),
-        "commit of mlmlab": summary.git_commit or "a release",
+        "commit of mlmlab": summary.git_commit or "an installed package",
     }
 
 

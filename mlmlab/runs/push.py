@@ -9,13 +9,13 @@ from pathlib import Path
 
 from mlmlab.checkpoints.card import PLACE, with_curve
 from mlmlab.errors import Code, UserError
+from mlmlab.fetch.hub import reason
 from mlmlab.fetch.upload import Destination, name_problem, upload
 from mlmlab.tracking.curve import perplexity_by_step
 from mlmlab.tracking.style import Style, styled
 
 _CARD = "README.md"
 _PICTURE = "perplexity.png"
-_EVENTS = "tensorboard"
 _CARD_LINES = 40
 """Of the card, in the preview."""
 
@@ -24,12 +24,9 @@ _CARD_LINES = 40
 class Push:
     """What is sent, and where to."""
 
-    folder: Path
-    """As the user named it: a run's, or an export's."""
     to: Destination
     files: Mapping[str, Path | bytes]
     """Their content by their names in the repository."""
-    with_tensorboard: bool = False
 
     @classmethod
     def of(cls, folder: Path, to: Destination, *, with_tensorboard: bool = False) -> "Push":
@@ -38,7 +35,7 @@ class Push:
         Raises:
             UserError: no export there, a name that is none on the Hub, or no TensorBoard files.
         """
-        if problem := name_problem("the repository", to.repository):
+        if problem := name_problem("OWNER/NAME", to.repository):
             raise UserError([problem])
         export = _export(folder)
         files: dict[str, Path | bytes] = {
@@ -56,19 +53,21 @@ class Push:
                 card = with_curve(card, _PICTURE)
             files[_CARD] = card.encode()
         if with_tensorboard:
-            events = sorted((run_dir / _EVENTS).glob("events.out.tfevents.*"))
+            from mlmlab.tracking.tensorboard import EVENTS  # with PyTorch behind it
+
+            events = sorted((run_dir / EVENTS).glob("events.out.tfevents.*"))
             if not events:
                 raise UserError.of(
                     "--tensorboard",
                     code=Code.NOT_FOUND,
-                    found=f"no event files in {run_dir / _EVENTS}",
+                    found=f"no event files in {run_dir / EVENTS}",
                     expected="a run that has logged to TensorBoard",
                     remedy="without --tensorboard",
                 )
-            files |= {f"{_EVENTS}/{file.name}": file for file in events}
-        return cls(folder, to, files, with_tensorboard)
+            files |= {f"{EVENTS}/{file.name}": file for file in events}
+        return cls(to, files)
 
-    def send(self, key: str = "the repository") -> str:
+    def send(self, key: str = "OWNER/NAME") -> str:
         """Uploads the files in one commit.
 
         Args:
@@ -78,17 +77,9 @@ class Push:
             The repository's URL.
 
         Raises:
-            UserError: why it failed, and the command that tries it again.
+            UserError: why it failed.
         """
-        return upload(
-            self.files, self.to, key=key, message="Upload with mlmlab", again=self._command
-        )
-
-    @property
-    def _command(self) -> str:
-        options = ["--private"] * self.to.private + ["--tensorboard"] * self.with_tensorboard
-        options += [f"--revision={self.to.revision}"] * (self.to.revision is not None)
-        return _command(self.folder, self.to.repository, *options)
+        return upload(self.files, self.to, key=key, message="Upload with mlmlab")
 
     def preview(self) -> str:
         """What `send` would do: the repository, the files with their sizes in bytes, and the
@@ -111,10 +102,6 @@ class Push:
         return "\n".join([*lines, "", "nothing was sent (--dry-run)"])
 
 
-def _command(folder: Path, repository: str, *options: str) -> str:
-    return shlex.join(["python", "-m", "mlmlab.push", str(folder), repository, *options])
-
-
 def push_finished(run_dir: Path, repository: str, *, quiet: bool) -> None:
     """Sends the export of a run that has finished. If that fails, a message says why and what to
     type, and the run's result stays what it is."""
@@ -123,10 +110,11 @@ def push_finished(run_dir: Path, repository: str, *, quiet: bool) -> None:
     except Exception as error:  # whatever it is, it does not undo a night of training
         sys.stdout.flush()
         head = styled("mlmlab:", Style.ERROR, sys.stderr)
-        why = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        why = error if isinstance(error, UserError) else f"{type(error).__name__}: {reason(error)}"
+        command = shlex.join(["python", "-m", "mlmlab.push", str(run_dir), repository])
         print(
-            f"{head} the run has finished and is complete in {run_dir}, but its export was not "
-            f"pushed.\n{why}\nTo push it: {_command(run_dir, repository)}",
+            f"{head} the run is complete, but its export was not pushed to the Hub.\n{why}\n"
+            f"This pushes it:\n  {command}",
             file=sys.stderr,
             flush=True,
         )
@@ -158,7 +146,7 @@ def _export(folder: Path) -> Path:
     elif folder.exists():
         found, remedy = f"{folder}: no config.json with weights beside it", "RUN_DIR/export"
     raise UserError.of(
-        "the folder",
+        "RUN_OR_EXPORT_DIR",
         code=Code.NOT_FOUND,
         found=found,
         expected="the folder of a finished run, or an export in the Hub's layout",
