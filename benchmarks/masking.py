@@ -295,7 +295,7 @@ def parse_arguments() -> argparse.Namespace:
         "--threads",
         type=int,
         default=1,
-        help="of torch (default: 1); mlmlab's kernel has one, and a line of its own with all cores",
+        help="of torch (default: 1); mlmlab's kernel has one, and a separate line with all cores",
     )
     arguments = parser.parse_args()
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", arguments.sizes):

@@ -106,7 +106,7 @@ class RunConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
     sources: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the source file of each of one's own objects (package.module:name), noted when the
+    """SHA-256 of the source file of each custom object (package.module:name), noted when the
     run begins."""
     varies: tuple[str, ...] = ()
     """The keys that differ between the jobs of the sweep that the run belongs to, noted by the
@@ -203,7 +203,7 @@ class EvaluateConfig:
     """A folder that keeps the result, with the losses of each document, for mlmlab.report. null:
     it is printed, and kept with -m alone."""
     json: bool | None = None
-    """Whether the command prints the figures as JSON in its last line; None: where its output is no
+    """Whether the command prints the figures as JSON in its last line. null: where its output is no
     terminal."""
 
     def problems(self) -> Iterator[Problem]:

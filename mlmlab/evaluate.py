@@ -20,7 +20,7 @@ from mlmlab.runs.exit_status import exit_status
 
 @hydra.main(config_path=str(config_folder()), config_name="evaluate", version_base="1.3")
 def evaluate(_: DictConfig) -> None:
-    """One evaluation: the whole command, or one point of a sweep.
+    """One evaluation: the complete command, or one point of a sweep.
 
     Hydra has composed the defaults and the overrides. They are composed again, because a run's
     own config comes between the two where the checkpoint is a run's.

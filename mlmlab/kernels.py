@@ -95,7 +95,7 @@ def permute(values, count, half_bits, seed, domain, epoch):
     """Permutes `range(count)`, in place: each of `values` (uint64) becomes the value at that place.
 
     Args:
-        count: uint64, as is half_bits: `count` fits into twice so many bits.
+        count: uint64, as is half_bits: `count` fits into twice as many bits.
     """
     # A Feistel network with halves of two bits or more is always an even permutation: half of
     # the keys also swap 0 and 1, so that odd orders come as often.

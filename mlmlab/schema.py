@@ -33,8 +33,7 @@ _REMOVED = {
     "eval.batch_size": "nothing: chunks of 8,192 tokens are scored one at a time, so it never had "
     "an effect on results or memory",
     "eval.split": "nothing: a run scores its test documents; python -m mlmlab.evaluate has the key",
-    "runtime.mask_on": "nothing: a thread beside the training step masks on the CPU, with the same "
-    "masks",
+    "runtime.mask_on": "nothing: a thread masks on the CPU, with the same masks",
 }
 """Keys of earlier versions, and what replaces them."""
 
@@ -86,7 +85,7 @@ def setting(
 
 
 def named(default: str, *built_in: str) -> Any:
-    """A dataclass field for the name of something built in, or package.module:name of one's own.
+    """A dataclass field for the name of something built in, or a custom package.module:name.
 
     Args:
         built_in: further names.
@@ -124,7 +123,7 @@ def all_problems(config: Any, path: str) -> Iterator[Problem]:
     """The values of a dataclass that are outside their limits, and its contradictions.
 
     Args:
-        path: the dotted key of `config`, "" for the whole config.
+        path: the dotted key of `config`, "" for the complete config.
     """
     for field in dataclasses.fields(config):
         value, limits = getattr(config, field.name), field.metadata.get("limits", {})
@@ -135,7 +134,7 @@ def all_problems(config: Any, path: str) -> Iterator[Problem]:
             yield Problem(
                 key,
                 shown(value),
-                f"one of {', '.join(names)}, or package.module:name of your own",
+                f"one of {', '.join(names)}, or your own package.module:name",
                 f"for instance {key}={shown(names if isinstance(value, tuple) else names[0])}",
                 code=Code.WRONG_TYPE,
             )
@@ -160,7 +159,7 @@ def read(kind: type[Config], mapping: Any, path: str, problems: list[Problem]) -
     """Reads `mapping` as a `kind`, a dataclass.
 
     Args:
-        path: the dotted key of the mapping itself, "" for the whole config.
+        path: the dotted key of the mapping itself, "" for the complete config.
         problems: what is wrong is appended here.
 
     Returns:
@@ -188,7 +187,7 @@ def read(kind: type[Config], mapping: Any, path: str, problems: list[Problem]) -
         key = f"{path}.{field.name}" if path else field.name
         if field.name not in mapping:
             if field.default is field.default_factory is dataclasses.MISSING:
-                expected, example = _expected(hints[field.name]), _example(hints[field.name])
+                expected, example = described(hints[field.name]), _example(hints[field.name])
                 remedy = f"set {key}={example}, or start from conf/train.yaml"
                 problems.append(Problem(key, "nothing", expected, remedy, code=Code.MISSING))
                 complete = False
@@ -224,6 +223,15 @@ def unknown_key(kind: type, key: str, value: Any, path: str = "") -> Problem:
             code=Code.REMOVED_KEY,
         )
     meant = meant_keys(kind, key)
+    if key in meant:  # right on a command line, but not in a file
+        groups = (prefix + key).split(".")
+        return Problem(
+            f"{prefix}{key}: a key with dots in a YAML file",
+            f"{prefix}{key}: {shown(value)}",
+            "groups nested by indentation",
+            ": {".join(groups) + f": {shown(value)}" + "}" * (len(groups) - 1),
+            code=Code.UNKNOWN_KEY,
+        )
     owner, place = kind, prefix
     for part in key.split(".")[:-1]:
         hint = get_type_hints(owner).get(part)
@@ -277,7 +285,7 @@ def _convert(hint: Any, value: Any, key: str, problems: list[Problem], example: 
             if converted is not _ABSENT:
                 return converted
     remedy = f"for instance {key}={_example(hint, value, example)}"
-    problems.append(Problem(key, shown(value), _expected(hint), remedy, code=Code.WRONG_TYPE))
+    problems.append(Problem(key, shown(value), described(hint), remedy, code=Code.WRONG_TYPE))
     return _ABSENT
 
 
@@ -312,17 +320,18 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def _expected(hint: Any) -> str:
+def described(hint: Any) -> str:
+    """What a key of this type takes, in words."""
     options = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    names = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
     parts = []
     for option in options:
         if option is type(None):
             parts.append("null")
         elif get_origin(option) is tuple:
-            parts.append("a list of texts: [a,b]")
+            parts.append("a list of strings: [a,b]")
         elif get_origin(option) is Mapping:
-            parts.append("options of one's own: {name: value}")
+            parts.append("a mapping: {name: value}")
         elif dataclasses.is_dataclass(option):
             parts.append("a group of keys")
         elif issubclass(option, Enum):

@@ -2,7 +2,7 @@
 
 A seam has a table of built-in names. Any other name is imported: the module from the Python path,
 on which the working directory is, and `name` from it. What it needs beyond the contract comes from
-the free mapping of options beside the name, as keyword arguments.
+the free mapping of options next to the name, as keyword arguments.
 """
 
 import functools
@@ -123,8 +123,8 @@ def list_problems(
     needed: str,
     because: str,
 ) -> Iterator[Problem]:
-    """What is wrong with a list of names, and with the options beside it: a mapping for each of
-    one's own names, by what follows its colon.
+    """What is wrong with a list of names, and with their options: a mapping for each of
+    custom names, by what follows its colon.
 
     Args:
         needed: the built-in name that cannot be left out.

@@ -19,7 +19,7 @@ OmegaConf.register_new_resolver("mlmlab.job", folder_name, replace=True)
 
 @hydra.main(config_path=str(config_folder()), config_name="train", version_base="1.3")
 def train(composed: DictConfig) -> float | None:
-    """The whole command, or one job of a sweep, for which it returns the monitored figure."""
+    """The complete command, or one job of a sweep, for which it returns the monitored figure."""
     hydra_config, mapping = HydraConfig.get(), plain(composed)
     overrides = list(hydra_config.overrides.task)
     if hydra_config.mode is RunMode.MULTIRUN:

@@ -63,7 +63,7 @@ class Ended:
 
 
 class Running(ABC):
-    """`python -m mlmlab.train ...` at work in several processes, in a folder of its own."""
+    """`python -m mlmlab.train ...` at work in several processes, in a separate folder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ class FileServer(ThreadingHTTPServer):
         self.requests: list[str | None] = []
         """The Range header of each request."""
         self.cuts: list[int] = []
-        """The next responses end after so many bytes."""
+        """The next responses end after N bytes."""
         self.stalls_seconds = 0.0
         """A response waits so long after its first bytes."""
         self.honours_ranges = True

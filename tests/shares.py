@@ -136,10 +136,12 @@ class Sharing:
             loss_scale=self.loss_scale,
         )
 
-    def whole(self, of: Callable[[torch.nn.Parameter], torch.Tensor | None]) -> torch.Tensor | None:
+    def unsharded(
+        self, of: Callable[[torch.nn.Parameter], torch.Tensor | None]
+    ) -> torch.Tensor | None:
         """Something of every parameter, in a row; None in all processes but the first."""
         parts = [part for p in self.model.parameters() if (part := of(p)) is not None]
-        wholes = [self.replica.whole(part) for part in parts]
+        wholes = [self.replica.unsharded(part) for part in parts]
         if not self.ranks.is_rank_zero:
             return None
         return torch.cat([whole.flatten() for whole in wholes if whole is not None])

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, for tests that stop them; and what two runs have in common."""
+"""Runs in separate processes, for tests that stop them; and what two runs have in common."""
 
 import functools
 import hashlib
@@ -38,7 +38,7 @@ TINY = (
     "eval.every_steps=21",
     "eval.fill_mask=[]",
 )
-"""A run of a second or two. Its checkpoints lie between log lines, its evaluations behind one."""
+"""A run of a second or two. Its checkpoints lie between log lines, its evaluations after one."""
 PATIENT = (
     *TINY,
     "eval.every_steps=10",
@@ -59,7 +59,7 @@ GETTING_WORSE = (
 
 @dataclass
 class Running:
-    """A command in a process of its own."""
+    """A command in a separate process."""
 
     process: ForkServerProcess
     output: Path
@@ -134,7 +134,7 @@ def _train(arguments: Sequence[str], folder: Path, output: Path) -> None:
 
 
 def as_killed(run_dir: Path, copy: Path, *, checkpoints: Sequence[int]) -> Path:
-    """A copy of a finished run as a kill behind the last of some of its checkpoints leaves it."""
+    """A copy of a finished run as a kill after the last of some of its checkpoints leaves it."""
     shutil.copytree(run_dir, copy)
     (copy / "summary.json").unlink()
     shutil.rmtree(copy / "export")

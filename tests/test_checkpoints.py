@@ -489,7 +489,7 @@ def test_a_tokenizer_that_cannot_be_the_models_is_refused(
 def test_the_antiberty_file_loads_with_its_foreign_heads_listed(
     index_package: Callable[[str], Path],
 ) -> None:
-    """A legacy pickle of a trained BERT with heads of its own, from a package index."""
+    """A legacy pickle of a trained BERT with its own heads, from a package index."""
     models = index_package("antiberty==0.1.3") / "antiberty" / "trained_models"
     loaded = load_model(str(models / "AntiBERTy_md_smooth"))
     assert loaded.model.config.vocabulary_size == 25

@@ -273,13 +273,13 @@ def test_a_defect_of_ours_keeps_its_traceback(
         command()
 
 
-# Options of one's own, in a folder of one's own
+# The user's own options, in a separate folder
 
 
 @pytest.fixture
 def own_options(tmp_path: Path) -> Path:
-    """A folder with an experiment, which chooses a model of its own, and a new group."""
-    folder = tmp_path / "a folder, of one's own"
+    """A folder with an experiment, which chooses its own model, and a new group."""
+    folder = tmp_path / "a folder, of mine"
     files = {
         "experiment/mine.yaml": "# @package _global_\n"
         "defaults: [override /model: small, override /masking: whole_word]\n"
@@ -334,7 +334,7 @@ def test_a_group_of_ones_own_is_a_group_for_a_resume_too(own_options: Path, tmp_
         pass
     again = mlmlab.compose("+pace=fast", f"run_dir={run_dir}", "resume=auto", **own)
     assert (again.resume, again.train.learning_rate) == (str(run_dir), 0.5)
-    with refusal("pace", Code.CONFLICT, "the whole group pace"):
+    with refusal("pace", Code.CONFLICT, "the complete group pace"):
         mlmlab.compose("+pace=fast", f"resume={run_dir}", **own)
 
 

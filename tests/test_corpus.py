@@ -42,7 +42,7 @@ class Documents:
 
 
 def texts_of(lengths: list[int]) -> Documents:
-    """Documents of so many words, no two words in a row alike."""
+    """Documents of N words, no two words in a row alike."""
     words = [f"w{number}" for number in range(20)]
     starts = np.cumsum([0, *lengths])
     return Documents(

@@ -1,4 +1,4 @@
-"""Evaluations have a masking policy of their own: runs that train with other policies compare."""
+"""Evaluations have their own masking policy: runs that train with other policies compare."""
 
 import json
 import subprocess

@@ -33,7 +33,7 @@ CPU = Compute(torch.device("cpu"), Precision.FP32)
 
 
 def shard_of(inner_lengths: list[int]) -> Shard:
-    """Framed documents of so many tokens of their own, numbered through."""
+    """Framed documents of N tokens each, numbered through."""
     documents, token = [], 5
     for length in inner_lengths:
         inner = [5 + (token + place) % 55 for place in range(length)]

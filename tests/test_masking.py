@@ -331,7 +331,7 @@ def test_selected_tokens_are_80_percent_masked_10_random_10_kept(
 
 
 def test_conditional_redraws_would_fail_the_80_10_10_test() -> None:
-    """The usual mistake: 10 % replaced and then 90 % of the others masked gives 81/10/9."""
+    """The usual mistake: 10% replaced and then 90% of the others masked gives 81/10/9."""
     batch = mask(plain_ids(2000, 500, LARGE), vocabulary=LARGE)
     found, generator = batch.labels.copy(), np.random.default_rng(0)
     replaced = generator.random(len(found)) < 0.1

@@ -129,7 +129,7 @@ OWN = ("masking.unit=my_ideas:EveryOther", "masking.options.share=0.2")
 
 
 def shard(sizes: list[int]) -> Shard:
-    """Documents of so many tokens, each between special tokens."""
+    """Documents of N tokens, each between special tokens."""
     generator = np.random.default_rng(0)
     offsets = np.cumsum([0, *sizes])
     tokens = generator.integers(5, 1000, offsets[-1]).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""A run of several processes is stopped or loses one of them, and goes on with the same bits."""
+"""A run of several processes is stopped or loses one of them, and resumes with the same bits."""
 
 import contextlib
 import json
@@ -43,7 +43,7 @@ NOISY = (
 TORCHRUN_SECONDS = 30
 """From torchrun's SIGTERM until its SIGKILL."""
 EVENTS = 1 + 40 + 5
-"""Of the whole run: the first evaluation, log lines, and the other evaluations."""
+"""Of the run: the first evaluation, log lines, and the other evaluations."""
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,7 @@ def _steps(ranks: Ranks, parallel: Parallel, variant: str) -> list[Stepped | Non
             weights = torch.cat([p.detach().flatten() for p in sharing.model.parameters()])
         found.append(
             Stepped(
-                gradient=sharing.whole(lambda p: p.grad),
+                gradient=sharing.unsharded(lambda p: p.grad),
                 weights=weights,
                 loss_sum=math.fsum(ranks.gather(result.loss_sum.item())),
                 grad_norm=result.grad_norm.item(),
@@ -235,7 +235,7 @@ def test_no_two_micro_batches_of_a_step_share_their_dropout_noise(
     for rank in range(3):
         replica = Replica(
             small_model(), Ranks(rank, 3), CPU
-        )  # in a world of its own, but for the noise
+        )  # in a separate world, but for the noise
         optimizers = build_optimizers(replica.model, mlmlab.compose().train)
         train_step(
             replica, optimizers, loader_of(replica.ranks, 1).batch(0), schedule_factor=0.5,

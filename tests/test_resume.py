@@ -1,4 +1,4 @@
-"""A run that was stopped, however that was, goes on and ends with the bits of one that was not."""
+"""A run that was stopped, however that was, resumes and ends with the bits of one that was not."""
 
 import json
 import random

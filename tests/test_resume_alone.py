@@ -1,4 +1,4 @@
-"""A run goes on with its folder and its text alone, wherever the folder is and whatever is gone."""
+"""A run resumes with its folder and its text alone, wherever the folder is and whatever is gone."""
 
 import json
 import shutil

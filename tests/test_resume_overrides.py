@@ -1,4 +1,4 @@
-"""What a resumed run may change, and in which folder it may go on."""
+"""What a resumed run may change, and in which folder it may resume."""
 
 import dataclasses
 import errno

@@ -122,7 +122,7 @@ def _see_a_gradient_that_is_not_finite_elsewhere() -> None:
         sharing = Sharing(ranks)
         assert not sharing.step(0).is_non_finite()
         weights, moments = _weights_and_moments(sharing)
-        if ranks.rank == 1:  # in a single number of its own shard
+        if ranks.rank == 1:  # in a single number of its shard
             sharing.model.head.decoder_bias.register_post_accumulate_grad_hook(
                 lambda p: p.grad.to_local()[-1:].fill_(torch.inf)
             )

@@ -18,7 +18,7 @@ from mlmlab.analysis.verdict import verdict
 from mlmlab.evaluation.documents import DocumentLosses
 
 SEED_SPREAD = 0.01
-"""Standard deviation of a setting's loss between seeds: 1 % of its perplexity."""
+"""Standard deviation of a setting's loss between seeds: 1% of its perplexity."""
 DOCUMENTS = 2000
 
 

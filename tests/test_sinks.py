@@ -1,4 +1,4 @@
-"""Where figures go: the built-in sinks and one's own, chosen by tracking.sinks."""
+"""Where figures go: the built-in sinks and custom ones, chosen by tracking.sinks."""
 
 import json
 import shlex

@@ -82,7 +82,7 @@ def test_facts_never_contradict_each_other() -> None:
 
 
 def test_pairs_of_tokens_are_as_frequent_as_the_chain_says() -> None:
-    """Documents are independent, so each pair's count has a standard error of its own."""
+    """Documents are independent, so each pair's count has a standard error."""
     world = small_world()
     ids, size, count = word_ids(world), SPECIALS + len(world.words), 10_000
     chain = world.token_chain(ids, size, cls_id=0, sep_id=2)

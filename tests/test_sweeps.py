@@ -302,7 +302,7 @@ class Nothing:
     def run(self, model, tokenizer, device):
         return {"figure": 0.0}
 """
-"""An evaluator of one's own, imported by every process that runs jobs."""
+"""A custom evaluator, imported by every process that runs jobs."""
 
 
 @pytest.mark.usefixtures("fresh_cache")

@@ -39,7 +39,18 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("things")
     _write_texts(folder)
     _write_checkpoints(folder)
+    _write_options(folder / "conf" / "experiment")
     return folder
+
+
+def _write_options(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    package = "# @package _global_\n"
+    (folder / "unplaced.yaml").write_text("train:\n  max_steps: 3\n")
+    (folder / "broken.yaml").write_text(f"{package}train:\n\tmax_steps: 3\n")
+    (folder / "nested.yaml").write_text(f"{package}defaults:\n  - masking: spanbert\n")
+    (folder / "dotted.yaml").write_text(f"{package}eval.masking.rate: 0.2\n")
+    (folder / "misspelt.yaml").write_text(f"{package}train:\n  max_step: 3\n")
 
 
 def _write_texts(folder: Path) -> None:
@@ -234,6 +245,28 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     "train seed=range(3)": ("the command line", Code.SYNTAX),
     "train +train.epochs=3": ("the command line", Code.SYNTAX),
     "train --config-dir nowhere +experiment=mine": ("--config-dir", Code.NOT_FOUND),
+    # A folder of the user's own options
+    "train --config-dir $/conf +experiment=unplaced": (
+        "experiment/unplaced.yaml",
+        Code.UNKNOWN_KEY,
+    ),
+    "train --config-dir $/conf +experiment=broken": (
+        "$/conf/experiment/broken.yaml, line 3, column 1",
+        Code.CORRUPT,
+    ),
+    "train --config-dir $/conf +experiment=nested": (
+        "experiment/nested.yaml",
+        Code.UNKNOWN_OPTION,
+    ),
+    "train --config-dir $/conf +experiment=dotted": ("eval.masking.rate", Code.UNKNOWN_KEY),
+    "train --config-dir $/conf +experiment=misspelt": ("train.max_step", Code.UNKNOWN_KEY),
+    "evaluate --config-dir $/conf +experiment=unplaced checkpoint=$/bert": (
+        "experiment/unplaced.yaml",
+        Code.UNKNOWN_KEY,
+    ),
+    # Help
+    "train --help maskin": ("--help maskin", Code.UNKNOWN_KEY),
+    "evaluate --help train.epochs": ("--help train.epochs", Code.UNKNOWN_KEY),
     # Sweeps, of which no job is run
     "train -m seed=0,1 masking.rate=0.15,3 debug=one_step": ("masking.rate", Code.INVALID),
     "train -m train.epochs=1,three seed=0,x debug=one_step": [

@@ -35,7 +35,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A file beside the page, and its content."""
+    """A file next to the page, and its content."""
 
     name: str
     png: bytes

@@ -69,7 +69,7 @@ class Difference:
         return math.sqrt(max(squares, self.seed_error**2, self.document_error**2))
 
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the difference between the settings, on these test
+        """The 95% confidence interval of the difference between the settings, on these test
         documents; nan where there is no t test."""
         if math.isnan(self.seed_error):
             return math.nan, math.nan
@@ -128,7 +128,7 @@ def document_errors(
 
 @dataclass(frozen=True)
 class Compared:
-    """A setting beside the reference."""
+    """A setting compared with the reference."""
 
     name: str
     difference: Difference

@@ -6,26 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from mlmlab.checkpoints.key_maps import KEY_MAPS
-from mlmlab.data.json_file import Kind, number, read_json_object, whole_number, wrong_values
+from mlmlab.data.json_file import Kind, integer, number, read_json_object, wrong_values
 from mlmlab.errors import Code, Problem, UserError
 from mlmlab.model import Family, ModelConfig
 from mlmlab.model.families import ARCHITECTURES, Positions
 
 _KINDS: Mapping[str, Kind] = {
-    "vocabulary_size": whole_number(1, 10**8),
-    "hidden_size": whole_number(1, 10**5),
-    "embedding_size": whole_number(1, 10**5),
-    "layers": whole_number(1, 1000),
-    "heads": whole_number(1, 10**5),
-    "intermediate_size": whole_number(1, 10**6),
-    "max_positions": whole_number(1, 10**8),
-    "token_types": whole_number(0, 10**5),
+    "vocabulary_size": integer(1, 10**8),
+    "hidden_size": integer(1, 10**5),
+    "embedding_size": integer(1, 10**5),
+    "layers": integer(1, 1000),
+    "heads": integer(1, 10**5),
+    "intermediate_size": integer(1, 10**6),
+    "max_positions": integer(1, 10**8),
+    "token_types": integer(0, 10**5),
     "layer_norm_eps": number(0, 1),
-    "global_every_n_layers": whole_number(1, 1000),
-    "local_attention": whole_number(0, 10**8),
+    "global_every_n_layers": integer(1, 1000),
+    "local_attention": integer(0, 10**8),
     "global_rope_theta": number(1, 1e12),
     "local_rope_theta": number(1, 1e12),
-    "pad_id": whole_number(0, 10**8),
+    "pad_id": integer(0, 10**8),
     "dropout": number(0, 1),
     "attention_dropout": number(0, 1),
     "initializer_range": number(1e-6, 1),

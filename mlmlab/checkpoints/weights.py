@@ -1,4 +1,4 @@
-"""The weight files of a checkpoint folder: safetensors, in shards or whole, or a safe .bin."""
+"""The weight files of a checkpoint folder: safetensors, sharded or in one file, or a safe .bin."""
 
 import pickle
 import reprlib
@@ -37,7 +37,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
                     f"checkpoint {index}",
                     code=Code.NOT_FOUND,
                     found=f"{name[:100]}, which is not in the folder",
-                    expected="every shard beside the index",
+                    expected="every shard next to the index",
                     remedy="fetch the missing file",
                 )
             tensors |= _read_safetensors(folder / name)

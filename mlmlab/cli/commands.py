@@ -66,7 +66,7 @@ EVALUATE = Command("evaluate", EvaluateConfig)
 
 
 def config_folder() -> Path:
-    """conf/: inside the package where it was installed from a wheel, else beside it."""
+    """conf/: inside the package where it was installed from a wheel, else next to it."""
     package = Path(__file__).resolve().parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"

@@ -16,7 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from mlmlab import schema
 from mlmlab.cli.commands import EVALUATE, TRAIN, Command, config_folder
-from mlmlab.cli.hydra_errors import OF_THE_RUN, composition_errors, no_config_folder
+from mlmlab.cli.hydra_errors import (
+    OF_THE_RUN,
+    composition_errors,
+    no_config_folder,
+    without_package,
+)
 from mlmlab.config import EvaluateConfig, RunConfig, build, build_evaluation
 from mlmlab.errors import Code, UserError
 from mlmlab.runs.folder import (
@@ -82,6 +87,7 @@ def run_mapping(composed: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
         UserError: there is no run to resume, an override that is no single key, or one that
             would make it another run.
     """
+    _refuse_unplaced(composed, overrides, TRAIN)
     mapping = {key: value for key, value in composed.items() if key != "sweep_dir"}
     is_auto = mapping["resume"] == "auto"
     mapping["resume"] = run_dir = run_to_resume(mapping)
@@ -123,7 +129,7 @@ def _put(resumed: dict[str, Any], mapping: Mapping[str, Any], key: str) -> None:
         raise UserError.of(
             key,
             code=Code.CONFLICT,
-            found=f"the whole group {key}, with resume",
+            found=f"the complete group {key}, with resume",
             expected="single keys: a resumed run has the config that it began with",
             remedy=f"without {key}; or python -m mlmlab.train without resume, for a new run",
         )
@@ -167,6 +173,7 @@ def compose_evaluation(*overrides: str, config_dir: str | Path | None = None) ->
         if names_data:
             chosen += [key for key in _OF_THE_RUNS_TEXT if key.partition("=")[0] not in given]
     mapping = composed(EVALUATE, chosen, config_dir)
+    _refuse_unplaced(mapping, chosen, EVALUATE)
     if mapping["eval"]["split"] is None:
         mapping["eval"]["split"] = "test" if is_run and not names_data else "all"
     return build_evaluation(mapping)
@@ -245,6 +252,17 @@ def composed(
             return plain(hydra_compose(command.name, list(overrides)))
     finally:
         GlobalHydra.instance().hydra = outer
+
+
+def _refuse_unplaced(
+    mapping: Mapping[str, Any], overrides: Sequence[str], command: Command
+) -> None:
+    """Refuses what an option of the user's has put below the name of its group."""
+    known = {field.name for field in dataclasses.fields(command.kind)}
+    for override in overrides:
+        group, _, option = override.lstrip("+").partition("=")
+        if group not in known and isinstance(mapping.get(group), Mapping):
+            raise UserError([without_package(group, option)])
 
 
 def plain(composed: DictConfig) -> dict[str, Any]:

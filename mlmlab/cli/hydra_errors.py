@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import yaml
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -32,6 +33,8 @@ def composition_errors(overrides: Sequence[str], command: Command = TRAIN) -> It
         raise UserError([_syntax(error.override, command)]) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError([_explained(str(error), command)]) from None
+    except yaml.MarkedYAMLError as error:
+        raise UserError([_broken_yaml(error)]) from None
     except ValueError as error:
         # Hydra 1.3 raises a bare one for an option that is no name, such as model=3.
         frames = traceback.extract_tb(error.__traceback__)
@@ -58,8 +61,38 @@ def _syntax(override: str, command: Command) -> Problem:
     )
 
 
+def _broken_yaml(error: yaml.MarkedYAMLError) -> Problem:
+    """A file that is no YAML."""
+    mark = error.problem_mark
+    assert mark is not None
+    return Problem(
+        f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}",
+        str(error.problem),
+        "YAML, indented with spaces",
+        "correct the line, or the one before it",
+        code=Code.CORRUPT,
+    )
+
+
+def without_package(group: str, option: str) -> Problem:
+    """The problem with an option of the user's whose keys are below its group's name, because its
+    file does not say where else they belong.
+
+    Args:
+        group: the group, a folder's name.
+        option: the option, a file's name.
+    """
+    return Problem(
+        f"{group}/{option}.yaml",
+        f"keys below {group}, which mlmlab does not have",
+        "keys of mlmlab.train: a file without a package puts its own below its folder's name",
+        "make this its first line: # @package _global_",
+        code=Code.UNKNOWN_KEY,
+    )
+
+
 def no_config_folder(where: str, folder: str) -> Problem:
-    """The problem with a folder for one's own options that is not there.
+    """The problem with a folder for the user's options that is not there.
 
     Args:
         where: how it was named, --config-dir or config_dir.
@@ -89,6 +122,16 @@ def _explained(text: str, command: Command) -> Problem:
             f"{group}={option}",
             f"one of {', '.join(options)}",
             f"for instance {plus}{group}={closest}",
+            code=Code.UNKNOWN_OPTION,
+        )
+    if found := re.search(r"In '(.+)': Could not find '\1?.*?/?(\w+)/(\w+)'", text):
+        file, group, option = found.groups()
+        folder = file.rpartition("/")[0]
+        return Problem(
+            f"{file}.yaml",
+            f"- {group}: {option} in its defaults, which is looked for in {folder}/",
+            "a group of mlmlab's, with a slash, and chosen in place of the one that is there",
+            f"- override /{group}: {option}",
             code=Code.UNKNOWN_OPTION,
         )
     if found := re.search(r"Additional config directory '(.*)' not found", text):

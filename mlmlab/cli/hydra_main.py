@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 
 from mlmlab import schema
 from mlmlab.cli.commands import Command, config_folder, in_eighty_columns, invocation
-from mlmlab.cli.compose import with_own_options
+from mlmlab.cli.compose import composed, with_own_options
 from mlmlab.cli.hydra_errors import composition_errors
+from mlmlab.cli.keys import help_of
 from mlmlab.errors import Code, UserError
 
 
@@ -41,6 +42,11 @@ def run_with_hydra(
         around: what all jobs together run in.
     """
     _refuse_options(sys.argv[1:], command)
+    if topics := _help_topics(sys.argv[1:]):
+        overrides = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
+        values = composed(command, with_own_options(overrides))
+        print("\n\n".join(help_of(topic, command, values) for topic in topics))
+        return
     if not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]):
         refuse_under_torchrun()  # now: for its first job, Hydra creates the sweep's folder
     sys.argv[1:] = with_own_options(sys.argv[1:])
@@ -53,6 +59,13 @@ def run_with_hydra(
         with redirect_stdout(io.StringIO()) as text, suppress(SystemExit):  # Hydra exits after it
             job()
         print(in_eighty_columns(text.getvalue()))
+
+
+def _help_topics(arguments: Sequence[str]) -> list[str]:
+    """The groups and keys that --help is asked about: --help masking."""
+    if {"--help", "-h"}.isdisjoint(arguments):
+        return []
+    return [text for text in arguments if not text.startswith("-") and "=" not in text]
 
 
 def _refuse_options(arguments: Sequence[str], command: Command) -> None:

@@ -46,7 +46,8 @@ def varied(varies: Sequence[str], overrides: Sequence[str]) -> dict[str, str]:
     """What a job sets of the keys that its sweep varies, as text."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     values = {dotted(override): override.get_value_element_as_str() for override in parsed}
-    return {key: values[key] for key in varies if key in values}
+    # Without the backslashes with which Hydra writes package.module:name.
+    return {key: re.sub(r"\\(.)", r"\1", values[key]) for key in varies if key in values}
 
 
 def folder_name(number: int, varies: Sequence[str], overrides: Sequence[str]) -> str:
@@ -199,7 +200,7 @@ class Job:
         (self.folder / ERROR).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _progress(self) -> str:
-        """How far the whole sweep is."""
+        """How far the sweep is."""
         ended = [file.stat().st_mtime for file in self.folder.parent.glob("*/summary.json")]
         ended += [file.stat().st_mtime for file in self.folder.parent.glob(f"*/{ERROR}")]
         # One after another, those before this one are done; else it is not known which.
@@ -245,7 +246,7 @@ _devices: list[IO[str]] = []
 
 def take_device(folder: Path) -> None:
     """Takes one of the CUDA devices that CUDA_VISIBLE_DEVICES lists, for all jobs that this process
-    will run: the first one that none of the processes beside it has; where there are more processes
+    will run: the first one that none of the other processes has; where there are more processes
     than devices, they share. PyTorch must not have used CUDA yet.
 
     Args:

@@ -1,4 +1,4 @@
-"""A sweep as a whole: it is refused before its first job if one of its jobs would be, and ends with
+"""A complete sweep: it is refused before its first job if one of its jobs would be, and ends with
 a table."""
 
 import itertools

@@ -43,7 +43,7 @@ class MicroBatch:
     has_fixed_shape: bool = False
     """Whether all micro-batches of as many examples have as many positions (`fixed_shape`)."""
     masking_rate: float | None = None
-    """The share of its tokens that was to be predicted; None: an objective of one's own selected
+    """The share of its tokens that was to be predicted; None: a custom objective selected
     them."""
     weights: torch.Tensor | None = None
     """fp32 `[M]`, what each prediction's loss is multiplied by; None: 1."""
@@ -104,7 +104,7 @@ class Masker(Generic[Policy]):
     seed: int = 0
     """Of the masks."""
     total_steps: int = 1
-    """Of the whole run, for a masking rate that moves."""
+    """Of the run, for a masking rate that moves."""
     pin_memory: bool = False
     """Whether tensors are in page-locked memory, which is copied to CUDA asynchronously."""
     fixed_for_rate: float | None = None
@@ -183,7 +183,7 @@ class Masker(Generic[Policy]):
     def uniform(
         self, example_ids: NDArray[np.int64], epoch: int, *, length: int = 1, stream: int = 0
     ) -> NDArray[np.float64]:
-        """Random numbers for an objective of one's own, in [0, 1), float64 `[B, length]`: each a
+        """Random numbers for a custom objective, in [0, 1), float64 `[B, length]`: each a
         function of the seed, the epoch, the example's id, its place in the row and the stream."""
         seed = derive_seed(self.seed, Domain.OBJECTIVE, stream)
         return uniforms(seed, Domain.OBJECTIVE, example_ids, length, epoch)

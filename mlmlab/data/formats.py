@@ -280,7 +280,7 @@ def _csv_rows(
                         f"{path}, row {number}",
                         found or f"{len(row)} fields",
                         f"{len(header)} fields, as in the first line; text with a delimiter, a "
-                        "quote or a line end stands in quotes",
+                        "quote or a line end is in quotes",
                         "fix the row",
                         code=Code.BAD_ROW,
                     )

@@ -39,10 +39,10 @@ class Kind:
     allows: Callable[[Any], bool]
 
 
-def whole_number(lowest: int, highest: int) -> Kind:
+def integer(lowest: int, highest: int) -> Kind:
     """A JSON number without a decimal point, limits included."""
     return Kind(
-        f"a whole number from {lowest} to {highest}",
+        f"an integer from {lowest} to {highest}",
         lambda value: type(value) is int and lowest <= value <= highest,
     )
 

@@ -51,15 +51,15 @@ class StepBatch:
     epoch: int
     micro_batches: tuple[MicroBatch, ...]
     masked_count: int
-    """Predicted tokens of the whole step, over all processes."""
+    """Predicted tokens of the full step, over all processes."""
     loss_weight: float
-    """What the loss of the whole step is divided by, over all processes; 0: nothing to learn."""
+    """What the loss of the full step is divided by, over all processes; 0: nothing to learn."""
     token_count: int
-    """Real tokens of the whole step, predicted or not."""
+    """Real tokens of the full step, predicted or not."""
     masking_rate: float
-    """The share of them that was to be predicted, or was, where one's own objective decides."""
+    """The share of them that was to be predicted, or was, where a custom objective decides."""
     example_count: int = 0
-    """Examples of the whole step."""
+    """Examples of the full step."""
     requests: Requests = field(default_factory=Requests)
     """All that had been asked for when this batch was prepared."""
 
@@ -98,7 +98,7 @@ class TrainLoader:
         """A batch; every process asks for the same ones in the same order.
 
         Args:
-            number: counted from 0 over the whole run: decides examples and masks.
+            number: counted from 0 over the run: decides examples and masks.
             step: steps applied before it: decides the masking rate.
         """
         epoch, example_ids = self.order.batch(number)
@@ -141,7 +141,7 @@ class TrainLoader:
         """What the objective makes of some examples; see `Prepares.prepare`.
 
         Raises:
-            UserError: one's own objective makes something else of them.
+            UserError: a custom objective makes something else of them.
         """
         micro = self.objective.prepare(self.blocks.take(example_ids), example_ids, epoch, step)
         if not isinstance(micro, MicroBatch):
@@ -200,7 +200,7 @@ class EvalLoader:
 
     @property
     def chunk_count(self) -> int:
-        """Chunks of the whole evaluation."""
+        """Chunks of the complete evaluation."""
         return len(self._bounds())
 
     def _bounds(self) -> list[tuple[int, int, int]]:

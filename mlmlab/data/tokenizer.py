@@ -228,7 +228,7 @@ class Tokenizer:
             return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def fingerprint(self) -> str:
-        """The tokenizer's whole definition."""
+        """The tokenizer's full definition."""
         return str(self.backend.to_str())
 
     def save(self, folder: Path) -> None:
@@ -411,7 +411,7 @@ def _byte_level_bpe_from(
         raise UserError.of(
             "tokenizer.path",
             code=Code.NOT_FOUND,
-            found=f"{vocabulary}, but no merges.txt beside it",
+            found=f"{vocabulary}, but no merges.txt next to it",
             expected="both files of a byte-level BPE tokenizer",
             remedy="copy merges.txt there too",
         )

@@ -12,7 +12,7 @@ from mlmlab.schema import listed, setting
 
 MASKED_PERPLEXITY = "masked_perplexity"
 LOSS, PERPLEXITY = "eval/loss", "eval/perplexity"
-"""The tags of its figures; those of one's own evaluators are eval/NAME/FIGURE."""
+"""The tags of its figures; those of custom evaluators are eval/NAME/FIGURE."""
 _MOST_DRAWS = 1 << 24
 """Draws that the random numbers' counter can tell apart (`random.EPOCHS`)."""
 
@@ -38,9 +38,9 @@ class EvalConfig:
     masking: EvalMaskingConfig = field(default_factory=EvalMaskingConfig)
     """Which tokens are scored, whatever training masks. As a group: masking@eval.masking=NAME."""
     evaluators: tuple[str, ...] = listed(MASKED_PERPLEXITY)
-    """What an evaluation asks: masked_perplexity, and package.module:name of one's own."""
+    """What an evaluation asks: masked_perplexity, and a custom package.module:name."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of one's own evaluators: a mapping for each, by what follows its colon."""
+    """Keyword arguments of custom evaluators: a mapping for each, by what follows its colon."""
 
     def problems(self) -> Iterator[Problem]:
         """No masked perplexity, an evaluator twice, and options of none."""
@@ -69,7 +69,7 @@ class TrainEvalConfig(EvalConfig):
     """Steps between evaluations. null: one at the end of each epoch."""
     monitor: str = LOSS
     """The figure that best checkpoints, early stopping and the result of a sweep's job go by:
-    eval/loss, eval/perplexity, or eval/NAME/FIGURE of one's own evaluator."""
+    eval/loss, eval/perplexity, or eval/NAME/FIGURE of a custom evaluator."""
     monitor_mode: MonitorMode | None = None
     """min: less of it is better; max: more. null: min, for eval/loss and eval/perplexity alone."""
     fill_mask: tuple[str, ...] | None = None

@@ -64,7 +64,7 @@ class FillMask:
         Args:
             texts: each with at least one mask token.
             top_k: completions per mask.
-            targets: rank only these tokens; their scores stay shares of the whole vocabulary.
+            targets: rank only these tokens; their scores stay shares of the full vocabulary.
 
         Returns:
             For each text, for each of its masks, the completions, best first.

@@ -96,7 +96,7 @@ def token_posteriors(
     config: MaskingPolicy,
     vocabulary: VocabularyInfo,
 ) -> Floats:
-    """P(original id | the whole corrupted block, this position was selected).
+    """P(original id | the complete corrupted block, this position was selected).
 
     Args:
         input_ids: `[B, T]`, corrupted.

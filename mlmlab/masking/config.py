@@ -66,9 +66,9 @@ class MaskingPolicy:
     """Share of the tokens that are selected, that is, predicted."""
     unit: str = named(*UNITS)
     """token; word: all tokens of a word together; span: runs of whole words (SpanBERT). Or
-    package.module:name of one's own policy, which selects the tokens (`masking/policy.py`)."""
+    a custom package.module:name policy, which selects the tokens (`masking/policy.py`)."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of one's own policy."""
+    """Keyword arguments of a custom policy."""
     corrupt: Corrupt = Corrupt.TOKEN
     """token: each selected token is masked, replaced or kept by itself. unit: its unit at once."""
     mask_fraction: float = setting(0.8, at_least=0, at_most=1)
@@ -79,13 +79,13 @@ class MaskingPolicy:
     """bernoulli: every unit is selected by itself, with chance `rate`. exact: in each example units
     in random order until the share of their tokens is `rate`; the unit that would cross it comes in
     with the chance that makes the mean exact. Single tokens are selected alike; of words, those of
-    four tokens 4 % less often than 15 % in rows of 128 tokens, 1 % less in rows of 512."""
+    four tokens 4% less often than 15% in rows of 128 tokens, 1% less in rows of 512."""
 
     path = "masking"
     """The dotted key of a policy, for messages; no field."""
 
     def problems(self) -> Iterator[Problem]:
-        """Shares that exceed the whole, and a budget of one's own policy."""
+        """Shares that add up to more than 1, and a budget of a custom policy."""
         if self.mask_fraction + self.random_fraction > 1.0 + 1e-9:
             yield Problem(
                 f"{self.path}.mask_fraction + {self.path}.random_fraction",
@@ -228,7 +228,7 @@ class MaskingConfig(MaskingPolicy):
 
         Args:
             step: steps applied before it.
-            total_steps: of the whole run.
+            total_steps: of the run.
         """
         if self.schedule is RateSchedule.STEPS:
             rates = self.rates_by_step()

@@ -34,7 +34,7 @@ class PolicyBatch:
     selectable: NDArray[np.bool_]
     """`[B, T]`: False for special tokens and padding, which are never predicted."""
     seed: int
-    """Of the masks, for generators of one's own; `uniform` uses it already."""
+    """Of the masks, for a policy's own generators; `uniform` uses it already."""
 
     def uniform(self, stream: int = 0) -> NDArray[np.float64]:
         """Random numbers in [0, 1), float64 `[B, T]`: each a function of the seed, the epoch, its
@@ -77,7 +77,7 @@ def build_policy(config: MaskingPolicy) -> KernelPolicy | OwnPolicy:
     """The policy that `unit` names, built with the config and its options.
 
     Raises:
-        UserError: one's own that is not there, cannot be built, or has no select or units.
+        UserError: a custom one that cannot be found, cannot be built, or has no select or units.
     """
     key = f"{config.path}.unit"
     build = seams.find(

@@ -77,7 +77,7 @@ class ModelConfig:
     """Rows of the token-type table; 0: no table."""
     layer_norm_eps: float
     global_every_n_layers: int
-    """Layers 0, n, 2n, ... see the whole row; the layers between them, `local_attention` alone."""
+    """Layers 0, n, 2n, ... see the full row; the layers between them, `local_attention` alone."""
     local_attention: int | None
     """Width of a local layer's window, in tokens."""
     global_rope_theta: float | None
@@ -125,7 +125,7 @@ class ModelConfig:
         return ARCHITECTURES[self.family]
 
     def is_global(self, layer: int) -> bool:
-        """Whether a layer, counted from 0, sees the whole row."""
+        """Whether a layer, counted from 0, sees the full row."""
         return layer % self.global_every_n_layers == 0
 
     @property

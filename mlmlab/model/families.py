@@ -65,7 +65,7 @@ class Architecture:
     """Rows of the token-type table; 0: no table."""
     layer_norm_eps: float
     global_every_n_layers: int = 1
-    """Layers 0, n, 2n, ... see the whole row; the layers between them, `local_attention` alone."""
+    """Layers 0, n, 2n, ... see the full row; the layers between them, `local_attention` alone."""
     local_attention: int | None = None
     """Width of the window of a local layer: half of it to the left, half to the right."""
     global_rope_theta: float | None = None

@@ -25,9 +25,9 @@ def actual_flops(config: ModelConfig, *, examples: int, length: int, predicted: 
 
     Args:
         config: the model.
-        examples: of the whole step, B.
+        examples: of the full step, B.
         length: positions of each, padding included, T.
-        predicted: predicted tokens of the whole step, M.
+        predicted: predicted tokens of the full step, M.
     """
     positions = examples * length
     forward = (

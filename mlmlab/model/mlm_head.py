@@ -25,7 +25,7 @@ class MaskedLMHead(nn.Module):
         transformed = self.norm(F.gelu(self.dense(hidden)))  # [..., E]
         rows = len(token_table)
         # On CUDA, half-precision products are slow unless the table has a multiple of 8 rows; with
-        # RoBERTa's 50,265 a whole step took a quarter longer on an H200.
+        # RoBERTa's 50,265 a full step took a quarter longer on an H200.
         extra = -rows % 64 if token_table.is_cuda else 0
         if not extra:
             return F.linear(transformed, token_table, self.decoder_bias)
@@ -41,7 +41,7 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         labels: int64 `[M]`, the original ids.
 
     Returns:
-        fp32 `[M]`. Its sum is the loss, to be divided once by the masked count of the whole
+        fp32 `[M]`. Its sum is the loss, to be divided once by the masked count of the full
         step; the sum of no tokens is a zero that still reaches every parameter.
     """
     return F.cross_entropy(logits.float(), labels, reduction="none")

@@ -1,7 +1,7 @@
 """The model card of a run: what of its config and its summary is published.
 
 A card is for anybody to read. Of local paths it has the last name only, of a URL neither user nor
-query, and nothing at all of the options of one's own sinks, where keys to other services may be.
+query, and nothing of `tracking.*`, where keys to other services may be.
 """
 
 import json
@@ -72,8 +72,8 @@ def _training(config: RunConfig, summary: Summary, text: CardText, run_dir: Path
     table = {"recipe": name} if (name := _recipe(run_dir)) else {}
     table |= {
         "text": _origin(text),
-        "masking": f"{terminal.masking_policy(masking)}; {100 * masking.mask_fraction:g} % masked, "
-        f"{100 * masking.random_fraction:g} % random",
+        "masking": f"{terminal.masking_policy(masking)}; {100 * masking.mask_fraction:g}% masked, "
+        f"{100 * masking.random_fraction:g}% random",
         "steps": f"{summary.exported_step:,} of {train.batch_size} examples of "
         f"{data.block_size} tokens",
         "optimizer": train.optimizer,
@@ -116,7 +116,7 @@ def _text(data: DataConfig, description: str) -> CardText:
 
 
 def _eval_text(data: DataConfig, description: str) -> CardText:
-    """The same, for a text of its own that the model is scored on."""
+    """The same, for a separate text that the model is scored on."""
     if data.eval_path is not None:
         return CardText(name=_file_names(data.eval_path), kind="text")
     repository, _, revision = (data.eval_repository or "").partition("@")

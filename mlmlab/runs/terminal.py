@@ -180,8 +180,8 @@ def masking_policy(masking: MaskingPolicy) -> str:
     """Which tokens are predicted."""
     if masking.unit not in UNITS:  # how many tokens it selects is its own business
         options = ", ".join(f"{name}={value}" for name, value in masking.options.items())
-        return f"{masking.unit}({options}), rate {100 * masking.rate:g} %"
-    text = f"{100 * masking.rate:g} % of the tokens"
+        return f"{masking.unit}({options}), rate {100 * masking.rate:g}%"
+    text = f"{100 * masking.rate:g}% of the tokens"
     if masking.unit != "token":
         text += f", {masking.unit}s"
     if masking.budget is Budget.EXACT:
@@ -194,7 +194,7 @@ def _train_masking(masking: MaskingConfig) -> str:
     if masking.schedule is RateSchedule.STEPS:
         text += f"; {' '.join(masking.rate_steps)}"
     elif masking.start_rate is not None:
-        text += f", from {100 * masking.start_rate:g} % ({masking.schedule.value})"
+        text += f", from {100 * masking.start_rate:g}% ({masking.schedule.value})"
     return f"{text}, {masking.mode.value}"
 
 
@@ -302,7 +302,7 @@ def _memory(config: RunConfig, inputs: Inputs, compute: Compute, ranks: Ranks) -
     needed = max(step, evaluation)
     text = f"about {needed / 2**30:.2f} GiB of tensors"
     if compute.device.type == "cpu":
-        return text + ", beside the process itself"
+        return text + ", in addition to the process itself"
     there = torch.cuda.get_device_properties(compute.device).total_memory
     text += f" of the device's {there / 2**30:.0f} GiB"
     if step > there:
@@ -346,14 +346,15 @@ def closing(summary: Summary, training: Training) -> str:
         rows.append(_row("best", f"{value}: {best}"))
     if summary.floor_perplexity is not None:
         rows.append(_floor(summary.eval_perplexity, summary.floor_perplexity))
+    of_what = "GPU memory" if summary.gpu else "memory of the process"
     rows.append(
         _row(
             "speed",
             f"{summary.tokens_per_second:,.0f} tokens/s, {summary.steps:,} steps, "
-            f"{summary.seconds:.0f} s, peak memory {summary.peak_memory_bytes / 2**30:.2f} GiB",
+            f"{summary.seconds:.0f} s, peak {of_what} {summary.peak_memory_bytes / 2**30:.2f} GiB",
         )
     )
-    return "\n".join(rows) + "\n"
+    return "\n".join(rows)
 
 
 def job_result(summary: Summary) -> str:
@@ -412,7 +413,7 @@ def _with_error(value: float, error: float) -> str:
 
 def _floor(perplexity: float, floor: float) -> str:
     ratio = perplexity / floor
-    place = f"{100 * (ratio - 1):.1f} % above it" if ratio < 2 else f"{shown(ratio)} times as high"
+    place = f"{100 * (ratio - 1):.1f}% above it" if ratio < 2 else f"{shown(ratio)} times as high"
     return _row(
         "floor",
         f"perplexity {shown(floor)}: the exact lowest that any model can reach on these tokens; "
@@ -444,6 +445,7 @@ def completion(text: str, answers: Sequence[str]) -> str:
 def next_steps(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
     """Where everything is, and what one might type next: in a notebook Python, else commands."""
     checkpoints = ", checkpoints/" if config.train.keep_checkpoints else ""
+    profile = ", profile/trace.json" if config.debug.profile_steps else ""
     logs = run_dir if config.run_dir is not None else run_dir.parent
     has_events = TENSORBOARD in config.tracking.sinks
     mask = inputs.tokenizer.mask_token
@@ -451,7 +453,7 @@ def next_steps(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
     written = _row(
         "written",
         f"{run_dir}: config.yaml, metrics.jsonl, summary.json, export/ (opens with "
-        f"transformers){checkpoints}",
+        f"transformers){checkpoints}{profile}",
     )
     if in_notebook():
         call = f'mlmlab.FillMask(result.model, result.tokenizer)("{text}")'

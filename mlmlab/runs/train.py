@@ -126,7 +126,7 @@ def _train(
         if not suppresses_non_finite(loop.optimizers):
             bar.plan(terminal.host_check(config.train.optimizer))
         training = loop.train()
-        model = loop.replica.whole_model()
+        model = loop.replica.unsharded_model()
         return ranks.on_rank_zero(lambda: _written(config, inputs, model, loop, training, outputs))
 
 
@@ -190,7 +190,7 @@ def build_loop(
 ) -> Loop:
     """The loop of a run, from its beginning or from the checkpoint in `state`."""
     vocabulary = inputs.tokenizer.vocabulary()
-    # An objective of one's own may do what no recorded step can.
+    # A custom objective may do what no recorded step can.
     fixes_shapes = compute.fixes_shapes and config.objective.name in OBJECTIVES
     masker = Masker(
         config.masking,
@@ -296,7 +296,7 @@ def _written(
     if bar.job is None:
         bar.line(terminal.closing(summary, training))
         if completions:
-            bar.line("\n".join(completions))
+            bar.line("\n" + "\n".join(completions))
         bar.line(terminal.next_steps(config, inputs, run_dir))
     return summary
 
@@ -380,7 +380,7 @@ def _check_sentences(config: RunConfig, inputs: Inputs) -> None:
 
 
 def _completions(config: RunConfig, inputs: Inputs, model: MaskedLanguageModel) -> list[str]:
-    """Each text and the model's answers for its masks, beside the small world's exact ones where
+    """Each text and the model's answers for its masks, with the small world's exact ones where
     they are known, as they are printed."""
     fill_mask = FillMask(model, inputs.tokenizer)
     completions = []

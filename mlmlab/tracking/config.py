@@ -16,9 +16,9 @@ class TrackingConfig:
     """The sinks of a run, on rank 0."""
 
     sinks: tuple[str, ...] = listed(TENSORBOARD, JSONL)
-    """tensorboard (event files), jsonl (metrics.jsonl), and package.module:name of one's own."""
+    """tensorboard (event files), jsonl (metrics.jsonl), and a custom package.module:name."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of one's own sinks: a mapping for each, by what follows its colon."""
+    """Keyword arguments of custom sinks: a mapping for each, by what follows its colon."""
 
     def problems(self) -> Iterator[Problem]:
         """No metrics.jsonl, a sink twice, and options of none."""

@@ -118,7 +118,7 @@ class MaskedText:
 
 def first_examples(loader: TrainLoader, tokenizer: Tokenizer) -> str:
     """The first examples of a run's first batch, as its model sees them, and what the marks mean;
-    nothing for an objective of one's own that makes sequences of another shape."""
+    nothing for a custom objective that makes sequences of another shape."""
     epoch, example_ids = loader.order.batch(0)
     example_ids = example_ids[:_EXAMPLES]
     examples = loader.blocks.take(example_ids)

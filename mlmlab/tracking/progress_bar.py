@@ -32,7 +32,7 @@ class SweepJob:
     the result."""
 
     name: str
-    """Stands beside the bar: job 3 of 6."""
+    """Shown next to the bar: job 3 of 6."""
     shows_plan: bool
     """The plan and the like are the same for most jobs: one of them prints it."""
     is_side_by_side: bool
@@ -177,7 +177,7 @@ class ProgressBar:
     def during_evaluation(
         self, chunks: Iterable[Chunk], examples: int, processes: int = 1
     ) -> Iterator[Chunk]:
-        """The chunks, with a bar of their own where there are bars.
+        """The chunks, with a separate bar where there are bars.
 
         Args:
             chunks: each with its number of examples as its length.

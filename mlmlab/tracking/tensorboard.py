@@ -55,7 +55,7 @@ class TensorBoardSink:
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """A scalar for each figure but the epoch, which would be a straight line; those of the
-        exported weights also beside the hyperparameters."""
+        exported weights also next to the hyperparameters."""
         for tag, value in figures.items():
             if tag != "epoch":
                 self.writer.add_scalar(tag, value, step)

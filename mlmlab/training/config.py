@@ -21,10 +21,10 @@ class ObjectiveConfig:
     """What the model learns."""
 
     name: str = named("mlm")
-    """mlm: masked language modelling. Or package.module:name of one's own
+    """mlm: masked language modelling. Or a custom package.module:name
     (`training/objective.py`)."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of one's own objective."""
+    """Keyword arguments of a custom objective."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +44,24 @@ class TrainConfig:
     weight_decay: float = setting(0.01, at_least=0)
     """AdamW's decay of weight matrices and embeddings; biases and norms have none."""
     adam_beta1: float = setting(0.9, at_least=0, below=1)
+    """Decay of AdamW's mean of the gradients, per step."""
     adam_beta2: float = setting(0.999, at_least=0, below=1)
+    """Decay of its mean of their squares, per step."""
     adam_eps: float = setting(1e-8, above=0)
+    """Added to the root of that mean, so that a division by it cannot overflow."""
     max_grad_norm: float = setting(1.0, at_least=0)
     """Gradients are scaled down to this norm; 0: never."""
     optimizer: str = named("adamw")
-    """adamw, or package.module:name of one's own: called with the groups of parameters and this
+    """adamw, or a custom package.module:name: called with the groups of parameters and this
     config, it returns an optimizer or a list of them."""
     optimizer_options: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of one's own optimizer."""
+    """Keyword arguments of a custom optimizer."""
     schedule: str = named("linear", "cosine", "constant")
-    """linear and cosine fall to zero at the last step. Or package.module:name of one's own: a
+    """linear and cosine fall to zero at the last step. Or a custom package.module:name: a
     function of the step and their total, both counted from the end of the warm-up, to the factor of
     the learning rate."""
     schedule_options: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of one's own schedule."""
+    """Keyword arguments of a custom schedule."""
     warmup_steps: int = setting(0, at_least=0)
     """Steps over which the rate rises from zero."""
     warmup_fraction: float | None = setting(None, at_least=0, below=1)

@@ -51,7 +51,7 @@ def expected_memory_bytes(
     element = 4 if compute.precision is Precision.FP32 else 2
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     states = model.parameter_count() * _WEIGHT_BYTES + trained * _TRAINING_BYTES
-    if shards > 1:  # beside its shards, a process gathers embeddings, head and two layers at a time
+    if shards > 1:  # besides its shards, each gathers embeddings, head and two layers at a time
         layer = sum(p.numel() for p in model.layers[0].parameters())
         gathered = model.parameter_count() - layer * max(0, len(model.layers) - 2)
         states = states // shards + 2 * gathered * _WEIGHT_BYTES  # with their gradients

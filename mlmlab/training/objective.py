@@ -78,7 +78,7 @@ def find_objective(config: ObjectiveConfig) -> Any:
     """What `objective.name` names, with its options.
 
     Raises:
-        UserError: one's own that is not there, cannot be called like this, or is no objective.
+        UserError: a custom one that is missing, cannot be called like this, or is no objective.
     """
     found = seams.find(
         _KEY,

@@ -62,7 +62,7 @@ def freeze(model: MaskedLanguageModel, config: TrainConfig) -> None:
         raise UserError.of(
             "train.freeze",
             code=Code.INVALID,
-            found=f"{', '.join(config.freeze)}: the whole model",
+            found=f"{', '.join(config.freeze)}: the complete model",
             expected="a part that still trains",
             remedy="train.freeze=[encoder] trains the head alone, train.freeze=[] everything",
         )
@@ -178,7 +178,7 @@ def optimizer_builder(config: TrainConfig) -> Callable[[list[Group], TrainConfig
     """What `train.optimizer` names, with its options.
 
     Raises:
-        UserError: one's own that is not there, or cannot be called like this.
+        UserError: a custom one that cannot be found, or cannot be called like this.
     """
     return seams.find(
         "train.optimizer",
@@ -198,7 +198,7 @@ def build_optimizers(
     schedule and the group's `rate_factor`.
 
     Raises:
-        UserError: as `optimizer_builder`; or one's own returns something else, or does not have
+        UserError: as `optimizer_builder`; or a custom one returns something else, or does not have
             each parameter once.
     """
     key = "train.optimizer"

@@ -21,7 +21,7 @@ from mlmlab.training.objective import masked_token_loss
 class Replica:
     """A model, and how its gradients and its parts in other processes come together.
 
-    Here every process has all of it. Whatever needs a whole weight, gradient or moment asks the
+    Here every process has all of it. Whatever needs a full weight, gradient or moment asks the
     replica, which alone knows where they are.
     """
 
@@ -71,7 +71,7 @@ class Replica:
         """The model, for forward passes alone. Every process makes as many of them."""
         yield self.model
 
-    def whole(self, part: torch.Tensor) -> torch.Tensor | None:
+    def unsharded(self, part: torch.Tensor) -> torch.Tensor | None:
         """A weight or moment, put together on the host of rank 0; None in the others.
 
         Every process calls it with its own part of the same tensor.
@@ -82,7 +82,7 @@ class Replica:
         """What this process keeps of a parameter's weights or of its moments, on its device."""
         return whole.to(parameter.device)
 
-    def whole_model(self) -> MaskedLanguageModel | None:
+    def unsharded_model(self) -> MaskedLanguageModel | None:
         """The model with all of its weights on rank 0; None in the others."""
         return self.model if self.ranks.is_rank_zero else None
 
@@ -93,7 +93,7 @@ class ShardedReplica(Replica):
     Every forward and backward pass is a meeting of all processes, so that one without rows of its
     own takes part with an empty micro-batch: it hands over its shards of the weights, and takes
     its share of the others' gradients. Parameters, their gradients and moments are DTensors: the
-    whole by shape, the shard in memory.
+    of the full shape, with the shard in memory.
     """
 
     def _trained(self) -> nn.Module:
@@ -114,7 +114,7 @@ class ShardedReplica(Replica):
     @contextmanager
     def accumulating(self, *, is_last: bool) -> Iterator[None]:
         """As DDP's no_sync: until a step's last backward pass each process sums up its own
-        gradients, which it keeps whole. Reducing each would save their memory, for that much more
+        gradients, which it keeps unsharded. Reducing each would save their memory, at the cost of
         traffic. In the last one a process without rows hands in what it has summed up before."""
         self._shards.set_requires_gradient_sync(is_last)
         yield
@@ -141,15 +141,15 @@ class ShardedReplica(Replica):
             # Embeddings and head wait for a backward pass, which does not come.
             self._shards.reshard()
 
-    def whole(self, part: torch.Tensor) -> torch.Tensor | None:
+    def unsharded(self, part: torch.Tensor) -> torch.Tensor | None:
         """For a moment, every process has all of this one tensor; the first keeps it, on its host.
 
         A moment's `step` is in no shards.
         """
-        return super().whole(part.full_tensor() if isinstance(part, DTensor) else part)
+        return super().unsharded(part.full_tensor() if isinstance(part, DTensor) else part)
 
     def part(self, whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-        """Every process has read the same whole, and takes its shard of it without a word."""
+        """Every process has read the same tensor, and takes its shard of it without a word."""
         tensor = super().part(whole, parameter)
         if tensor.shape != parameter.shape:  # a moment's `step`
             return tensor
@@ -157,9 +157,9 @@ class ShardedReplica(Replica):
         mesh, placements = parameter.device_mesh, parameter.placements
         return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
 
-    def whole_model(self) -> MaskedLanguageModel | None:
+    def unsharded_model(self) -> MaskedLanguageModel | None:
         """A copy, on the host."""
-        weights = {name: self.whole(p) for name, p in self.model.named_parameters()}
+        weights = {name: self.unsharded(p) for name, p in self.model.named_parameters()}
         if not self.ranks.is_rank_zero:
             return None
         with torch.device("meta"):

@@ -56,7 +56,7 @@ class Profiler:
     def _write(self, watched: profile) -> None:
         self.path.parent.mkdir(exist_ok=True)
         watched.export_chrome_trace(str(self.path))
-        # An operation's time on the device is that of its kernels, which have rows of their own.
+        # An operation's time on the device is that of its kernels, which have separate rows.
         operations = [
             event
             for event in watched.key_averages()

@@ -35,7 +35,7 @@ def build_schedule(config: TrainConfig) -> Schedule:
     """The schedule that `train.schedule` names.
 
     Raises:
-        UserError: one's own that is not there, or cannot be called as a schedule is.
+        UserError: a custom one that cannot be found, or cannot be called as a schedule is.
     """
     return seams.find(
         "train.schedule",
@@ -53,7 +53,7 @@ def learning_rate_factor(
 
     Args:
         step: steps applied before this one.
-        total_steps: of the whole run.
+        total_steps: of the run.
         warmup_steps: steps over which the rate rises linearly to its highest.
 
     Returns:

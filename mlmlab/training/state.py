@@ -126,7 +126,7 @@ def save_state(
     Raises:
         OSError: it could not be written; what was there before is still there.
     """
-    model, kept = replica.whole_model(), _kept(replica, optimizers)
+    model, kept = replica.unsharded_model(), _kept(replica, optimizers)
     if model is None:
         return
     building = folder.with_name(f".{folder.name}.building")
@@ -164,7 +164,7 @@ def _kept(replica: Replica, optimizers: Sequence[torch.optim.Optimizer]) -> _Kep
         for optimizer in optimizers:
             for kind, value in optimizer.state.get(p, {}).items():
                 if isinstance(value, torch.Tensor):
-                    if (whole := replica.whole(value)) is not None:
+                    if (whole := replica.unsharded(value)) is not None:
                         tensors[f"{name}.{kind}"] = whole
                 elif value is not None:
                     numbers[f"{name}.{kind}"] = value

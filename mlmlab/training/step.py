@@ -48,8 +48,8 @@ def train_step(
 ) -> StepResult:
     """Backward over the micro-batches, then unscale, clip, check, step.
 
-    The loss is the mean over the predicted tokens of the whole step, or what the objective puts in
-    place of their number: each micro-batch's sum is divided by that of the whole step, so that
+    The loss is the mean over the predicted tokens of the full step, or what the objective puts in
+    place of their number: each micro-batch's sum is divided by that of the full step, so that
     accumulation changes nothing but rounding. DDP and FSDP
     average gradients over the processes, hence the factor of their number.
 

@@ -63,7 +63,7 @@ class SmallWorld:
         for first in range(0, count, _CHUNK):
             identities = np.arange(first, min(first + _CHUNK, count))
             numbers = uniforms(seed, Domain.SMALL_WORLD, identities, 256)
-            writing = np.arange(len(identities))  # rows of the documents that go on
+            writing = np.arange(len(identities))  # rows of the documents that continue
             state = np.full(len(identities), outside)
             document_ids: list[NDArray[np.int64]] = []
             written: list[NDArray[np.int64]] = []

@@ -200,7 +200,7 @@ def compiled(paragraphs: Mapping[Symbols, Fraction]) -> tuple[Next, list[State]]
 
     @cache
     def following(rests: frozenset[tuple[Symbols, Fraction]]) -> Next:
-        """What comes next when these are the ways the paragraph may go on."""
+        """What comes next when these are the ways the paragraph may continue."""
         groups: dict[str, dict[Symbols, Fraction]] = {}
         for symbols, chance in rests:
             for slot, rest, share in _openings(symbols, chance):
