@@ -26,7 +26,7 @@ def train(composed: DictConfig) -> float | None:
         refuse_under_torchrun()
         return Job.of(hydra_config, mapping["varies"]).run(mapping, overrides)
     with exit_status():  # here already, because Hydra adds a line to whatever passes through it
-        execute(build(run_mapping(mapping, overrides)))
+        execute(build(run_mapping(mapping, overrides)), overrides=overrides)
     return None
 
 

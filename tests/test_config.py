@@ -566,6 +566,7 @@ FINE_TUNING = {
         "log_every_steps": 10,
         "early_stopping_patience": None,
         "export": None,
+        "push_to_hub": None,
     },
     "runtime": {
         "device": "auto",

@@ -13,7 +13,7 @@ from refusals import refusal
 from stopping import TINY
 
 import mlmlab
-from mlmlab import __main__, evaluate, fill_mask, report, show_masks, train
+from mlmlab import __main__, evaluate, fill_mask, push, report, show_masks, train
 from mlmlab.cli.commands import COMMANDS, script
 from mlmlab.errors import Code
 
@@ -88,6 +88,7 @@ MAINS = {
     "fill_mask": fill_mask.main,
     "show_masks": show_masks.main,
     "report": report.main,
+    "push": push.main,
 }
 
 

@@ -1,5 +1,6 @@
 """Models and data sets by id and revision, through the real huggingface_hub client on loopback."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,34 +8,21 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from hub_client import TOKEN, block_sockets, use
 from omegaconf import OmegaConf
 from reference.hub_models import VOCABULARY, write_reference
 from refusals import refusal
+from safetensors.torch import load_file, save_file
 from servers import COMMIT, HubServer, running
 
 import mlmlab
 from mlmlab.checkpoints import load_model
 from mlmlab.data.sources import FileSource
 from mlmlab.data.tokenizer import word_tokenizer
-from mlmlab.errors import Code
+from mlmlab.errors import Code, UserError
 from mlmlab.fetch.hub import fetch_dataset, fetch_model, fetch_tokenizer
 
 REPOSITORY = "someone/tiny-bert"
-
-
-def use(server: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Points the client at the server, with an empty cache."""
-    import huggingface_hub.constants as constants
-
-    template = "/{repo_id}/resolve/{revision}/{filename}"
-    for name, value in {
-        "ENDPOINT": server.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + template,
-        "HF_HUB_CACHE": str(cache),
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-    }.items():
-        monkeypatch.setattr(constants, name, value)
 
 
 @pytest.fixture
@@ -132,6 +120,122 @@ def test_a_path_that_is_not_there_is_not_asked_of_the_hub() -> None:
     for source in ("no/such/folder", "./folder", "/no/folder", "word", "a/b--c", "runs/x."):
         with refusal("checkpoint", Code.NOT_FOUND, source):
             fetch_model(source)
+
+
+# What goes wrong on the way
+
+
+def test_a_cached_model_takes_two_questions_by_name_and_none_by_commit(hub: HubServer) -> None:
+    _, pinned = fetch_model(REPOSITORY)
+    hub.requests.clear()
+    fetch_model(REPOSITORY)
+    asked = [f"GET {hub.api}", f"GET {hub.api}/revision/main"]  # by us, and by the client
+    assert hub.requests == asked
+    hub.requests.clear()
+    fetch_model(pinned)
+    assert hub.requests == []
+
+
+def test_a_private_repository_opens_with_its_token_alone(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.private, hub.token = True, TOKEN
+    with refusal("checkpoint", Code.NOT_FOUND, REPOSITORY, "hf auth login"):
+        fetch_model(REPOSITORY)
+    monkeypatch.setenv("HF_TOKEN", "hf_another")
+    with refusal("checkpoint", Code.INVALID, REPOSITORY, "hf auth login"):
+        fetch_model(REPOSITORY)
+    assert hub.downloads == []
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert (fetch_model(REPOSITORY)[0] / "model.safetensors").is_file()
+
+
+def test_a_token_that_cannot_be_sent_is_not_quoted(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", f"{TOKEN}\x0b{TOKEN}")
+    with pytest.raises(UserError) as error:
+        fetch_model(REPOSITORY)
+    assert "Bearer" in str(error.value)  # this message is the one that quotes it
+    assert TOKEN not in str(error.value)
+
+
+def test_a_busy_hub_is_asked_again(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    hub.statuses = [429]
+    folder, _ = fetch_model(REPOSITORY)
+    assert hub.statuses == []
+    assert waited == [1.0]  # Retry-After, and one
+    assert_same_files(folder, hub)
+
+
+def assert_same_files(folder: Path, hub: HubServer) -> None:
+    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+    assert "model.safetensors" in names
+    for name in names:
+        assert (folder / name).read_bytes() == (hub.folder / name).read_bytes()
+
+
+def test_a_connection_that_is_cut_within_a_file_is_resumed_there(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+    (largest,) = (f for f in hub.folder.iterdir() if f.name == "model.safetensors")
+    cut = largest.stat().st_size - 100
+    assert cut > max(f.stat().st_size for f in hub.folder.iterdir() if f != largest)
+    hub.cuts = [cut]
+    folder, _ = fetch_model(REPOSITORY)
+    ranges = [r for n, r in zip(hub.downloads, hub.ranges, strict=True) if n == largest.name]
+    assert ranges == [None, f"bytes={cut // 1000 * 1000}-"]
+    assert_same_files(folder, hub)
+
+
+def test_a_file_of_another_size_than_announced_is_refused(hub: HubServer) -> None:
+    hub.announced = {"model.safetensors": 12345}
+    with refusal("checkpoint", Code.UNREACHABLE, REPOSITORY, "not complete", "12345"):
+        fetch_model(REPOSITORY)
+
+
+def test_a_sharded_checkpoint_is_the_same_model(hub: HubServer) -> None:
+    weights = hub.folder / "model.safetensors"
+    tensors = load_file(str(weights))
+    whole = load_model(str(hub.folder)).model.state_dict()
+    weights.unlink()
+    names = sorted(tensors)
+    places = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        shard = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, str(hub.folder / shard))
+        places |= dict.fromkeys(part, shard)
+    index = {"metadata": {}, "weight_map": places}
+    (hub.folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    loaded = load_model(REPOSITORY).model.state_dict()
+    assert loaded.keys() == whole.keys()
+    assert all(torch.equal(loaded[name], whole[name]) for name in whole)
+    assert set(places.values()) <= set(hub.downloads)
+
+
+def test_a_run_starts_from_a_cached_model_without_any_connection(
+    hub: HubServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, pinned = fetch_model(REPOSITORY)
+    block_sockets(monkeypatch)
+    (tmp_path / "my.txt").write_text("w1 w2 w3 w4\n" * 200)
+    for source, says in ((pinned, ""), (REPOSITORY, f"using the cached copy {COMMIT}")):
+        config = mlmlab.compose(
+            "+experiment=finetune", f"checkpoint={source}", f"data.path={tmp_path}/my.txt",
+            "data.block_size=8", "train.max_steps=1", "runtime.threads=1",
+            f"run_dir={tmp_path}/{len(says)}",
+        )  # fmt: skip
+        assert mlmlab.run(config, quiet=True).summary.steps == 1
+        assert says in capsys.readouterr().err
+        written = OmegaConf.load(tmp_path / str(len(says)) / "config.yaml")
+        assert written.checkpoint == pinned
 
 
 # Data sets

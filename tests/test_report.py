@@ -18,11 +18,11 @@ from stopping import SMALLEST
 
 import mlmlab
 from mlmlab import analysis, evaluate, report, schema
-from mlmlab.analysis import plots
 from mlmlab.analysis.runs import find_runs
 from mlmlab.analysis.settings import comparisons
 from mlmlab.errors import Code
 from mlmlab.evaluation.documents import DOCUMENTS, DocumentLosses
+from mlmlab.tracking import curve
 
 Write = Callable[..., Path]
 SHORT = (*SMALLEST, "train.max_steps=6", "eval.every_steps=3", "eval.fill_mask=[]")
@@ -215,7 +215,7 @@ def test_without_matplotlib_the_tables_still_come(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(plots.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(curve.util, "find_spec", lambda name: None)
     report.main([str(sweep), "--out", str(tmp_path)])
     assert "matplotlib is not installed" in capsys.readouterr().out
     written = {path.name for path in tmp_path.iterdir()}

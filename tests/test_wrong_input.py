@@ -21,7 +21,7 @@ from reference.hub_models import VOCABULARY, write_reference
 from refusals import Refusal, check, refusal, summary
 
 import mlmlab
-from mlmlab import evaluate, fill_mask, report, show_masks
+from mlmlab import evaluate, fill_mask, push, report, show_masks
 from mlmlab.cli.commands import as_command
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.tokenizer import train_tokenizer, word_tokenizer
@@ -131,6 +131,7 @@ MAINS: dict[str, Callable[[], object]] = {
     "fill_mask": fill_mask.main,
     "show_masks": show_masks.main,
     "report": report.main,
+    "push": push.main,
 }
 SHORT = "data.block_size=16 train.max_steps=1 runtime.threads=1"
 OWN = f"data=text tokenizer.vocabulary_size=300 model.hidden_size=32 {SHORT}"
@@ -416,6 +417,20 @@ WRONG: dict[str, Refusal | list[Refusal]] = {
     "report $/scores --out $/good.txt": ("--out", Code.NOT_WRITABLE),
     "report $/scores --baseline checkpoint=c": ("--baseline", Code.NOT_FOUND),
     "report $/scores --baseline checkpoint": ("the command line", Code.SYNTAX),
+    # The Hub
+    "push $/bert": ("the command line", Code.SYNTAX),
+    "push $/bert tiny": ("OWNER/NAME", Code.INVALID),
+    "push $/gone someone/tiny": ("RUN_OR_EXPORT_DIR", Code.NOT_FOUND),
+    "push $/unfinished someone/tiny": ("RUN_OR_EXPORT_DIR", Code.NOT_FOUND),
+    "push $/scores someone/tiny": ("RUN_OR_EXPORT_DIR", Code.NOT_FOUND),
+    "push $/bert someone/tiny --tensorboard": ("--tensorboard", Code.NOT_FOUND),
+    "push $/bert someone/tiny": ("OWNER/NAME", Code.UNREACHABLE),  # HF_HUB_OFFLINE=1
+    "train train.push_to_hub=tiny": ("train.push_to_hub", Code.INVALID),
+    "train train.push_to_hub=someone/tiny": ("train.push_to_hub", Code.UNREACHABLE),
+    "train -m seed=0,1 train.push_to_hub=someone/tiny debug=one_step": (
+        "train.push_to_hub",
+        Code.CONFLICT,
+    ),
 }
 
 MESSAGES = Path(__file__).with_name("messages.txt")

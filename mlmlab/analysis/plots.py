@@ -1,14 +1,11 @@
 """Plots of a comparison, as PNG. matplotlib is an extra: without it there are none."""
 
-import io
-import json
 import math
 from collections.abc import Mapping, Sequence
-from importlib import util
 from typing import Any
 
-from mlmlab.analysis.runs import Run
 from mlmlab.analysis.settings import Comparison, Setting, shown
+from mlmlab.tracking.curve import Curve, canvas, evaluations, png
 
 _AXES = {"step": "step", "tokens": "train/tokens", "seconds": "train/seconds"}
 """What learning is plotted against, by its key in metrics.jsonl."""
@@ -16,13 +13,6 @@ _MOST_LINES = 10
 """That colours and a legend tell apart."""
 _BEGINNING = 0.15
 """This share of a run does not decide the scale of its plot: it falls steeply there."""
-Curve = Sequence[tuple[float, float]]
-"""x and perplexity."""
-
-
-def can_plot() -> bool:
-    """Whether matplotlib is installed."""
-    return util.find_spec("matplotlib") is not None
 
 
 def plots(comparison: Comparison) -> dict[str, bytes]:
@@ -30,7 +20,10 @@ def plots(comparison: Comparison) -> dict[str, bytes]:
     that varies. An axis that no run has logged is left out."""
     found = {}
     for name, key in _AXES.items():
-        curves = {s: [_curve(run, key) for run in s.runs.values()] for s in comparison.settings}
+        curves = {
+            s: [evaluations(run.folder, key) for run in s.runs.values()]
+            for s in comparison.settings
+        }
         if any(len(curve) > 1 for of_setting in curves.values() for curve in of_setting):
             found[f"perplexity_by_{name}"] = _learning(comparison, curves, name)
     for key in comparison.keys:
@@ -38,19 +31,9 @@ def plots(comparison: Comparison) -> dict[str, bytes]:
     return found
 
 
-def _curve(run: Run, key: str) -> Curve:
-    """The evaluations of a run."""
-    file = run.folder / "metrics.jsonl"
-    if not file.is_file():  # of an evaluation, or of a run with its logs removed
-        return []
-    events = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    points = ((event.get(key), event.get("eval/perplexity")) for event in events)
-    return [(x, y) for x, y in points if x is not None and y is not None]
-
-
 def _learning(comparison: Comparison, curves: Mapping[Setting, list[Curve]], name: str) -> bytes:
     """A thin line for each run; for several seeds, a thick one for their mean."""
-    figure, axes = _canvas()
+    figure, axes = canvas()
     colours = _colours(len(comparison.settings))
     for (setting, of_setting), colour in zip(curves.items(), colours, strict=True):
         thick = of_setting[0]
@@ -81,13 +64,13 @@ def _learning(comparison: Comparison, curves: Mapping[Setting, list[Curve]], nam
         _scale(axes, "y", later)
         axes.set_ylim(0.97 * min(later), 1.03 * max(later))
     _legend(axes, comparison.keys)
-    return _png(figure)
+    return png(figure)
 
 
 def _final(comparison: Comparison, key: str) -> bytes:
     """A point for each setting, with its standard error over seeds, and a dot for each run; lines
     join settings that differ in this key alone."""
-    figure, axes = _canvas()
+    figure, axes = canvas()
     lines: dict[str, list[Setting]] = {}
     for setting in comparison.settings:
         others = (shown(k, value) for k, value in setting.values.items() if k != key)
@@ -122,17 +105,7 @@ def _final(comparison: Comparison, key: str) -> bytes:
     axes.set_ylabel("final test perplexity")
     if len(lines) > 1:
         _legend(axes, [other for other in comparison.keys if other != key])
-    return _png(figure)
-
-
-def _canvas() -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return figure, axes
+    return png(figure)
 
 
 def _colours(count: int) -> list[Any]:
@@ -162,9 +135,3 @@ def _scale(axes: Any, which: str, values: Sequence[float]) -> None:
 def _legend(axes: Any, keys: Sequence[str]) -> None:
     if keys and len(axes.get_legend_handles_labels()[0]) <= _MOST_LINES:
         axes.legend(title=", ".join(keys), frameon=False)
-
-
-def _png(figure: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=150)
-    return file.getvalue()

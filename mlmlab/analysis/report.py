@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mlmlab.analysis.page import Block, Heading, Plot, Table, Text, as_html, as_markdown
-from mlmlab.analysis.plots import can_plot, plots
+from mlmlab.analysis.plots import plots
 from mlmlab.analysis.runs import find_runs
 from mlmlab.analysis.settings import Comparison, comparisons, shown, with_baseline
 from mlmlab.analysis.significance import Outcome, compare
 from mlmlab.analysis.table import full_table, notes, perplexity_text, titles_of
 from mlmlab.analysis.verdict import interval_text, p_text, percent, percent_error, verdict
 from mlmlab.errors import Code, UserError
+from mlmlab.tracking.curve import can_plot
 
 _FIGURES = (
     "eval_perplexity",

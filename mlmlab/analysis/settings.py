@@ -15,6 +15,7 @@ _NO_SETTINGS = (
     "run_dir",
     "resume",
     "varies",
+    "train.push_to_hub",
     "train.log_every_steps",
     "train.save_every_steps",
     "train.save_every_minutes",

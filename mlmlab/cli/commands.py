@@ -16,6 +16,7 @@ COMMANDS = {
     "fill_mask": "completes texts with one",
     "show_masks": "shows what a masking policy does to a text",
     "report": "compares finished runs: tables, plots and a verdict",
+    "push": "uploads a finished run to the Hub, with its model card",
 }
 """What each module does. It is called as python -m mlmlab.NAME, or as a console script (`script`,
 [project.scripts] in pyproject.toml)."""

@@ -146,7 +146,7 @@ class Job:
                 return summary.figures[summary.monitor]
             gap = "\n" if self.launcher == "basic" else ""
             print(gap + styled(self.title, Style.STRONG), flush=True)
-            outcome = execute(config, job=self._shown)
+            outcome = execute(config, job=self._shown, overrides=overrides)
         except (KeyboardInterrupt, FailedElsewhere) as error:
             status = getattr(error, "status", 128 + signal.SIGINT)
             if status not in (128 + signal.SIGINT, 128 + signal.SIGTERM):

@@ -179,7 +179,10 @@ def _given(config: DictConfig, loader: ConfigLoader) -> list[Override]:
     """What the sweep's config and the command line set; the command line comes last, and wins."""
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     parser = OverridesParser.create(config_loader=loader)
-    return parser.parse_overrides([*params, *config.hydra.overrides.task])
+    # Unresolved: ${seed} is each job's own.
+    task = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    assert isinstance(task, list)
+    return parser.parse_overrides([*params, *task])
 
 
 def check_sweep(config: DictConfig, loader: ConfigLoader) -> int:
@@ -192,6 +195,7 @@ def check_sweep(config: DictConfig, loader: ConfigLoader) -> int:
         UserError: what is wrong with any of them, each mistake once.
     """
     problems: dict[Problem, None] = {}
+    repositories: set[str] = set()
     count = 0
     for overrides in _jobs(config, loader):
         count += 1
@@ -199,7 +203,8 @@ def check_sweep(config: DictConfig, loader: ConfigLoader) -> int:
         mapping = plain(OmegaConf.masked_copy(job, [str(key) for key in job if key != "hydra"]))
         try:
             refuse_shared_folder(mapping)
-            build(run_mapping(mapping | {"resume": None}, overrides))
+            built = build(run_mapping(mapping | {"resume": None}, overrides))
+            refuse_shared_repository(built.train.push_to_hub, repositories)
         except UserError as error:
             problems |= dict.fromkeys(error.problems)
     if problems:
@@ -220,6 +225,29 @@ def _jobs(config: DictConfig, loader: ConfigLoader) -> Iterator[list[str]]:
             choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
         # An interval is refused by the basic sweeper itself.
     return map(list, itertools.product(*choices.values()))
+
+
+def refuse_shared_repository(repository: str | None, taken: set[str]) -> None:
+    """Refuses what would have each job of a sweep replace the model that another has pushed.
+
+    Args:
+        repository: a job's train.push_to_hub.
+        taken: those of the jobs before it; this one is added.
+
+    Raises:
+        UserError: it is one of them.
+    """
+    if repository is None:
+        return
+    if repository in taken:
+        raise UserError.of(
+            "train.push_to_hub",
+            code=Code.CONFLICT,
+            found=f"{repository}, for several jobs of a sweep",
+            expected="a repository for each job",
+            remedy=f"'train.push_to_hub={repository}-${{seed}}', with the keys that vary",
+        )
+    taken.add(repository)
 
 
 def refuse_shared_folder(mapping: Mapping[str, Any]) -> None:

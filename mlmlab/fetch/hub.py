@@ -16,6 +16,7 @@ from typing import Literal
 import huggingface_hub
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: its HTTP library's
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     HTTPError,
     RepositoryNotFoundError,
@@ -238,18 +239,25 @@ def _fetch(request: _Request) -> Path:
         ) from error
     except (HTTPError, OSError) as error:
         cached = _from_cache(request)
+        is_refused = isinstance(error, HfHubHTTPError) and error.response.status_code == 401
+        problem = "the Hub cannot be reached"
+        if is_refused:
+            problem = "the Hub does not accept the token"
+        elif type(error) is OSError:  # how the client says that a file has another size
+            problem = "the download is not complete"
         if cached is None:
             raise UserError.of(
                 request.key,
-                code=Code.UNREACHABLE,
-                found=f"{request}: {here}the Hub cannot be reached ({str(error).splitlines()[0]})",
-                expected="a connection, or a copy in the Hub client's cache",
-                remedy=request.remedy,
+                code=Code.INVALID if is_refused else Code.UNREACHABLE,
+                found=f"{request}: {here}{problem} ({reason(error)})",
+                expected="a connection, or a copy in the Hub client's cache"
+                if not is_refused
+                else "a token that is valid, or none for a public repository",
+                remedy=f"`hf auth login`, or another HF_TOKEN; or {request.remedy}"
+                if is_refused
+                else request.remedy,
             ) from error
-        print(
-            f"{request}: the Hub cannot be reached; using the cached copy {cached.name}",
-            file=sys.stderr,
-        )
+        print(f"{request}: {problem}; using the cached copy {cached.name}", file=sys.stderr)
         return cached
 
 
@@ -261,12 +269,24 @@ def _is_hub_id(source: str, repository: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None
 
 
-def _download(request: _Request) -> Path:
-    if not sys.stderr.isatty():  # no bars where nobody watches
+def client() -> huggingface_hub.HfApi:
+    """The Hub's client: no progress bars where nobody watches, and no advice to log in."""
+    if not sys.stderr.isatty():
         disable_progress_bars()
-    if "HF_HUB_VERBOSITY" not in os.environ:  # no advice to log in
+    if "HF_HUB_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    api = huggingface_hub.HfApi()
+    return huggingface_hub.HfApi()
+
+
+def reason(error: Exception) -> str:
+    """The first line of what the client or its HTTP library says, without the token: they quote a
+    header that cannot be sent."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"Bearer .*", "Bearer ...", first)
+
+
+def _download(request: _Request) -> Path:
+    api = client()
     ask = api.dataset_info if request.kind == "dataset" else api.model_info
     info = ask(request.repository, revision=request.revision)
     files = sorted(sibling.rfilename for sibling in info.siblings or ())

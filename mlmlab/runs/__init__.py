@@ -1,7 +1,7 @@
 """run(config) and evaluate_checkpoint(config): all that the commands do, as functions."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,12 +61,14 @@ def execute(
     documents: Iterable[str] | None = None,
     quiet: bool = False,
     job: "SweepJob | None" = None,
+    overrides: Sequence[str] | None = None,
 ) -> "Summary | Replay":
     """As `run`, for the command, which has no use for a model in memory.
 
     Args:
         config: a checked one.
         job: what the run is in a sweep.
+        overrides: what stood on the command line, for the model card; None: there was none.
 
     Returns:
         The content of the run's summary.json; with debug=replay, the step's loss.
@@ -87,7 +89,13 @@ def execute(
     from mlmlab.runs.spawn import in_processes
     from mlmlab.runs.train import train
 
-    return in_processes(partial(train, documents=texts, job=job), config, quiet=quiet)
+    training = partial(train, documents=texts, job=job, overrides=overrides)
+    summary = in_processes(training, config, quiet=quiet)
+    if config.train.push_to_hub is not None and os.environ.get("RANK", "0") == "0":
+        from mlmlab.runs.push import push_finished
+
+        push_finished(Path(config.resume or summary.run_dir), config.train.push_to_hub, quiet=quiet)
+    return summary
 
 
 def evaluate_checkpoint(

@@ -1,6 +1,7 @@
 """A training run from top to bottom, in this process or as one of several."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,19 +11,19 @@ from pathlib import Path
 import torch
 
 from mlmlab.checkpoints import save_pretrained
-from mlmlab.checkpoints.card import model_card
 from mlmlab.config import DebugMode, RunConfig
 from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import Order
-from mlmlab.data.config import DataConfig, Source, patterns
 from mlmlab.data.loader import EvalLoader, TrainLoader
 from mlmlab.errors import UserError
 from mlmlab.evaluation.evaluators import Evaluator, build_evaluators
 from mlmlab.evaluation.fill_mask import FillMask
 from mlmlab.evaluation.masked_perplexity import perplexity
 from mlmlab.evaluation.small_world_floor import SENTENCES, Floor, exact_answers, exact_floor
+from mlmlab.fetch.upload import check_access
 from mlmlab.model import MaskedLanguageModel
 from mlmlab.runs import terminal
+from mlmlab.runs.card import COMMAND, card
 from mlmlab.runs.folder import check_run_dir, run_folder
 from mlmlab.runs.resume import Start, fingerprint, newest_checkpoint
 from mlmlab.runs.setup import Inputs, set_up_run
@@ -57,6 +58,7 @@ def train(
     documents: Sequence[str] | None = None,
     quiet: bool = False,
     job: SweepJob | None = None,
+    overrides: Sequence[str] | None = None,
 ) -> Summary:
     """Trains, evaluates and exports; see `execute`."""
     with (
@@ -64,7 +66,7 @@ def train(
         torch_settings(config.runtime, ranks.local_rank) as device,
     ):
         quiet = quiet or not ranks.is_rank_zero
-        return _train(config, ranks, device, documents, quiet=quiet, job=job)
+        return _train(config, ranks, device, documents, overrides, quiet=quiet, job=job)
 
 
 _IF_LOST = (
@@ -78,6 +80,7 @@ def _train(
     ranks: Ranks,
     device: torch.device,
     documents: Sequence[str] | None,
+    overrides: Sequence[str] | None,
     *,
     quiet: bool,
     job: SweepJob | None,
@@ -85,9 +88,15 @@ def _train(
     with ExitStack() as stack:
 
         def open_folder() -> Path:
-            return stack.enter_context(run_folder(config))
+            folder = stack.enter_context(run_folder(config))
+            if config.resume is None and overrides is not None:
+                command = shlex.join(["python", "-m", "mlmlab.train", *overrides])
+                (folder / COMMAND).write_text(f"{command}\n", encoding="utf-8")
+            return folder
 
         def find_start() -> Start:
+            if config.train.push_to_hub is not None:
+                check_access("train.push_to_hub")
             if config.resume is None:
                 check_run_dir(config)  # now, not after an hour of tokenizing
                 return Start()
@@ -313,6 +322,9 @@ def _summary(
         best_value=math.nan if record.best_value is None else record.best_value,
         best_eval_perplexity=best_perplexity,
         initial_eval_perplexity=initial_perplexity,
+        initial_eval_loss_standard_error=math.nan
+        if record.initial_eval_loss_standard_error is None
+        else record.initial_eval_loss_standard_error,
         floor_perplexity=floor.perplexity if floor else None,
         steps=record.steps,
         exported_step=training.exported_step,
@@ -340,54 +352,9 @@ def _export(
     """The Hub layout and its card; summary.json last, the sign of a finished run."""
     export = run_dir / "export"
     save_pretrained(model, inputs.tokenizer, export)
-    (export / "README.md").write_text(_card(config, inputs, summary), encoding="utf-8")
+    text = card(config, inputs, summary, run_dir)
+    (export / "README.md").write_text(text, encoding="utf-8")
     summary.write(run_dir / "summary.json")
-
-
-def _card(config: RunConfig, inputs: Inputs, summary: Summary) -> str:
-    """The model card. Of local paths it has the last name only: a card is published, and the rest
-    is the user's own business."""
-    data, masking, train = config.data, config.masking, config.train
-    start = config.checkpoint or "fresh weights"
-    error = summary.eval_perplexity * summary.eval_loss_standard_error
-    shown_error = "" if math.isnan(error) else f" ± {error:.3f}"
-    table = {
-        "masked perplexity on the test split": f"{summary.eval_perplexity:.3f}{shown_error}",
-        "before training": f"{summary.initial_eval_perplexity:.3f}",
-        "predicted test tokens": f"{summary.eval_masked_tokens:,}",
-    }
-    if summary.floor_perplexity is not None:
-        table["exact floor of that perplexity"] = f"{summary.floor_perplexity:.3f}"
-    table |= {
-        "masking": f"{terminal.masking_policy(masking)}; {100 * masking.mask_fraction:g}% masked, "
-        f"{100 * masking.random_fraction:g}% random",
-        "steps": f"{summary.exported_step:,} of {train.batch_size} examples of "
-        f"{data.block_size} tokens",
-        "learning rate": f"{train.learning_rate:g}, {train.schedule}",
-        "weight decay": f"{train.weight_decay:g}",
-        "seed": f"{config.seed}",
-    }
-    return model_card(
-        config.name,
-        start=Path(start).name if Path(start).is_absolute() else start,
-        base_model=start.partition("@")[0] if "@" in start else None,
-        text=_text_name(data) or inputs.text.source.description,
-        table=table,
-        mask_token=inputs.tokenizer.mask_token,
-    )
-
-
-def _text_name(data: DataConfig) -> str | None:
-    """What a published card calls the text; None: its description."""
-    match data.source:
-        case Source.FILE:
-            return ", ".join(Path(path).name for path in patterns(data.path))
-        case Source.URL:
-            return data.url
-        case Source.HUB:
-            return data.repository
-        case _:
-            return None
 
 
 def _sentences(config: RunConfig, inputs: Inputs) -> list[str]:

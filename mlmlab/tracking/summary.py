@@ -39,6 +39,8 @@ class Summary:
     best_eval_perplexity: float
     """Of the best evaluation."""
     initial_eval_perplexity: float
+    """Before the first step."""
+    initial_eval_loss_standard_error: float
     floor_perplexity: float | None
     """The exact lowest perplexity on these blocks and masks; null where it is not known."""
     steps: int

@@ -91,9 +91,17 @@ class TrainConfig:
     export: Export | None = None
     """The weights in export/ and summary.json: those of the last step, or of the best evaluation.
     null: best where `early_stopping_patience` is set, else last."""
+    push_to_hub: str | None = None
+    """owner/name on the Hub, where export/ goes when the run has ended, as python -m mlmlab.push
+    sends it. null: nowhere."""
 
     def problems(self) -> Iterator[Problem]:
-        """Two lengths of the warm-up, and best weights that nothing keeps."""
+        """Two lengths of the warm-up, best weights that nothing keeps, and no name on the Hub."""
+        if self.push_to_hub is not None:
+            from mlmlab.fetch.upload import name_problem  # the Hub's client takes its time
+
+            if problem := name_problem("train.push_to_hub", self.push_to_hub):
+                yield problem
         if self.warmup_fraction is not None and self.warmup_steps:
             yield Problem(
                 "train.warmup_fraction",

@@ -389,7 +389,12 @@ class Loop:
         """
         loss = result.loss if result.masked_count else None
         if self.record.steps == 0:
-            self.record = replace(self.record, initial_eval_loss=loss)
+            error = result.loss_standard_error
+            self.record = replace(
+                self.record,
+                initial_eval_loss=loss,
+                initial_eval_loss_standard_error=None if math.isnan(error) else error,
+            )
         if math.isnan(value):
             return
         if self.eval_config.is_better(value, self.record.best_value):

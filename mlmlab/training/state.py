@@ -79,6 +79,7 @@ class ProgressRecord:
     evaluation_due: bool = True
     """Whether an evaluation comes next, as it does before the first step."""
     initial_eval_loss: float | None = None
+    initial_eval_loss_standard_error: float | None = None
     best_value: float | None = None
     """Of the monitored figure, in the best evaluation: the one that it ranks first."""
     best_eval_loss: float | None = None
