@@ -8,28 +8,24 @@ minute of the machine hits all of them. What each of them is given: `NOTES`.
 """
 
 import argparse
-import csv
-import datetime
 import gc
-import os
-import platform
 import random
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from machine import hardware, print_machine, results_folder, write_csv
 from masking_contenders import (
     CHECKED_SIZE,
     INNER,
@@ -154,28 +150,6 @@ def first_call_text() -> str:
     )
 
 
-def hardware() -> dict[str, Any]:
-    """What the figures depend on."""
-    information = Path("/proc/cpuinfo")
-    text = information.read_text(encoding="utf-8") if information.is_file() else ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return {
-        "cpu": found[1].strip() if found else platform.processor() or platform.machine(),
-        "cores": cores_available(),
-        "torch_threads": torch.get_num_threads(),
-        **{name: metadata.version(name) for name in ("torch", "numba", "transformers", "numpy")},
-        "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-
-
-def cores_available() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def print_table(measurements: Sequence[Measurement]) -> None:
     """One batch size: rates, and how many times those of the collator they are."""
     medians = {m.contender: m.median for m in measurements}
@@ -193,7 +167,7 @@ def print_table(measurements: Sequence[Measurement]) -> None:
     )
 
 
-def write_csv(path: Path, measurements: Sequence[Measurement], machine: dict[str, Any]) -> None:
+def table_rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     """A row for each contender and size."""
     medians = {(m.contender, m.rows, m.length): m.median for m in measurements}
     rows = []
@@ -211,13 +185,9 @@ def write_csv(path: Path, measurements: Sequence[Measurement], machine: dict[str
                 "ratio_to_lists": f"{m.median / medians[LISTS, m.rows, m.length]:.4g}",
                 "repeats": len(m.rates),
                 "calls_per_repeat": m.calls,
-                **machine,
             }
         )
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    return rows
 
 
 def write_plot(path: Path, measurements: Sequence[Measurement], machine: dict[str, Any]) -> None:
@@ -310,13 +280,9 @@ def main() -> None:
     """Checks, measures, prints, writes."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    machine = hardware()
-    short_name = re.sub(r"[^a-z0-9]+", "-", machine["cpu"].lower()).strip("-")[:32]
-    results = Path(__file__).parent / "results"
-    out = arguments.out or results / f"{machine['date']}-{short_name}"
-    out.mkdir(parents=True, exist_ok=True)
-    facts = ", ".join(f"{name} {value}" for name, value in machine.items() if value != "")
-    print(textwrap.fill(facts, 80))
+    machine = hardware() | {"torch_threads": torch.get_num_threads()}
+    out = results_folder(arguments.out, machine)
+    print_machine(machine)
     tokenizer = word_tokenizer([f"word{number}" for number in range(VOCABULARY_SIZE - 5)])
     cores = machine["cores"]
     measurements: list[Measurement] = []
@@ -337,7 +303,7 @@ def main() -> None:
             print_table(of_size)
             measurements += of_size
     print(f"\n{first_call_text()}\n\n{NOTES}")
-    write_csv(out / "masking.csv", measurements, machine)
+    write_csv(out / "masking.csv", table_rows(measurements), machine)
     write_plot(out / "masking.png", measurements, machine)
     print(f"written: {out}")
 

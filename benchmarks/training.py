@@ -7,12 +7,10 @@ that a slow minute of the machine hits all of them. What each of them is given: 
 """
 
 import argparse
-import csv
 import gc
 import re
 import statistics
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from masking import hardware
+from machine import hardware, print_machine, results_folder, write_csv
 from numpy.typing import NDArray
 from transformers import (
     AutoModelForMaskedLM,
@@ -352,9 +350,9 @@ def print_table(measurements: list[Measurement]) -> None:
         print(line, flush=True)
 
 
-def write_csv(path: Path, measurements: list[Measurement], machine: dict[str, Any]) -> None:
+def table_rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
     """A row for each contender and setting."""
-    rows = [
+    return [
         {
             "model": m.setting.model,
             "rows": m.setting.rows,
@@ -367,14 +365,9 @@ def write_csv(path: Path, measurements: list[Measurement], machine: dict[str, An
             "slowest_ms": f"{max(m.step_seconds) * 1e3:.5g}",
             "tflops": f"{m.flops_per_second / 1e12:.5g}",
             "rounds": len(m.step_seconds),
-            **machine,
         }
         for m in measurements
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -401,14 +394,11 @@ def main() -> None:
     arguments = parse_arguments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high" if arguments.tf32 else "highest")
-    machine = hardware()
+    machine = hardware() | {"torch_threads": torch.get_num_threads()}
     if device.type == "cuda":
         machine["gpu"] = torch.cuda.get_device_name(device)
-    print(textwrap.fill(", ".join(f"{n} {v}" for n, v in machine.items() if v != ""), 80))
-    name = re.sub(r"[^a-z0-9]+", "-", machine.get("gpu", machine["cpu"]).lower()).strip("-")[:32]
-    results = Path(__file__).parent / "results"
-    out = arguments.out or results / f"{machine['date']}-{name}"
-    out.mkdir(parents=True, exist_ok=True)
+    print_machine(machine)
+    out = results_folder(arguments.out, machine)
     measurements: list[Measurement] = []
     for model in arguments.models.split(","):
         size = MODELS[model]
@@ -420,7 +410,7 @@ def main() -> None:
                 of_setting = measure(setting, tokenizer, arguments)
                 print_table(of_setting)
                 measurements += of_setting
-                write_csv(out / "training.csv", measurements, machine)
+                write_csv(out / "training.csv", table_rows(measurements), machine)
     print(f"\n{NOTES}\nwritten: {out / 'training.csv'}")
 
 
