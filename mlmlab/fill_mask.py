@@ -4,13 +4,15 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from mlmlab.checkpoints import load_pretrained
 from mlmlab.cli.arguments import Arguments
 from mlmlab.cli.commands import as_command, invocation
 from mlmlab.errors import UserError
-from mlmlab.evaluation.fill_mask import Completion, FillMask
 from mlmlab.tracking.style import Style, styled
+
+if TYPE_CHECKING:
+    from mlmlab.evaluation.fill_mask import Completion, FillMask
 
 _BAR_WIDTH = 24
 _EXAMPLES = """\
@@ -53,6 +55,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Loads the model once and answers text by text."""
     options = _arguments(arguments)
+    from mlmlab.checkpoints import load_pretrained  # a wrong option does not wait for PyTorch
+    from mlmlab.evaluation.fill_mask import FillMask
+
     fill = FillMask(*load_pretrained(options.checkpoint, quiet=True))
     targets = None if options.targets is None else options.targets.split(",")
     for text in options.texts:
@@ -78,7 +83,7 @@ def _lines(mask_token: str) -> Iterator[str]:
 
 
 def _answer(
-    fill: FillMask, text: str, top_k: int, targets: list[str] | None, as_json: bool
+    fill: "FillMask", text: str, top_k: int, targets: list[str] | None, as_json: bool
 ) -> None:
     if as_json:
         print(json.dumps(fill(text, top_k, targets), ensure_ascii=False))
@@ -92,7 +97,7 @@ def _answer(
             print(_table_row(row))
 
 
-def _table_row(answer: Completion) -> str:
+def _table_row(answer: "Completion") -> str:
     """A probability, its bar, and the token."""
     filled = round(answer["score"] * _BAR_WIDTH)
     bar = styled("#" * filled, Style.GOOD) + "." * (_BAR_WIDTH - filled)

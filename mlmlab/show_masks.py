@@ -7,11 +7,7 @@ import numpy as np
 from mlmlab.cli.arguments import Arguments
 from mlmlab.cli.commands import as_command, invocation
 from mlmlab.cli.compose import compose, parsed_overrides
-from mlmlab.data.tokenizer import load_tokenizer
-from mlmlab.fetch.hub import fetch_tokenizer
 from mlmlab.masking import UNITS, MaskingConfig
-from mlmlab.masking.policy import build_policy, mask_with_policy
-from mlmlab.tracking.masked_text import MaskedText, legend
 from mlmlab.tracking.style import styled
 
 _EXAMPLES = """\
@@ -97,6 +93,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Masks the text and prints it, once for each epoch."""
     options = _arguments(arguments)
     config = _masking(options)
+    from mlmlab.data.tokenizer import load_tokenizer  # a wrong option does not wait for PyTorch
+    from mlmlab.fetch.hub import fetch_tokenizer
+    from mlmlab.masking.policy import build_policy, mask_with_policy
+    from mlmlab.tracking.masked_text import MaskedText, legend
+
     policy = build_policy(config)
     tokenizer = load_tokenizer(fetch_tokenizer(options.tokenizer)[0])
     ids = np.array([tokenizer.encode(options.text)])

@@ -213,6 +213,16 @@ def test_help_lists_groups_and_keys_in_eighty_columns(command: Command) -> None:
     assert list(finished.folder.iterdir()) == []
 
 
+def test_help_shows_the_options_and_values_of_an_own_folder(
+    command: Command, own_options: Path
+) -> None:
+    finished = command("--config-dir", str(own_options), "--help", "+experiment=mine")
+    assert finished.status == 0
+    assert re.search(r"^experiment: cramming,[^:]* mine,", finished.stdout, re.MULTILINE)
+    assert re.search(r"^pace: ", finished.stdout, re.MULTILINE)
+    assert "\nname: mine\n" in finished.stdout
+
+
 @pytest.mark.parametrize(
     ("main", "texts"),
     [

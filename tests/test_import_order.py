@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import mlmlab
 
 PACKAGE = Path(mlmlab.__file__).parent
@@ -145,10 +147,11 @@ def reached_by_importing(module: str) -> set[str]:
     return reached
 
 
-def test_a_wrong_option_does_not_wait_for_pytorch() -> None:
-    reached = {name.split(".")[0] for name in reached_by_importing("mlmlab.train")}
-    assert "hydra" in reached
-    assert reached.isdisjoint({"torch", "numba"})
+@pytest.mark.parametrize("command", COMMAND_MODULES)
+def test_a_wrong_option_and_help_do_not_wait_for_pytorch(command: str) -> None:
+    reached = {name.split(".")[0] for name in reached_by_importing(command)}
+    assert "omegaconf" in reached
+    assert reached.isdisjoint({"torch", "numba", "pyarrow", "transformers", "huggingface_hub"})
 
 
 def test_the_package_itself_imports_nothing_heavy() -> None:

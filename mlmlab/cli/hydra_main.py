@@ -1,10 +1,12 @@
 """A command that Hydra composes, from the command line to its end."""
 
-import io
 import os
+import string
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
@@ -17,12 +19,19 @@ from mlmlab.cli.keys import help_of
 from mlmlab.errors import Code, UserError
 
 
-def _listed_groups(*groups: str) -> str:
-    """Groups and their options, a line for each."""
-    return "\n".join(
-        f"{group}: {', '.join(sorted(file.stem for file in (config_folder() / group).iterdir()))}"
-        for group in groups
-    )
+def _listed_groups(*names: str, own_folder: str | None = None) -> str:
+    """Groups and their options, a line for each.
+
+    Args:
+        names: of the groups; none: all of them.
+        own_folder: where else than in conf/ options are.
+    """
+    options = defaultdict(set)
+    for folder in (config_folder(), *([] if own_folder is None else [Path(own_folder)])):
+        for file in folder.rglob("*.yaml"):
+            options[file.parent.relative_to(folder).as_posix()].add(file.stem)
+    shown = names or sorted(options.keys() - {"."})
+    return "\n".join(f"{name}: {', '.join(sorted(options[name]))}" for name in shown)
 
 
 # For --help
@@ -42,30 +51,33 @@ def run_with_hydra(
         around: what all jobs together run in.
     """
     _refuse_options(sys.argv[1:], command)
-    if topics := _help_topics(sys.argv[1:]):
-        overrides = [text for text in sys.argv[1:] if "=" in text and not text.startswith("-")]
-        values = composed(command, with_own_options(overrides))
-        print("\n\n".join(help_of(topic, command, values) for topic in topics))
+    if not {"--help", "-h"}.isdisjoint(sys.argv[1:]):
+        print(_help(sys.argv[1:], command))
         return
     if not {"-m", "--multirun"}.isdisjoint(sys.argv[1:]):
         refuse_under_torchrun()  # now: for its first job, Hydra creates the sweep's folder
     sys.argv[1:] = with_own_options(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints and exits before we see its errors
-    with composition_errors(sys.argv[1:], command):
-        if {"--help", "-h"}.isdisjoint(sys.argv[1:]):
-            with around():
-                job()
-            return
-        with redirect_stdout(io.StringIO()) as text, suppress(SystemExit):  # Hydra exits after it
-            job()
-        print(in_eighty_columns(text.getvalue()))
+    with composition_errors(sys.argv[1:], command), around():
+        job()
 
 
-def _help_topics(arguments: Sequence[str]) -> list[str]:
-    """The groups and keys that --help is asked about: --help masking."""
-    if {"--help", "-h"}.isdisjoint(arguments):
-        return []
-    return [text for text in arguments if not text.startswith("-") and "=" not in text]
+def _help(arguments: Sequence[str], command: Command) -> str:
+    """The groups and keys that --help is asked about (--help masking), or an overview.
+
+    Hydra's own --help reads all groups many times, which takes half a second.
+    """
+    given, _ = get_args_parser().parse_known_args(arguments)
+    overrides = [text for text in given.overrides if "=" in text]
+    values = composed(command, with_own_options(overrides), given.config_dir)
+    if topics := [text for text in given.overrides if "=" not in text]:
+        return "\n\n".join(help_of(topic, command, values) for topic in topics)
+    template = OmegaConf.load(config_folder() / f"{command.name}.yaml").hydra.help.template
+    overview = string.Template(template).substitute(
+        APP_CONFIG_GROUPS=_listed_groups(own_folder=given.config_dir) + "\n",
+        CONFIG=OmegaConf.to_yaml(OmegaConf.create(values)),
+    )
+    return in_eighty_columns(overview)
 
 
 def _refuse_options(arguments: Sequence[str], command: Command) -> None:
