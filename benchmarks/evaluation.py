@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from machine import hardware, print_machine, results_folder, write_csv
 from numpy.typing import NDArray
-from peak_memory import peak_bytes, shown
+from peak_memory import in_new_process, shown
 from training import Setting, synchronize
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -132,7 +132,7 @@ def random_rows(setting: Setting) -> NDArray[np.uint16]:
 def memory_of(folder: Path, setting: Setting, name: str) -> int | None:
     """The peak above the weights."""
     if setting.device.type == "cpu":
-        return peak_bytes(prepared, folder, setting, name)
+        return in_new_process(prepared, folder, setting, name)[1]
     work = prepared(folder, setting, name)  # on CUDA only the device's memory is counted
     before = torch.cuda.memory_allocated(setting.device)
     torch.cuda.reset_peak_memory_stats(setting.device)

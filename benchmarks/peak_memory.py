@@ -1,4 +1,4 @@
-"""The peak memory of some work above what was in memory before it, in a fresh process."""
+"""Some work in a fresh process, and its peak memory above what was in memory before it."""
 
 import gc
 import multiprocessing
@@ -6,34 +6,41 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
+Work = Callable[[], T]
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_bytes(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> int | None:
-    """What `prepare(*arguments)()` needs at most above what `prepare(*arguments)` leaves behind.
+def in_new_process(
+    prepare: Callable[..., Callable[[], T]], *arguments: Any
+) -> tuple[T, int | None]:
+    """Calls `prepare(*arguments)()`.
 
     Args:
         prepare: loads what does not count; a function of a module, for another process calls it.
 
     Returns:
-        None where there is no /proc to read it from.
+        The result; and the peak memory, in bytes, above what `prepare` leaves behind, without that
+        of other processes. None where there is no /proc to read it from.
     """
-    if not RESET.exists():
-        return None
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as process:
-        return process.submit(_peak_here, prepare, arguments).result()
+        return process.submit(_here, prepare, arguments).result()
 
 
-def _peak_here(prepare: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> int:
+def _here(
+    prepare: Callable[..., Callable[[], T]], arguments: tuple[Any, ...]
+) -> tuple[T, int | None]:
     work = prepare(*arguments)
     gc.collect()
+    if not RESET.exists():
+        return work(), None
     before = _status_bytes("VmRSS")
     RESET.write_text("5")  # sets VmHWM, the peak, back to VmRSS (man 5 proc)
-    work()
-    return _status_bytes("VmHWM") - before
+    result = work()
+    return result, _status_bytes("VmHWM") - before
 
 
 def _status_bytes(name: str) -> int:
