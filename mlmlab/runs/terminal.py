@@ -17,6 +17,7 @@ from mlmlab.evaluation.masked_perplexity import Evaluation, perplexity
 from mlmlab.evaluation.small_world_floor import Floor
 from mlmlab.masking import UNITS, Budget, MaskingConfig, MaskingPolicy, RateSchedule
 from mlmlab.model import MaskedLanguageModel
+from mlmlab.runs.folder import is_harmless
 from mlmlab.runs.resume import Start
 from mlmlab.runs.setup import EvaluationInputs, Inputs, Text
 from mlmlab.runtime.config import Parallel, Precision
@@ -112,12 +113,10 @@ def resumption(start: Start) -> str:
         text = f"from step {start.record.steps:,} ({start.state})"
     rows = [_row("resume", text)]
     if start.changes:
-        rows.append(
-            _row(
-                "changed",
-                f"{', '.join(start.changes)}: the result is not that of the run without a stop",
-            )
-        )
+        text = ", ".join(start.changes)
+        if not all(is_harmless(change.partition("=")[0]) for change in start.changes):
+            text += ": the result is not that of the run without a stop"
+        rows.append(_row("changed", text))
     return "\n".join(rows) + "\n"
 
 
