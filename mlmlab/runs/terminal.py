@@ -346,7 +346,8 @@ def closing(summary: Summary, training: Training) -> str:
     if summary.floor_perplexity is not None:
         rows.append(_floor(summary.eval_perplexity, summary.floor_perplexity))
     of_what = "GPU memory" if summary.gpu else "memory of the process"
-    speed = f"{summary.tokens_per_second:,.0f} tokens/s, {summary.steps:,} steps, "
+    steps = f"{summary.steps:,} step{'s' if summary.steps != 1 else ''}"
+    speed = f"{summary.tokens_per_second:,.0f} tokens/s, {steps}, "
     speed += f"{summary.seconds:.0f} s"
     if summary.peak_memory_bytes is not None:
         speed += f", peak {of_what} {summary.peak_memory_bytes / 2**30:.2f} GiB"
@@ -463,7 +464,8 @@ def next_steps(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
             "next",
             f"python -m mlmlab.fill_mask --checkpoint {run_dir} \\",
             f'    "{text}"',
-            f"python -m mlmlab.evaluate checkpoint={run_dir} eval.mask_draws=4",
+            f"python -m mlmlab.evaluate checkpoint={run_dir} \\",
+            "    eval.mask_draws=4",
         ),
     ]  # fmt: skip
     if inputs.has_known_floor:
