@@ -46,6 +46,9 @@ class KeyMap:
     ignored: tuple[str, ...]
     """Beginnings of names in the body that this model has no use for. They and the foreign heads
     are listed in the report; any other unknown name is an error."""
+    shared_head: tuple[str, ...] = ()
+    """Beginnings of names in the head that heads of other tasks have as well. In a file with such a
+    head and without the rest of ours, these tensors belong to the other task."""
 
 
 def _both(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
@@ -252,6 +255,7 @@ KEY_MAPS: Mapping[Family, KeyMap] = {
         },
         tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
         ignored=(),
+        shared_head=("head.",),
     ),
 }
 
