@@ -49,7 +49,7 @@ def _ids() -> torch.Tensor:
 def test_every_family_has_a_record_a_key_map_and_sizes() -> None:
     sizes = [OmegaConf.load(file) for file in Path(config_folder(), "model").glob("*.yaml")]
     assert set(ARCHITECTURES) == set(KEY_MAPS) == set(Family)
-    to_be_trained = set(Family) - {Family.ELECTRA}  # generators are read and fine-tuned
+    to_be_trained = set(Family) - {Family.ELECTRA, Family.ERNIE}  # read and fine-tuned
     assert {size.family for size in sizes} == {None, *(family.value for family in to_be_trained)}
 
 
@@ -136,6 +136,16 @@ def test_minilm_is_a_bare_encoder_with_or_without_a_pooler(
         expected = theirs(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         hidden = loaded.model.encode(ids, mask)
         assert torch.allclose(hidden[mask], expected[mask], rtol=0, atol=1e-5)
+
+
+def test_ernie_with_task_ids_is_refused_by_key(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.ErnieConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1)
+    content = config.to_dict() | {"use_task_id": True}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with refusal(f"checkpoint {tmp_path / 'config.json'}", Code.UNSUPPORTED, "use_task_id=True"):
+        read_hub_config(tmp_path)
 
 
 # A family without biases

@@ -6,7 +6,7 @@ layer's number.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlmlab.model import Family, MaskedLanguageModel
@@ -99,28 +99,30 @@ _BERT_BODY: Names = {
     **_both("layers.{i}.feed_forward_norm", "encoder.layer.{i}.output.LayerNorm"),
 }
 
+_BERT = KeyMap(
+    model_types=("bert",),
+    model_class="BertForMaskedLM",
+    config=_BERT_CONFIG,
+    constants={"hidden_act": "gelu", "position_embedding_type": "absolute"},
+    repeated={},
+    defaults=_BERT_DEFAULTS,
+    prefix="bert.",
+    head_prefixes=("cls.predictions.",),
+    body=_BERT_BODY,
+    head={
+        **_both("head.dense", "cls.predictions.transform.dense"),
+        **_both("head.norm", "cls.predictions.transform.LayerNorm"),
+        "head.decoder_bias": ("cls.predictions.bias",),
+    },
+    tied={
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    },
+    ignored=("embeddings.position_ids", "pooler."),
+)
+
 KEY_MAPS: Mapping[Family, KeyMap] = {
-    Family.BERT: KeyMap(
-        model_types=("bert",),
-        model_class="BertForMaskedLM",
-        config=_BERT_CONFIG,
-        constants={"hidden_act": "gelu", "position_embedding_type": "absolute"},
-        repeated={},
-        defaults=_BERT_DEFAULTS,
-        prefix="bert.",
-        head_prefixes=("cls.predictions.",),
-        body=_BERT_BODY,
-        head={
-            **_both("head.dense", "cls.predictions.transform.dense"),
-            **_both("head.norm", "cls.predictions.transform.LayerNorm"),
-            "head.decoder_bias": ("cls.predictions.bias",),
-        },
-        tied={
-            "cls.predictions.decoder.bias": "cls.predictions.bias",
-            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-        },
-        ignored=("embeddings.position_ids", "pooler."),
-    ),
+    Family.BERT: _BERT,
     Family.ROBERTA: KeyMap(
         model_types=("roberta", "camembert", "xlm-roberta"),
         model_class="RobertaForMaskedLM",
@@ -203,6 +205,17 @@ KEY_MAPS: Mapping[Family, KeyMap] = {
         },
         tied={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
         ignored=("embeddings.position_ids",),
+    ),
+    Family.ERNIE: replace(
+        _BERT,
+        model_types=("ernie",),
+        model_class="ErnieForMaskedLM",
+        constants={**_BERT.constants, "use_task_id": False},
+        prefix="ernie.",
+        tied={
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+            "cls.predictions.decoder.weight": "ernie.embeddings.word_embeddings.weight",
+        },
     ),
     Family.MODERNBERT: KeyMap(
         model_types=("modernbert",),
