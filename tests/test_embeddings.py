@@ -37,7 +37,7 @@ def test_sentence_transformers_gives_the_mean_of_our_hidden_states(
     family: str, tmp_path: Path
 ) -> None:
     package = pytest.importorskip(
-        "sentence_transformers", reason="sentence-transformers is not installed"
+        "sentence_transformers", reason="needs the package: pip install sentence-transformers"
     )
     folder = _export(family, tmp_path)
     model, tokenizer = mlmlab.load_pretrained(str(folder), quiet=True)
