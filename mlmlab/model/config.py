@@ -14,7 +14,7 @@ class ModelSettings:
     """The `model` group of the config. All null but the dropout: the checkpoint decides."""
 
     family: Family | None = None
-    """bert, roberta (DistilRoBERTa too), distilbert, electra or modernbert."""
+    """bert, roberta (DistilRoBERTa too), distilbert, electra, ernie or modernbert."""
     hidden_size: int | None = setting(None, at_least=1, example=128)
     """Width of the residual stream."""
     layers: int | None = setting(None, at_least=1, example=2)
