@@ -20,7 +20,7 @@ class ModelSettings:
     layers: int | None = setting(None, at_least=1, example=2)
     """Number of transformer layers."""
     heads: int | None = setting(None, at_least=1, example=4)
-    """Attention heads a layer; divides hidden_size."""
+    """Attention heads per layer; divides hidden_size."""
     intermediate_size: int | None = setting(None, at_least=1, example=256)
     """Width inside the feed-forward."""
     max_positions: int | None = setting(None, at_least=1, example=128)
