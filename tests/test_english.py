@@ -22,7 +22,7 @@ NEVER = {
     r"(left|leaves) behind": "writes",
     r"for ever\b(?!y)": "permanently",
     r"without a word": "without communication",
-    r"(heads|rows|words?|objects?|lines?|bits|minutes) a (layer|token|mask|line|step|run|job)\b": "per",
+    r"(heads|rows|words?|lines?|bits|minutes) a (layer|token|mask|line|step|run|job)\b": "per",
     r"[0-9] %": "15%",
     r"1 (updates|steps|examples|jobs)\b": "1 step",
 }
