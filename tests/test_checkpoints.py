@@ -161,6 +161,45 @@ def test_a_checkpoint_without_a_head_is_refused_unless_a_fresh_one_is_asked_for(
     )
 
 
+@pytest.mark.parametrize("task", ["SequenceClassification", "TokenClassification"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fine_tuned_classifier_gives_its_encoder_to_a_fresh_head(
+    family: str, task: str, tmp_path: Path
+) -> None:
+    import transformers
+
+    config = write_reference(family, tmp_path / "mlm").model.config
+    theirs = getattr(transformers, f"AutoModelFor{task}").from_config(config).eval()
+    folder = tmp_path / "classifier"
+    theirs.save_pretrained(folder)
+    with refusal(f"checkpoint {folder}", Code.MISMATCH, "without a masked-LM head"):
+        load_model(str(folder))
+    loaded = load_model(str(folder), fresh_head_seed=0)
+    with torch.no_grad():
+        expected = theirs.base_model(input_ids=IDS).last_hidden_state
+        assert torch.allclose(loaded.model.encode(IDS), expected, rtol=0, atol=1e-5)
+    head = {name for name, _ in loaded.model.named_parameters() if name.startswith("head.")}
+    assert set(loaded.report.fresh) == head
+    body = {name for names in hub_names(loaded.model).values() for name in names}
+    assert set(loaded.report.ignored) == {
+        name for name in theirs.state_dict() if name not in body or name.startswith("head.")
+    }
+    assert "ignored" in str(loaded.report)
+
+    gone = min(name for name in body if name.startswith(f"{theirs.base_model_prefix}."))
+    damaged = _variant(folder, tmp_path / "damaged", lambda t: t.pop(gone))
+    with refusal(f"checkpoint {damaged}", Code.MISMATCH, gone):
+        load_model(str(damaged), fresh_head_seed=0)
+
+
+def test_a_head_without_its_decoder_is_damage_where_no_other_task_has_one(tmp_path: Path) -> None:
+    modernbert = write_reference("modernbert", tmp_path / "a").folder
+    folder = _variant(modernbert, tmp_path / "b", lambda t: t.pop("decoder.bias"))
+    for seed in (None, 0):
+        with refusal(f"checkpoint {folder}", Code.MISMATCH, "decoder.bias"):
+            load_model(str(folder), fresh_head_seed=seed)
+
+
 def test_half_a_head_is_damage_not_a_headless_checkpoint(bert: Path, tmp_path: Path) -> None:
     folder = _variant(bert, tmp_path / "x", lambda t: t.pop("cls.predictions.bias"))
     for seed in (None, 0):

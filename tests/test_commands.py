@@ -274,6 +274,23 @@ def test_a_failed_or_interrupted_run_has_its_own_status(
     assert finished.stderr == f"mlmlab: {message}\n"
 
 
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback(tmp_path: Path) -> None:
+    root = str(Path(mlmlab.__file__).parents[1])
+    command = (
+        f"{sys.executable} -m mlmlab.train --help train data model | true; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root, "PYTHONUNBUFFERED": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 128 + 13
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("error", [ValueError("ours"), OSError("ours"), KeyError("ours")])
 def test_a_defect_of_ours_keeps_its_traceback(
     command: Command, monkeypatch: pytest.MonkeyPatch, error: Exception

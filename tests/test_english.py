@@ -19,7 +19,10 @@ NEVER = {
     r"the whole (run|step|batch|group|config|model|row)": "full, complete",
     r"the first process(?! to)": "rank 0",
     r"(it|that|which) (stands|lies)": "is",
-    r"what is left behind": "its outputs",
+    r"(left|leaves) behind": "writes",
+    r"for ever\b(?!y)": "permanently",
+    r"without a word": "without communication",
+    r"(heads|rows|words?|lines?|bits|minutes) a (layer|token|mask|line|step|run|job)\b": "per",
     r"[0-9] %": "15%",
     r"1 (updates|steps|examples|jobs)\b": "1 step",
 }

@@ -283,7 +283,8 @@ def test_a_run_on_the_small_world_knows_its_floor_and_writes_its_folder(
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"step_6", "step_12"}
     assert {path.name for path in (run / "export").iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "special_tokens_map.json", "README.md",
+        "special_tokens_map.json", "README.md", "modules.json", "1_Pooling",
+        "sentence_bert_config.json",
     }  # fmt: skip
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [e["step"] for e in events if "eval/perplexity" in e] == [0, 6, 12]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from reference.hub_models import VOCABULARY, padded_batch, write_reference
 from refusals import refusal
 from safetensors.torch import load_file, save_file
 
@@ -48,7 +49,7 @@ def _ids() -> torch.Tensor:
 def test_every_family_has_a_record_a_key_map_and_sizes() -> None:
     sizes = [OmegaConf.load(file) for file in Path(config_folder(), "model").glob("*.yaml")]
     assert set(ARCHITECTURES) == set(KEY_MAPS) == set(Family)
-    to_be_trained = set(Family) - {Family.ELECTRA}  # generators are read and fine-tuned
+    to_be_trained = set(Family) - {Family.ELECTRA, Family.ERNIE}  # read and fine-tuned
     assert {size.family for size in sizes} == {None, *(family.value for family in to_be_trained)}
 
 
@@ -83,6 +84,68 @@ def test_a_model_type_means_one_family() -> None:
     names = [name for key_map in KEY_MAPS.values() for name in key_map.model_types]
     assert len(names) == len(set(names))
     assert [KEY_MAPS[family].model_types[0] for family in Family] == [f.value for f in Family]
+
+
+# Layouts of published models
+
+
+def test_logits_at_the_proportions_of_bert_large_are_those_of_transformers(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=256,
+    )
+    reference = write_reference("bert", tmp_path, config)
+    model = load_model(str(tmp_path)).model
+    ids, mask = padded_batch(model.config.pad_id)
+    with torch.no_grad():
+        expected = reference.model(input_ids=ids, attention_mask=mask.long()).logits
+        assert torch.allclose(model(ids, mask)[mask], expected[mask], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooler", [False, True])
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta"])
+def test_minilm_is_a_bare_encoder_with_or_without_a_pooler(
+    family: str, pooler: bool, tmp_path: Path
+) -> None:
+    import transformers
+
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 48,  # 12 heads and four times the width, as in the published files
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 192,
+    }
+    kind = "Bert" if family == "bert" else "XLMRoberta"
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    theirs = getattr(transformers, f"{kind}Model")(config, add_pooling_layer=pooler).eval()
+    theirs.save_pretrained(tmp_path)
+    with refusal(f"checkpoint {tmp_path}", Code.MISMATCH, "checkpoint_head=fresh"):
+        load_model(str(tmp_path))
+    loaded = load_model(str(tmp_path), fresh_head_seed=0)
+    assert all(name.startswith("head.") for name in loaded.report.fresh)
+    assert len(loaded.report.ignored) == 2 * pooler
+    assert all(".pooler.dense." in name for name in loaded.report.ignored)
+    ids, mask = padded_batch(loaded.model.config.pad_id)
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        hidden = loaded.model.encode(ids, mask)
+        assert torch.allclose(hidden[mask], expected[mask], rtol=0, atol=1e-5)
+
+
+def test_ernie_with_task_ids_is_refused_by_key(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.ErnieConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1)
+    content = config.to_dict() | {"use_task_id": True}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with refusal(f"checkpoint {tmp_path / 'config.json'}", Code.UNSUPPORTED, "use_task_id=True"):
+        read_hub_config(tmp_path)
 
 
 # A family without biases

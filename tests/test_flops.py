@@ -91,6 +91,7 @@ def test_the_dense_equivalent_is_what_transformers_computes(family: Family) -> N
             Family.BERT: transformers.BertConfig,
             Family.ROBERTA: transformers.RobertaConfig,
             Family.ELECTRA: partial(transformers.ElectraConfig, embedding_size=24),
+            Family.ERNIE: transformers.ErnieConfig,
             Family.MODERNBERT: partial(
                 transformers.ModernBertConfig,
                 **dict.fromkeys(("pad_token_id", "cls_token_id", "bos_token_id"), 1),

@@ -30,9 +30,13 @@ TINY = (
     "data.limit=200", "data.block_size=16", "model.layers=1", "model.hidden_size=32",
     "model.heads=2", "train.max_steps=2", "runtime.threads=1", "eval.fill_mask=[]",
 )  # fmt: skip
-EXPORT = {
+MODEL = {
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "README.md", "perplexity.png",
+    "special_tokens_map.json",
+}  # fmt: skip
+EXPORT = MODEL | {
+    "modules.json", "1_Pooling/config.json", "sentence_bert_config.json", "README.md",
+    "perplexity.png",
 }  # fmt: skip
 
 
@@ -147,7 +151,7 @@ def test_a_folder_without_a_card_is_sent_as_it_is(
     push.main([str(tmp_path / "bert"), REPOSITORY, "--dry-run"])
     assert "no card" in capsys.readouterr().out
     push.main([str(tmp_path / "bert"), REPOSITORY])
-    assert set(hub.commits[0]) == EXPORT - {"README.md", "perplexity.png"}
+    assert set(hub.commits[0]) == MODEL
 
 
 # What goes wrong

@@ -335,6 +335,7 @@ def test_readmes_python_runs_as_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert names["hidden"].shape == (*names["batch"]["input_ids"].shape, 32)
     again, _ = mlmlab.load_pretrained("out", quiet=True)
     assert torch.equal(again(**names["batch"]), names["model"](**names["batch"]))
+    assert names["embeddings"].shape == (2, 32)
     assert names["report"].tokens > 0
     assert len(names["losses"]) == 1
     assert [result.summary.seed for result in names["results"]] == [0, 1]

@@ -22,7 +22,6 @@ from mlmlab.analysis.runs import find_runs
 from mlmlab.analysis.settings import comparisons
 from mlmlab.errors import Code
 from mlmlab.evaluation.documents import DOCUMENTS, DocumentLosses
-from mlmlab.tracking import curve
 
 Write = Callable[..., Path]
 SHORT = (*SMALLEST, "train.max_steps=6", "eval.every_steps=3", "eval.fill_mask=[]")
@@ -215,7 +214,9 @@ def test_without_matplotlib_the_tables_still_come(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(curve.util, "find_spec", lambda name: None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # neither found nor imported
     report.main([str(sweep), "--out", str(tmp_path)])
     assert "matplotlib is not installed" in capsys.readouterr().out
     written = {path.name for path in tmp_path.iterdir()}

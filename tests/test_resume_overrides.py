@@ -306,3 +306,14 @@ def test_a_run_of_another_version_is_refused_with_the_keys_that_differ(
     (problem,) = error.value.problems
     check(problem, "resume", Code.OTHER_VERSION, key, run_dir)
     assert "data.path" not in problem.found
+
+
+def test_a_changed_interval_of_log_lines_leaves_the_result_what_it_is(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45])
+    _resume(run_dir, "train.log_every_steps=2")
+    said = capsys.readouterr().out
+    assert "changed    train.log_every_steps=2\n" in said
+    weights = "export/model.safetensors"
+    assert (run_dir / weights).read_bytes() == (whole / weights).read_bytes()

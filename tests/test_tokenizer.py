@@ -110,6 +110,7 @@ def test_a_tokenizer_json_gives_the_ids_of_the_library(
     [
         {"do_lower_case": True},
         {"do_lower_case": False},
+        {"do_lower_case": False, "model_max_length": 512},  # multilingual BERT's
         {"do_lower_case": True, "strip_accents": False},
         {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False},
     ],

@@ -85,7 +85,8 @@ def write_report(
     drawn: list[Plot] = []
     for number, (comparison, heading) in enumerate(zip(every, titles, strict=True), 1):
         prefix = f"test_{number}_" if len(every) > 1 else ""
-        of_this = [Plot(prefix + name, png) for name, png in plots(comparison).items()] * can_plot()
+        pictures = plots(comparison) if can_plot() else {}
+        of_this = [Plot(prefix + name, png) for name, png in pictures.items()]
         drawn += of_this
         blocks += [Heading(heading)] if heading else []
         blocks += _blocks(comparison, of_this, folder, 3 if heading else 2)

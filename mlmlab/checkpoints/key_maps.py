@@ -6,7 +6,7 @@ layer's number.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlmlab.model import Family, MaskedLanguageModel
@@ -46,6 +46,9 @@ class KeyMap:
     ignored: tuple[str, ...]
     """Beginnings of names in the body that this model has no use for. They and the foreign heads
     are listed in the report; any other unknown name is an error."""
+    shared_head: tuple[str, ...] = ()
+    """Beginnings of names in the head that heads of other tasks have as well. In a file with such a
+    head and without the rest of ours, these tensors belong to the other task."""
 
 
 def _both(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
@@ -96,28 +99,30 @@ _BERT_BODY: Names = {
     **_both("layers.{i}.feed_forward_norm", "encoder.layer.{i}.output.LayerNorm"),
 }
 
+_BERT = KeyMap(
+    model_types=("bert",),
+    model_class="BertForMaskedLM",
+    config=_BERT_CONFIG,
+    constants={"hidden_act": "gelu", "position_embedding_type": "absolute"},
+    repeated={},
+    defaults=_BERT_DEFAULTS,
+    prefix="bert.",
+    head_prefixes=("cls.predictions.",),
+    body=_BERT_BODY,
+    head={
+        **_both("head.dense", "cls.predictions.transform.dense"),
+        **_both("head.norm", "cls.predictions.transform.LayerNorm"),
+        "head.decoder_bias": ("cls.predictions.bias",),
+    },
+    tied={
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    },
+    ignored=("embeddings.position_ids", "pooler."),
+)
+
 KEY_MAPS: Mapping[Family, KeyMap] = {
-    Family.BERT: KeyMap(
-        model_types=("bert",),
-        model_class="BertForMaskedLM",
-        config=_BERT_CONFIG,
-        constants={"hidden_act": "gelu", "position_embedding_type": "absolute"},
-        repeated={},
-        defaults=_BERT_DEFAULTS,
-        prefix="bert.",
-        head_prefixes=("cls.predictions.",),
-        body=_BERT_BODY,
-        head={
-            **_both("head.dense", "cls.predictions.transform.dense"),
-            **_both("head.norm", "cls.predictions.transform.LayerNorm"),
-            "head.decoder_bias": ("cls.predictions.bias",),
-        },
-        tied={
-            "cls.predictions.decoder.bias": "cls.predictions.bias",
-            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-        },
-        ignored=("embeddings.position_ids", "pooler."),
-    ),
+    Family.BERT: _BERT,
     Family.ROBERTA: KeyMap(
         model_types=("roberta", "camembert", "xlm-roberta"),
         model_class="RobertaForMaskedLM",
@@ -201,6 +206,17 @@ KEY_MAPS: Mapping[Family, KeyMap] = {
         tied={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
         ignored=("embeddings.position_ids",),
     ),
+    Family.ERNIE: replace(
+        _BERT,
+        model_types=("ernie",),
+        model_class="ErnieForMaskedLM",
+        constants={**_BERT.constants, "use_task_id": False},
+        prefix="ernie.",
+        tied={
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+            "cls.predictions.decoder.weight": "ernie.embeddings.word_embeddings.weight",
+        },
+    ),
     Family.MODERNBERT: KeyMap(
         model_types=("modernbert",),
         model_class="ModernBertForMaskedLM",
@@ -252,6 +268,7 @@ KEY_MAPS: Mapping[Family, KeyMap] = {
         },
         tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
         ignored=(),
+        shared_head=("head.",),
     ),
 }
 

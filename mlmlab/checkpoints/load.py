@@ -158,15 +158,21 @@ def _fill(
                     remedy="choose a checkpoint with a tied decoder",
                 )
     known = {name for theirs in table.values() for name in theirs}
+    head_names = {name for theirs in head.values() for name in theirs}
+    shared = {name for name in head_names if name.startswith(key_map.shared_head)}
+    own = (key_map.prefix, *key_map.head_prefixes)
+    has_other_head = not all(name.startswith(own) for name in tensors)
+    if has_other_head and not (head_names - shared) & tensors.keys():
+        known -= shared
     missing = known - tensors.keys()
-    headless = all(name in missing for theirs in head.values() for name in theirs)
+    headless = not head_names & known & tensors.keys()
     fresh = set(head) if headless and fresh_head_seed is not None else set()
     if headless and fresh_head_seed is None:
         raise UserError.of(
             f"checkpoint {source}",
             code=Code.MISMATCH,
             found="a checkpoint without a masked-LM head",
-            expected=f"{', '.join(name for theirs in head.values() for name in theirs)}",
+            expected=", ".join(name for theirs in head.values() for name in theirs),
             remedy="checkpoint_head=fresh trains a new head on this encoder; in Python, "
             "load_pretrained(..., fresh_head=True) gives it one",
         )
@@ -177,7 +183,8 @@ def _fill(
     # Buffers, a pooler, heads of other tasks: no part of the encoder or of our head.
     foreign = [
         n for n in unknown
-        if not n.startswith((key_map.prefix, *key_map.head_prefixes))
+        if n in shared
+        or not n.startswith(own)
         or n.removeprefix(key_map.prefix).startswith(key_map.ignored)
     ]  # fmt: skip
     surplus = [n for n in unknown if n not in foreign]

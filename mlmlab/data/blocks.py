@@ -147,7 +147,7 @@ class DocumentBlocks:
         self.frame_size = len(self.prefix) + len(self.suffix)
         self.inner_size = block_size - self.frame_size
         """A document's own tokens in one example, at most."""
-        assert self.inner_size > 0, "no room for a token between the special ones"
+        assert self.inner_size > 0, "no space for a token between the special ones"
         self.inner_lengths = np.maximum(np.diff(shard.offsets) - self.frame_size, 0)
         parts = np.maximum(-(-self.inner_lengths // self.inner_size), 1)
         if cut_off:

@@ -106,7 +106,7 @@ class Tokenizer:
                 cuts, and the model refuses what is longer than its positions.
 
         Raises:
-            UserError: a `max_length` with no room for a token of the text.
+            UserError: a `max_length` that leaves no space for a token of the text.
         """
         rows = self.encode_batch([texts] if isinstance(texts, str) else texts)
         if max_length is not None:

@@ -126,7 +126,7 @@ def write_at_once(path: Path, text: str) -> None:
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:
-    """What to tell a user whose cache cannot be written."""
+    """The refusal of a cache folder that cannot be written."""
     return UserError.of(
         "the cache folder",
         code=Code.NOT_WRITABLE,

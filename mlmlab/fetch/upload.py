@@ -135,7 +135,7 @@ def upload(files: Mapping[str, Path | bytes], to: Destination, *, key: str, mess
 
 
 def _refusal(error: Exception, to: Destination, key: str) -> UserError:
-    """What to tell a user about an upload that failed."""
+    """The refusal of an upload that failed."""
     cause = error.__cause__ if type(error) is RuntimeError else None  # of one file of several
     error = cause if isinstance(cause, Exception) else error
     owner = to.repository.partition("/")[0]

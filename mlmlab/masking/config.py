@@ -105,7 +105,7 @@ class MaskingPolicy:
 
     @cached_property
     def is_independent(self) -> bool:
-        """Whether every token is selected by itself: then one random word a token decides all."""
+        """Whether every token is selected by itself: then one random word per token decides all."""
         return self.unit == "token" and self.budget is Budget.BERNOULLI
 
     @cached_property

@@ -14,13 +14,13 @@ class ModelSettings:
     """The `model` group of the config. All null but the dropout: the checkpoint decides."""
 
     family: Family | None = None
-    """bert, roberta (DistilRoBERTa too), distilbert, electra or modernbert."""
+    """bert, roberta (DistilRoBERTa too), distilbert, electra, ernie or modernbert."""
     hidden_size: int | None = setting(None, at_least=1, example=128)
     """Width of the residual stream."""
     layers: int | None = setting(None, at_least=1, example=2)
     """Number of transformer layers."""
     heads: int | None = setting(None, at_least=1, example=4)
-    """Attention heads a layer; divides hidden_size."""
+    """Attention heads per layer; divides hidden_size."""
     intermediate_size: int | None = setting(None, at_least=1, example=256)
     """Width inside the feed-forward."""
     max_positions: int | None = setting(None, at_least=1, example=128)

@@ -17,6 +17,7 @@ class Family(Enum):
     ROBERTA = "roberta"
     DISTILBERT = "distilbert"
     ELECTRA = "electra"
+    ERNIE = "ernie"
     MODERNBERT = "modernbert"
 
 
@@ -105,6 +106,7 @@ ARCHITECTURES: Mapping[Family, Architecture] = {
     ),
     Family.DISTILBERT: replace(_BERT, token_types=0),  # Sanh et al. 2019
     Family.ELECTRA: _BERT,  # the generators of Clark et al. 2020
+    Family.ERNIE: _BERT,  # Sun et al. 2019: BERT, trained to predict phrases and entities
     Family.MODERNBERT: Architecture(  # Warner et al. 2024; Ettin and mmBERT have the same layout
         positions=Positions.ROTARY,
         norms=Norms.PRE,

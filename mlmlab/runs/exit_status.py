@@ -1,4 +1,5 @@
-"""How a command ends: 0 done, 1 the run failed, 2 the user's input is wrong, 130 interrupted."""
+"""How a command ends: 0 done, 1 the run failed, 2 the user's input is wrong, 130 interrupted, 141
+nobody reads its output."""
 
 import os
 import sys
@@ -20,6 +21,9 @@ def exit_status() -> Iterator[None]:
         yield
     except FailedElsewhere as error:
         sys.exit(error.status)
+    except BrokenPipeError:  # ... | head: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout once more at its end
+        sys.exit(128 + 13)
     except (UserError, RunFailed, KeyboardInterrupt) as error:
         sys.stdout.flush()
         is_alone = "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1"

@@ -3,7 +3,7 @@ change."""
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,16 @@ _FIXED = (
 )
 """Keys and groups that say what run it is: a resumed run may not change them."""
 
+_HARMLESS = (
+    "train.log_every_steps",
+    "train.save_every_steps",
+    "train.save_every_minutes",
+    "train.push_to_hub",
+    "eval.fill_mask",
+    "tracking",
+)
+"""Keys that decide what is written, and nothing else."""
+
 
 def read_snapshot(run_dir: Path) -> dict[str, Any]:
     """The content of a run's config.yaml.
@@ -300,4 +310,13 @@ def keep_pins(snapshot: Mapping[str, Any], resumed: dict[str, Any]) -> None:
 
 def is_fixed(key: str) -> bool:
     """Whether a key says what run it is."""
-    return any(key == fixed or key.startswith(f"{fixed}.") for fixed in _FIXED)
+    return _is_among(key, _FIXED)
+
+
+def is_harmless(key: str) -> bool:
+    """Whether a resumed run ends with the same weights whatever the key is."""
+    return _is_among(key, _HARMLESS)
+
+
+def _is_among(key: str, keys: Sequence[str]) -> bool:
+    return any(key == one or key.startswith(f"{one}.") for one in keys)

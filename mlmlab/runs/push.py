@@ -53,7 +53,7 @@ class Push:
                 card = with_curve(card, _PICTURE)
             files[_CARD] = card.encode()
         if with_tensorboard:
-            from mlmlab.tracking.tensorboard import EVENTS  # with PyTorch behind it
+            from mlmlab.tracking.tensorboard import EVENTS  # imports PyTorch
 
             events = sorted((run_dir / EVENTS).glob("events.out.tfevents.*"))
             if not events:

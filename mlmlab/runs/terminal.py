@@ -17,6 +17,7 @@ from mlmlab.evaluation.masked_perplexity import Evaluation, perplexity
 from mlmlab.evaluation.small_world_floor import Floor
 from mlmlab.masking import UNITS, Budget, MaskingConfig, MaskingPolicy, RateSchedule
 from mlmlab.model import MaskedLanguageModel
+from mlmlab.runs.folder import is_harmless
 from mlmlab.runs.resume import Start
 from mlmlab.runs.setup import EvaluationInputs, Inputs, Text
 from mlmlab.runtime.config import Parallel, Precision
@@ -112,12 +113,10 @@ def resumption(start: Start) -> str:
         text = f"from step {start.record.steps:,} ({start.state})"
     rows = [_row("resume", text)]
     if start.changes:
-        rows.append(
-            _row(
-                "changed",
-                f"{', '.join(start.changes)}: the result is not that of the run without a stop",
-            )
-        )
+        text = ", ".join(start.changes)
+        if not all(is_harmless(change.partition("=")[0]) for change in start.changes):
+            text += ": the result is not that of the run without a stop"
+        rows.append(_row("changed", text))
     return "\n".join(rows) + "\n"
 
 
@@ -347,7 +346,8 @@ def closing(summary: Summary, training: Training) -> str:
     if summary.floor_perplexity is not None:
         rows.append(_floor(summary.eval_perplexity, summary.floor_perplexity))
     of_what = "GPU memory" if summary.gpu else "memory of the process"
-    speed = f"{summary.tokens_per_second:,.0f} tokens/s, {summary.steps:,} steps, "
+    steps = f"{summary.steps:,} step{'s' if summary.steps != 1 else ''}"
+    speed = f"{summary.tokens_per_second:,.0f} tokens/s, {steps}, "
     speed += f"{summary.seconds:.0f} s"
     if summary.peak_memory_bytes is not None:
         speed += f", peak {of_what} {summary.peak_memory_bytes / 2**30:.2f} GiB"
@@ -464,7 +464,8 @@ def next_steps(config: RunConfig, inputs: Inputs, run_dir: Path) -> str:
             "next",
             f"python -m mlmlab.fill_mask --checkpoint {run_dir} \\",
             f'    "{text}"',
-            f"python -m mlmlab.evaluate checkpoint={run_dir} eval.mask_draws=4",
+            f"python -m mlmlab.evaluate checkpoint={run_dir} \\",
+            "    eval.mask_draws=4",
         ),
     ]  # fmt: skip
     if inputs.has_known_floor:

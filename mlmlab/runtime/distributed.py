@@ -112,7 +112,7 @@ def process_group(*, use_cuda: bool, if_lost: str = "") -> Iterator[Ranks]:
     if not is_started_by_torchrun():
         yield ALONE
         return
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank, is_lost = int(os.environ.get("LOCAL_RANK", "0")), False
     if use_cuda:
         torch.cuda.set_device(local_rank)
     try:
@@ -122,11 +122,13 @@ def process_group(*, use_cuda: bool, if_lost: str = "") -> Iterator[Ranks]:
     except BaseException as error:
         ignore_sigterm()  # before the others notice that this one is gone
         if isinstance(error, RuntimeError) and _is_lost(error):
+            is_lost = True
             raise RunFailed(f"{_LOST}\n{if_lost}".rstrip()) from error
         raise
     finally:
-        with suppress(RuntimeError, AssertionError):  # a group that is lost, or was never there
-            dist.destroy_process_group()
+        if not is_lost:  # else gloo may wait for the lost process, and the message with it
+            with suppress(RuntimeError, AssertionError):  # there was never a group
+                dist.destroy_process_group()
 
 
 _LOST = (

@@ -20,7 +20,7 @@ A second one within this time does not count."""
 @dataclass(frozen=True, kw_only=True)
 class Requests:
     """What was asked of the run between two steps, summed over its processes. The counts only grow,
-    so that no request is lost with a batch that is thrown away: the next batch has it as well."""
+    so that no request is lost with a discarded batch: the next batch has it as well."""
 
     stops: int = 0
     """Processes that were asked to stop."""

@@ -46,7 +46,7 @@ def write_failure(
         save: writes the state to a folder; every process calls it.
 
     Returns:
-        What to tell the user.
+        The message for the user.
     """
     loss_sum = math.fsum(ranks.gather(attempt.result.loss_sum.item()))
     loss, grad_norm = loss_sum / attempt.batch.loss_weight, attempt.result.grad_norm.item()

@@ -42,7 +42,7 @@ def freeze(model: MaskedLanguageModel, config: TrainConfig) -> None:
     frozen: set[str] = set()
     unmatched = []
     for pattern in itertools.chain.from_iterable(map(_patterns, config.freeze)):
-        # A module's name stands for all that is in it.
+        # A module's name means all parameters in it.
         found = {n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")}
         frozen |= found
         if not found:

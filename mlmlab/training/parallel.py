@@ -101,7 +101,7 @@ class ShardedReplica(Replica):
         mesh = init_device_mesh(self.compute.device.type, (self.ranks.size,))
         for layer in self.model.layers:
             fully_shard(layer, mesh=mesh)  # moves it to the device, one layer after the other
-        # The rest is one group. The token table stands in it once, for both ends of the model:
+        # The rest is one group. The token table is in it once, for both ends of the model:
         # forward begins with it and backward, too, so that it stays gathered between them.
         return fully_shard(self.model, mesh=mesh)  # type: ignore[return-value]  # in place
 
@@ -149,7 +149,7 @@ class ShardedReplica(Replica):
         return super().unsharded(part.full_tensor() if isinstance(part, DTensor) else part)
 
     def part(self, whole: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-        """Every process has read the same tensor, and takes its shard of it without a word."""
+        """Every process has read the same tensor, and takes its shard without communication."""
         tensor = super().part(whole, parameter)
         if tensor.shape != parameter.shape:  # a moment's `step`
             return tensor

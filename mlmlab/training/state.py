@@ -2,7 +2,7 @@
 data, masks and dropout are functions of the batch number.
 
     step_N/model.safetensors       the weights; with config.json and the tokenizer's files it is a
-                                   folder in the Hub's layout, as export/ is
+                                   folder in the Hub's layout
     step_N/optimizer.safetensors   what the optimizers keep, by the parameter's name
     step_N/progress.json           the progress record, and the fingerprint of the run's config
     step_N/digests.json            the SHA-256 of each of the others
@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mlmlab.checkpoints import save_pretrained
 from mlmlab.checkpoints.key_maps import hub_names
+from mlmlab.checkpoints.save import save_checkpoint
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.errors import Code, UserError
 from mlmlab.system import flush
@@ -135,7 +135,7 @@ def save_state(
     try:
         building.mkdir(parents=True)
         record = dataclasses.replace(record, log_sizes=flush_logs())
-        save_pretrained(model, tokenizer, building)
+        save_checkpoint(model, tokenizer, building)
         _write(building, kept, record, fingerprint)
         for file in building.iterdir():
             flush(file)

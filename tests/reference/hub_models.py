@@ -59,6 +59,7 @@ def _configs() -> dict[str, Any]:
         "electra": transformers.ElectraConfig(
             **bert_like, embedding_size=16, max_position_embeddings=40
         ),
+        "ernie": transformers.ErnieConfig(**bert_like, max_position_embeddings=40),
         "modernbert": transformers.ModernBertConfig(**modern),
         "mmbert": transformers.ModernBertConfig(
             **modern, global_rope_theta=160_000.0, local_rope_theta=160_000.0
@@ -67,7 +68,8 @@ def _configs() -> dict[str, Any]:
 
 
 FAMILIES = (
-    "bert", "roberta", "camembert", "xlm-roberta", "distilbert", "electra", "modernbert", "mmbert",
+    "bert", "roberta", "camembert", "xlm-roberta", "distilbert", "electra", "ernie",
+    "modernbert", "mmbert",
 )  # fmt: skip
 
 
