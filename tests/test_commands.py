@@ -288,7 +288,7 @@ def test_a_reader_that_has_seen_enough_ends_a_command_without_a_traceback(tmp_pa
         check=False,
     )
     assert done.returncode == 128 + 13
-    assert done.stderr == ""
+    assert done.stderr == "mlmlab: a pipe was closed: nobody reads the output any more\n"
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), OSError("ours"), KeyError("ours")])

@@ -22,6 +22,7 @@ def exit_status() -> Iterator[None]:
     except FailedElsewhere as error:
         sys.exit(error.status)
     except BrokenPipeError:  # ... | head: nobody reads any more
+        sys.stderr.write("mlmlab: a pipe was closed: nobody reads the output any more\n")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes stdout once more at its end
         sys.exit(128 + 13)
     except (UserError, RunFailed, KeyboardInterrupt) as error:
