@@ -10,6 +10,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, get_args, get_type_hints
 
 from mlmlab import schema
@@ -52,7 +53,7 @@ def _field_docstrings(kind: type) -> dict[str, str]:
             continue
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
         assert isinstance(body, ast.ClassDef)
-        for field, after in zip(body.body, body.body[1:], strict=False):
+        for field, after in pairwise(body.body):
             match field, after:
                 case (
                     ast.AnnAssign(target=ast.Name(id=name)),
