@@ -57,6 +57,8 @@ def test_a_file_is_locked_by_one_and_can_be_read_and_written(
     with path.open("r+") as first, path.open() as second:
         assert second.readline() == "seed: 0\n"
         system.lock(first)
+        ((_, byte),) = windows.held
+        assert byte > path.stat().st_size  # others may read all that the file has
         for shared in (True, False):
             with pytest.raises(BlockingIOError):
                 system.lock(second, shared=shared)
