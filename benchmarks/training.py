@@ -46,6 +46,7 @@ from mlmlab.random import Seeds
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import ALONE
+from mlmlab.system import keeping_freed_memory
 from mlmlab.training.config import TrainConfig
 from mlmlab.training.optimizer import build_optimizers
 from mlmlab.training.parallel import Replica
@@ -139,6 +140,7 @@ def mlmlab_contender(
     masker = Masker(
         MaskingConfig(), tokenizer.vocabulary(), pin_memory=compute.is_cuda,
         fixed_for_rate=0.15 if compute.fixes_shapes else None,
+        position_multiple=compute.position_multiple,
     )  # fmt: skip
     seeds = Seeds.of(0, 0, 0)
     order = Order(len(rows), setting.rows, seeds.order)
@@ -149,11 +151,12 @@ def mlmlab_contender(
     def seconds_of(steps: int) -> float:
         synchronize(setting.device)
         begin = time.perf_counter()
-        for batch in islice(batches, steps):
-            train_step(
-                replica, optimizers, batch, schedule_factor=1.0, max_grad_norm=1.0, seeds=seeds,
-                suppressed=suppressed,
-            )  # fmt: skip
+        with keeping_freed_memory():  # as in a run
+            for batch in islice(batches, steps):
+                train_step(
+                    replica, optimizers, batch, schedule_factor=1.0, max_grad_norm=1.0,
+                    seeds=seeds, suppressed=suppressed,
+                )  # fmt: skip
         synchronize(setting.device)
         return time.perf_counter() - begin
 
@@ -264,8 +267,8 @@ def products_contender(setting: Setting) -> Contender:
     def seconds_of(steps: int) -> float:
         synchronize(setting.device)
         begin = time.perf_counter()
-        for _ in range(steps):
-            for shape in shapes:
+        with keeping_freed_memory():
+            for shape in shapes * steps:
                 inputs, weight, gradient = cases[shape]
                 inputs @ weight.T, gradient @ weight, gradient.T @ inputs
         synchronize(setting.device)

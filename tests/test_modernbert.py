@@ -137,8 +137,11 @@ def test_the_last_projections_of_sublayers_start_smaller() -> None:
             assert weight.std().item() == pytest.approx(expected, rel=0.05), name
 
 
-def test_dropout_falls_where_it_does_in_transformers(published: Reference) -> None:
-    # With the same seed the same numbers are dropped.
+def test_dropout_falls_where_it_does_in_transformers(
+    published: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With PyTorch's own noise, which a compiled model has, the same numbers are dropped.
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     theirs, ours = published.model, load_model(str(published.folder), dropout=0.2).model
     for module in theirs.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -41,7 +41,7 @@ class MicroBatch:
     token_count: int = 0
     """Real tokens, padding not counted."""
     has_fixed_shape: bool = False
-    """Whether all micro-batches of as many examples have as many positions (`fixed_shape`)."""
+    """Whether all micro-batches of as many examples have as many positions (`fixed_count`)."""
     masking_rate: float | None = None
     """The share of its tokens that was to be predicted; None: a custom objective selected
     them."""
@@ -109,7 +109,9 @@ class Masker(Generic[Policy]):
     """Whether tensors are in page-locked memory, which is copied to CUDA asynchronously."""
     fixed_for_rate: float | None = None
     """Where given, micro-batches without padding get as many positions as up to this rate are
-    needed (`fixed_shape`)."""
+    needed (`fixed_count`)."""
+    position_multiple: int = 1
+    """Others get a multiple of this."""
 
     @cached_property
     def policy(self) -> KernelPolicy | OwnPolicy:
@@ -162,11 +164,14 @@ class Masker(Generic[Policy]):
             token_count = int(lengths.sum())
             if lengths.min() < width:
                 attention_mask = self._tensor(np.arange(width) < lengths[:, None])
-        has_fixed_shape = False
+        count, has_fixed_shape = len(masked.positions), False
         if self.fixed_for_rate is not None and lengths is None and examples.documents is None:
-            masked, has_fixed_shape = fixed_shape(masked, self.fixed_for_rate)
+            fixed = fixed_count(masked.input_ids.size, self.fixed_for_rate)
+            has_fixed_shape = count <= fixed
+            count = max(count, fixed)
+        count += -count % self.position_multiple
         return MicroBatch(
-            MaskedBatch(*map(self._tensor, masked)),
+            MaskedBatch(*map(self._tensor, with_more_positions(masked, count))),
             attention_mask,
             None if examples.documents is None else self._tensor(examples.documents),
             token_count,
@@ -193,29 +198,24 @@ class Masker(Generic[Policy]):
         return tensor.pin_memory() if self.pin_memory else tensor
 
 
-def fixed_shape(
-    masked: MaskedBatch[NDArray[Any]], rate: float
-) -> tuple[MaskedBatch[NDArray[Any]], bool]:
-    """Positions up to a number that depends on the batch's size alone.
-
-    Those in addition are of tokens that are not predicted, with the label that the loss ignores,
-    -100. Their number is the mean plus eight standard deviations, in multiples of 64.
-
-    Args:
-        rate: the highest share of predicted tokens.
-
-    Returns:
-        The batch, and whether it has the number: it keeps its own where that is larger.
-    """
-    ids, positions, labels, row_offsets = masked
-    mean = rate * ids.size
+def fixed_count(tokens: int, rate: float) -> int:
+    """Positions that suffice for any but the most improbable masks: the mean plus eight standard
+    deviations, in multiples of 64."""
+    mean = rate * tokens
     likely = mean + 8.0 * math.sqrt(mean * (1.0 - rate))
-    extra = min(ids.size, 64 * math.ceil(likely / 64)) - len(positions)
-    if extra < 0:
-        return masked, False
+    return min(tokens, 64 * math.ceil(likely / 64))
+
+
+def with_more_positions(masked: MaskedBatch[NDArray[Any]], count: int) -> MaskedBatch[NDArray[Any]]:
+    """`count` positions, or all that there are: those in addition are of tokens that are not
+    predicted, with the label that the loss ignores, -100."""
+    ids, positions, labels, row_offsets = masked
+    extra = min(count, ids.size) - len(positions)
+    if not extra:
+        return masked
     is_predicted = np.zeros(ids.size, bool)
     is_predicted[positions] = True
     others = np.flatnonzero(~is_predicted)[:extra]
     positions = np.concatenate((positions, others))
     labels = np.concatenate((labels, np.full(extra, _IGNORED)))
-    return MaskedBatch(ids, positions, labels, row_offsets), True
+    return MaskedBatch(ids, positions, labels, row_offsets)

@@ -3,11 +3,14 @@
 B sequences   T positions   H heads   D head width   C hidden = H * D   M predicted positions
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from mlmlab.model.config import ModelConfig
+from mlmlab.model.dropout import Dropout
 
 
 class SelfAttention(nn.Module):
@@ -24,7 +27,7 @@ class SelfAttention(nn.Module):
         self.heads = config.heads
         is_global = config.is_global(layer)
         self.rope_theta = config.global_rope_theta if is_global else config.local_rope_theta
-        self.dropout = config.attention_dropout
+        self.dropout = Dropout(config.attention_dropout)
         self.qkv = nn.Linear(width, 3 * width, bias=biases)
         self.output = nn.Linear(width, width, bias=biases)
 
@@ -47,9 +50,7 @@ class SelfAttention(nn.Module):
         q, k, v = self._project(hidden, positions)  # [B, H, T, D] each
         if self.rope_theta is not None:
             q, k = rotate(q, k, self.rope_theta)
-        context = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, dropout_p=self.dropout if self.training else 0.0
-        )  # [B, H, T, D]
+        context = self._attend(q, k, v, visible)  # [B, H, T, D]
         context = context.transpose(1, 2).reshape(hidden.shape)  # [B, T, C]
         if positions is not None:
             context = context.flatten(0, 1)[positions]  # [M, C]
@@ -71,6 +72,20 @@ class SelfAttention(nn.Module):
             q = q_rows.new_zeros(batch * length, width).index_copy(0, positions, q_rows)
             k, v = F.linear(hidden, weight[width:], kv_bias).chunk(2, dim=-1)
         return tuple(x.view(batch, length, self.heads, -1).transpose(1, 2) for x in (q, k, v))
+
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The values `[B, H, T, D]`, weighted by softmax(q k^T / sqrt(D))."""
+        rate = self.dropout.rate if self.training else 0.0
+        if not rate or q.device.type != "cpu" or torch.compiler.is_compiling():
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=rate)
+        # PyTorch's kernels for the CPU have no dropout, and what it composes instead is slower.
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B, H, T, T]
+        if visible is not None:
+            scores = scores.masked_fill_(~visible, -math.inf)
+        weights: torch.Tensor = self.dropout(scores.softmax(-1))
+        return weights @ v
 
 
 def rotate(q: torch.Tensor, k: torch.Tensor, theta: float) -> tuple[torch.Tensor, torch.Tensor]:

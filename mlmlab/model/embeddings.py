@@ -1,19 +1,59 @@
 """Token, position and token-type embeddings.
 
-B sequences   T positions   C hidden
+B sequences   T positions   C hidden   E width of the tables (C but for ELECTRA)   V vocabulary
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mlmlab.model.config import ModelConfig
+from mlmlab.model.dropout import Dropout
 from mlmlab.model.families import Positions
 
 
+class _TiedTable(torch.autograd.Function):
+    """The token table at both ends of the model: rows for the embeddings, all of it for the head.
+
+    Its gradient is the head's, to which the rows' are added where they are. Autograd alone would
+    fill a table with zeros for the rows, and then add two tables: three times 154 MB for
+    DistilRoBERTa's, where a step of 8x128 has three MB of rows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, table: torch.Tensor, input_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[V, E]` and int64 `[B, T]` to rows `[B, T, E]` and the table."""
+        ctx.save_for_backward(input_ids)
+        return F.embedding(input_ids, table), table
+
+    @staticmethod
+    def backward(ctx: Any, rows: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """The gradients of both, to that of the table."""
+        (input_ids,) = ctx.saved_tensors
+        if table.is_cuda:  # which adds in a fixed order only so
+            return table.index_put_((input_ids,), rows, accumulate=True), None
+        return table.index_add_(0, input_ids.flatten(), rows.flatten(0, 1)), None
+
+
+def rows_and_table(
+    token: nn.Embedding, input_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens' rows, `[B, T, E]`, and the table as the head should see it, `[V, E]`."""
+    if not torch.is_grad_enabled():
+        return token(input_ids), token.weight
+    both: tuple[torch.Tensor, torch.Tensor]
+    both = _TiedTable.apply(token.weight, input_ids)  # type: ignore[no-untyped-call]
+    return both
+
+
 class Embeddings(nn.Module):
-    """The sum of the tables, normalized: ids `[B, T]` to vectors `[B, T, C]`.
+    """The sum of the tables, normalized: ids `[B, T]` to vectors `[B, T, C]`, and the token table
+    for the head.
 
     Tables of another width, as ELECTRA has them, are followed by a projection.
     """
@@ -27,7 +67,7 @@ class Embeddings(nn.Module):
         if config.token_types:
             self.token_type = nn.Embedding(config.token_types, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=biases)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.position_offset = config.position_offset
         self.projection: nn.Linear | None = None
         if config.embedding_size is not None:
@@ -38,15 +78,17 @@ class Embeddings(nn.Module):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         documents: torch.Tensor | None,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[B, T, C]` and `[V, E]`."""
+        tokens, table = rows_and_table(self.token, input_ids)
         rows = self._places(input_ids, attention_mask, documents) + self.position_offset
-        hidden = self.token(input_ids) + self.position(rows)
+        hidden = tokens + self.position(rows)  # [B, T, E]
         if self.token_type is not None:
             hidden = hidden + self.token_type.weight[0]  # one segment, as in all MLM training
         normalized: torch.Tensor = self.dropout(self.norm(hidden))
         if self.projection is not None:
-            return self.projection(normalized)  # type: ignore[no-any-return]
-        return normalized  # [B, T, C]
+            normalized = self.projection(normalized)
+        return normalized, table  # [B, T, C]
 
     def _places(
         self,
@@ -82,24 +124,25 @@ class RealTokenEmbeddings(Embeddings):
 
 
 class TokenEmbeddings(nn.Module):
-    """The token table alone, normalized: attention knows the positions."""
+    """The token table alone, normalized, and as it is for the head: attention knows the
+    positions."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, biases = config.hidden_size, config.architecture.biases
         self.token = nn.Embedding(config.vocabulary_size, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=biases)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         documents: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """`[B, T]` to `[B, T, C]`; mask and documents are left to attention."""
-        normalized: torch.Tensor = self.dropout(self.norm(self.token(input_ids)))
-        return normalized
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[B, T, C]` and `[V, C]`; mask and documents are left to attention."""
+        tokens, table = rows_and_table(self.token, input_ids)
+        return self.dropout(self.norm(tokens)), table
 
 
 EMBEDDINGS: Mapping[Positions, type[Embeddings] | type[TokenEmbeddings]] = {

@@ -1,6 +1,7 @@
 """The masked language model: embeddings, layers and head, chosen by its family's record.
 
-B sequences   T positions   C hidden   V vocabulary   M predicted positions
+B sequences   T positions   C hidden   E width of the tables   V vocabulary
+M predicted positions
 """
 
 import math
@@ -45,8 +46,8 @@ class MaskedLanguageModel(nn.Module):
 
         Arguments and errors are those of `encode`.
         """
-        hidden = self.encode(input_ids, attention_mask, positions, documents)
-        logits: torch.Tensor = self.head(hidden, self.embeddings.token.weight)
+        hidden, table = self._encode(input_ids, attention_mask, positions, documents)
+        logits: torch.Tensor = self.head(hidden, table)
         return logits
 
     def encode(
@@ -74,6 +75,16 @@ class MaskedLanguageModel(nn.Module):
             ValueError: a mask that is not bool (a float one would be added to the scores), padding
                 and documents at once, or rows longer than the model's positions.
         """
+        return self._encode(input_ids, attention_mask, positions, documents)[0]
+
+    def _encode(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        positions: torch.Tensor | None,
+        documents: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `encode` returns, and the table for the head."""
         length, longest = input_ids.shape[1], self.config.max_positions
         if length > longest:
             raise ValueError(f"{length} tokens in a row; the model has {longest}")
@@ -81,7 +92,7 @@ class MaskedLanguageModel(nn.Module):
             raise ValueError(f"attention_mask: bool, not {attention_mask.dtype}; use mask.bool()")
         if attention_mask is not None and documents is not None:
             raise ValueError("documents: packed rows have no padding, and need no attention_mask")
-        hidden: torch.Tensor = self.embeddings(input_ids, attention_mask, documents)  # [B, T, C]
+        hidden, table = self.embeddings(input_ids, attention_mask, documents)  # [B, T, C], [V, E]
         visible = visible_by_layer(self.config, input_ids, attention_mask, documents)
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
@@ -90,7 +101,7 @@ class MaskedLanguageModel(nn.Module):
                 hidden = checkpoint(layer, hidden, visible[number], rows, use_reentrant=False)
             else:
                 hidden = layer(hidden, visible[number], rows)
-        return hidden
+        return hidden, table
 
     def initialize(self, seed: int) -> None:
         """Fresh weights: a normal distribution cut at two standard deviations, biases zero, norms

@@ -12,6 +12,7 @@ from torch import nn
 
 from mlmlab.model.attention import SelfAttention
 from mlmlab.model.config import ModelConfig
+from mlmlab.model.dropout import Dropout
 from mlmlab.model.families import FeedForwards, Norms
 
 
@@ -38,7 +39,7 @@ class GatedFeedForward(nn.Module):
         width, inner = config.hidden_size, config.intermediate_size
         biases = config.architecture.biases
         self.up = nn.Linear(width, 2 * inner, bias=biases)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.down = nn.Linear(inner, width, bias=biases)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -63,7 +64,7 @@ class PostNormLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(width, eps=eps, bias=biases)
         self.feed_forward = FEED_FORWARDS[config.architecture.feed_forward](config)
         self.feed_forward_norm = nn.LayerNorm(width, eps=eps, bias=biases)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self,
@@ -94,7 +95,7 @@ class PreNormLayer(nn.Module):
         norm = partial(nn.LayerNorm, width, eps=eps, bias=biases)
         self.attention_norm = nn.Identity() if layer == 0 else norm()
         self.attention = SelfAttention(config, layer)
-        self.dropout = nn.Dropout(config.attention_dropout)
+        self.dropout = Dropout(config.attention_dropout)
         self.feed_forward_norm = norm()
         self.feed_forward = FEED_FORWARDS[config.architecture.feed_forward](config)
         self.final_norm = norm() if layer == config.layers - 1 else nn.Identity()

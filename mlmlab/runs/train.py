@@ -190,15 +190,16 @@ def build_loop(
 ) -> Loop:
     """The loop of a run, from its beginning or from the checkpoint in `state`."""
     vocabulary = inputs.tokenizer.vocabulary()
-    # A custom objective may do what no recorded step can.
-    fixes_shapes = compute.fixes_shapes and config.objective.name in OBJECTIVES
+    # A custom objective may do what no recorded step can, and sees no positions but its own.
+    is_own = config.objective.name in OBJECTIVES
     masker = Masker(
         config.masking,
         vocabulary,
         inputs.seeds.masks,
         horizon.total_steps,
         compute.is_cuda,
-        config.masking.highest_rate if fixes_shapes else None,
+        config.masking.highest_rate if compute.fixes_shapes and is_own else None,
+        compute.position_multiple if is_own else 1,
     )
     objective = find_objective(config.objective)(config, masker)
     replica = build_replica(inputs.model, ranks, compute, config.runtime.parallel, objective.loss)

@@ -9,6 +9,7 @@ import torch
 
 from mlmlab.errors import Code, UserError
 from mlmlab.runtime.config import Device, Precision, RuntimeConfig
+from mlmlab.system import keeping_freed_memory
 
 _BF16_HIDDEN_SIZE = 512
 """From this width on, `auto` may be bf16. On a CPU with AVX512-bf16, bf16 took 1.4 times as long as
@@ -32,6 +33,16 @@ class Compute:
     def fixes_shapes(self) -> bool:
         """Whether micro-batches need a fixed number of positions."""
         return self.cuda_graphs or self.compile
+
+    @property
+    def position_multiple(self) -> int:
+        """What the number of a micro-batch's positions should be a multiple of.
+
+        On the CPU, half-precision products are compiled for each shape, and kept: with every
+        number of positions, a step took an eighth longer and memory grew by a GiB
+        (benchmarks/NOTES.md). A tile of AMX has 16 rows.
+        """
+        return 16 if self.device.type == "cpu" and self.precision is not Precision.FP32 else 1
 
     @property
     def is_cuda(self) -> bool:
@@ -112,7 +123,8 @@ def torch_settings(config: RuntimeConfig, local_rank: int = 0) -> Iterator[torch
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(config.deterministic)
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        memory = keeping_freed_memory() if device.type == "cpu" else nullcontext()
+        with memory, torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield device
     finally:
         torch.set_num_threads(threads)

@@ -17,13 +17,11 @@ inputs, queries, keys, values, the attention's result, and what the norms keep."
 _KEPT_INNER_VECTORS: Mapping[FeedForwards, int] = {FeedForwards.GELU: 2, FeedForwards.GEGLU: 4}
 """Vectors of the inner width that a feed-forward keeps: before and after the GELU; with a gate also
 the gate and the product."""
-_DROPOUT_VECTORS = 2
-"""More of them where dropout keeps its noise."""
 _SCORING_VECTORS = 6
 """Those of a layer that computes without a backward pass."""
-_ATTENTION_COPIES = 4
-"""Tables of attention weights that dropout makes the CPU keep: without it, and on CUDA, the fused
-kernels keep none."""
+_ATTENTION_COPIES = 2
+"""Tables of attention weights that dropout makes the CPU keep, before it and after: without it,
+and on CUDA, the fused kernels keep none."""
 
 
 def expected_memory_bytes(
@@ -56,9 +54,7 @@ def expected_memory_bytes(
         gathered = model.parameter_count() - layer * max(0, len(model.layers) - 2)
         states = states // shards + 2 * gathered * _WEIGHT_BYTES  # with their gradients
 
-    vectors = _SCORING_VECTORS
-    if trains:
-        vectors = _KEPT_VECTORS + (_DROPOUT_VECTORS if config.dropout else 0)
+    vectors = _KEPT_VECTORS if trains else _SCORING_VECTORS
     inner = _KEPT_INNER_VECTORS[config.architecture.feed_forward] * config.intermediate_size
     layer = examples * length * (vectors * config.hidden_size + inner) * element
     logits = masked_tokens * config.vocabulary_size * 4 * 2  # and their log-softmax, fp32

@@ -64,7 +64,12 @@ class Replica:
 
     def norm(self, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The full gradient's norm, an fp32 scalar with the same bits in every process."""
-        return torch.nn.utils.get_total_norm(list(gradients.values()))
+        tensors = list(gradients.values())
+        if self.compute.device.type != "cpu":
+            return torch.nn.utils.get_total_norm(tensors)
+        # The CPU's kernel for a norm takes three times as long as the one for a dot product.
+        squares = [torch.dot(flat, flat) for flat in (g.flatten() for g in tensors)]
+        return torch.stack(squares).sum().sqrt()
 
     @contextmanager
     def evaluating(self) -> Iterator[MaskedLanguageModel]:

@@ -1,0 +1,94 @@
+"""What makes a step on the CPU faster changes nothing but its noise and its rounding."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mlmlab.model import MaskedLanguageModel, token_losses
+from mlmlab.model.dropout import Dropout
+from mlmlab.model.families import Family
+from tests.test_training import _model
+
+RATES = (0.1, 0.25, 0.9)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rate", RATES)
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(rate: float, kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    count = 1_000_003  # no multiple of four
+    found = Dropout(rate)(torch.ones(count, dtype=kind))
+    kept = found != 0
+    error = math.sqrt(rate * (1.0 - rate) / count)
+    assert found.dtype is kind
+    assert abs(kept.double().mean() - (1.0 - rate)) < 4 * error + 2**-17
+    assert found[kept].double().mean() == pytest.approx(1 / (1.0 - rate), rel=4e-3)
+    # Neither neighbours nor numbers a word of random bits apart know of each other.
+    for distance in (1, 2, 3, 4, 1000):
+        both = (kept[distance:] & kept[:-distance]).double().mean()
+        assert abs(both - (1.0 - rate) ** 2) < 6 * error
+
+
+def test_dropout_lets_the_gradient_through_where_it_let_the_number() -> None:
+    x = torch.ones(5000, requires_grad=True)
+    found = Dropout(0.3)(x)
+    found.sum().backward()
+    assert torch.equal(x.grad, found.detach())
+
+
+def test_dropout_is_a_function_of_the_seed_and_takes_no_part_in_an_evaluation() -> None:
+    x, layer = torch.randn(3, 7, 5), Dropout(0.5)
+    torch.manual_seed(1)
+    first = layer(x)
+    second = layer(x)
+    torch.manual_seed(1)
+    assert torch.equal(layer(x), first)
+    assert not torch.equal(first, second)
+    assert layer.eval()(x) is x
+    assert Dropout(0.0)(x) is x
+
+
+def _gradients(model: MaskedLanguageModel, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    positions = torch.arange(0, ids.numel(), 3)
+    logits = model.train()(ids, positions=positions)
+    token_losses(logits, ids.flatten()[positions]).sum().backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", [Family.ROBERTA, Family.MODERNBERT])
+def test_the_tied_tables_gradient_is_that_of_both_its_ends(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids = _model(family=family), torch.randint(5, 60, (3, 9))
+    found = _gradients(model, ids)
+    plain = lambda token, ids: (F.embedding(ids, token.weight), token.weight)  # noqa: E731
+    monkeypatch.setattr("mlmlab.model.embeddings.rows_and_table", plain)
+    expected = _gradients(model, ids)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_the_table_alone_has_the_gradient_of_its_rows() -> None:
+    model, ids = _model(), torch.tensor([[7, 8, 7]])
+    model.train().encode(ids).square().sum().backward()
+    gradient = model.embeddings.token.weight.grad
+    assert gradient is not None
+    assert gradient.abs().sum(1).nonzero().flatten().tolist() == [7, 8]
+
+
+def test_attention_with_dropout_is_that_without_it_but_for_the_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Noise that drops nothing: the CPU's other path, with and without hidden tokens."""
+    model, without = _model(dropout=0.1, seed=3), _model(seed=3)
+    monkeypatch.setattr(Dropout, "forward", lambda self, x: x)
+    ids = torch.randint(5, 60, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(9) < torch.tensor([[9], [4], [6]])
+    documents = torch.tensor([[0, 0, 0, 0, 1, 1, 2, 2, 2]]).expand(3, 9)
+    for given in ({}, {"attention_mask": mask}, {"documents": documents}):
+        found, expected = model.train()(ids, **given), without.train()(ids, **given)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
