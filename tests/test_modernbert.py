@@ -18,7 +18,7 @@ from mlmlab.checkpoints import load_model
 from mlmlab.checkpoints.hub_config import hub_config, read_hub_config
 from mlmlab.errors import Code
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
-from mlmlab.model.attention import rotate, visible_by_layer
+from mlmlab.model.attention import Group, rotate, visible_by_layer
 from mlmlab.model.families import ARCHITECTURES
 
 IDS = {
@@ -88,12 +88,14 @@ def test_logits_are_those_of_transformers_below_at_and_beyond_the_window(
 def test_a_local_layer_sees_half_a_window_to_either_side() -> None:
     model = _model(layers=2, local_attention=6)  # a global layer and a local one
     changed = torch.randint(5, 60, (1, 20), generator=torch.Generator().manual_seed(0))
-    hidden = torch.randn(1, 20, 32, generator=torch.Generator().manual_seed(0))
+    hidden = torch.randn(20, 32, generator=torch.Generator().manual_seed(0))
     other = hidden.clone()
-    other[0, 10] = 0.0
-    everything, near = visible_by_layer(model.config, changed, None, None)
+    other[10] = 0.0
+    everything, near = (
+        [Group(1, 20, visible)] for visible in visible_by_layer(model.config, changed, None, None)
+    )
     with torch.no_grad():
-        reached = (model.layers[1](hidden, near) != model.layers[1](other, near)).any(-1)[0]
+        reached = (model.layers[1](hidden, near) != model.layers[1](other, near)).any(-1)
         assert reached.nonzero().flatten().tolist() == [*range(7, 14)]
         assert (
             (model.layers[0](hidden, everything) != model.layers[0](other, everything))

@@ -1,10 +1,11 @@
 """Masked examples, ready for one forward pass.
 
-B sequences   T positions   M predicted tokens
+B sequences   T positions   N tokens of all groups   M predicted tokens
 """
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from mlmlab.data.blocks import Examples
+from mlmlab.data.groups import Groups, in_groups
 from mlmlab.masking import (
     MaskedBatch,
     MaskingConfig,
@@ -38,6 +40,9 @@ class MicroBatch:
     """bool `[B, T]`, True for a real token; None: no padding."""
     documents: torch.Tensor | None = None
     """int64 `[B, T]`, each token's document where documents are hidden from each other."""
+    groups: Groups | None = None
+    """Where given, ids and mask are flat, `[N]`, and documents are rows: each group's rows and
+    their length, as for `MaskedLanguageModel.encode`."""
     token_count: int = 0
     """Real tokens, padding not counted."""
     has_fixed_shape: bool = False
@@ -75,14 +80,77 @@ class MicroBatch:
             weights=moved(self.weights),
         )
 
-    def model_inputs(self) -> dict[str, torch.Tensor | None]:
+    def model_inputs(self) -> dict[str, Any]:
         """The arguments of the model's forward pass."""
         return {
             "input_ids": self.masked.input_ids,
             "attention_mask": self.attention_mask,
             "positions": self.masked.positions,
             "documents": self.documents,
+            "groups": self.groups,
         }
+
+    def in_groups(self) -> "MicroBatch":
+        """The same with rows and documents of nearly one length next to each other; predictions
+        stay in their order. Packed rows that see each other's documents are one group already."""
+        mask, documents = self.attention_mask, self.documents
+        if mask is None and documents is None:
+            return self
+        masked, real, groups = in_groups(
+            MaskedBatch(*(x.numpy() for x in self.masked)),
+            None if mask is None else mask.numpy(),
+            None if documents is None else documents.numpy(),
+        )
+        return dataclasses.replace(
+            self,
+            masked=MaskedBatch(*map(torch.from_numpy, masked)),
+            attention_mask=torch.from_numpy(real),
+            documents=None,
+            groups=groups,
+        )
+
+    def pieces(
+        self, tokens: int, position_multiple: int
+    ) -> Iterator[tuple[torch.Tensor, "MicroBatch"]]:
+        """The same in groups, at most `tokens` tokens (or one row) at a time.
+
+        Args:
+            position_multiple: as for a `Masker`.
+
+        Yields:
+            Which of the M predictions a piece has, int64; and the piece.
+        """
+        grouped = self.in_groups()
+        ids, positions, labels, _ = grouped.masked
+        groups = grouped.groups or (tuple(ids.shape),)
+        parts = [
+            (min(most, rows - first), length)
+            for rows, length, most in ((*shape, max(1, tokens // shape[1])) for shape in groups)
+            for first in range(0, rows, most)
+        ]
+        begin, mask = 0, grouped.attention_mask
+        while parts:
+            end, chosen = begin, list[tuple[int, int]]()
+            while parts and (not chosen or end + math.prod(parts[0]) <= begin + tokens):
+                chosen.append(parts.pop(0))
+                end += math.prod(chosen[-1])
+            which = ((positions >= begin) & (positions < end)).nonzero().flatten()
+            count = len(which) + -len(which) % position_multiple
+            part = MaskedBatch(
+                ids.flatten()[begin:end].numpy(),
+                (positions[which] - begin).numpy(),
+                labels[which].numpy(),
+                np.array([0, len(which)]),
+            )
+            yield (
+                which,
+                MicroBatch(
+                    MaskedBatch(*map(torch.from_numpy, with_more_positions(part, count))),
+                    None if mask is None else mask[begin:end],
+                    groups=tuple(chosen),
+                ),
+            )
+            begin = end
 
     def without_predictions(self) -> "MicroBatch":
         """The same with nothing to predict, for a rank without examples: its loss is a zero that
@@ -112,6 +180,8 @@ class Masker(Generic[Policy]):
     needed (`fixed_count`)."""
     position_multiple: int = 1
     """Others get a multiple of this."""
+    groups_rows: bool = False
+    """Whether rows with padding and isolated documents are put in groups."""
 
     @cached_property
     def policy(self) -> KernelPolicy | OwnPolicy:
@@ -158,22 +228,27 @@ class Masker(Generic[Policy]):
             word_starts=examples.word_starts,
             selected=selected,
         )
-        lengths, width = examples.lengths, masked.input_ids.shape[1]
-        attention_mask, token_count = None, masked.input_ids.size
+        lengths, documents, groups = examples.lengths, examples.documents, None
+        width = masked.input_ids.shape[1]
+        mask, token_count = None, masked.input_ids.size
         if lengths is not None:
             token_count = int(lengths.sum())
             if lengths.min() < width:
-                attention_mask = self._tensor(np.arange(width) < lengths[:, None])
+                mask = np.arange(width) < lengths[:, None]  # [B, T]
         count, has_fixed_shape = len(masked.positions), False
         if self.fixed_for_rate is not None and lengths is None and examples.documents is None:
             fixed = fixed_count(masked.input_ids.size, self.fixed_for_rate)
             has_fixed_shape = count <= fixed
             count = max(count, fixed)
         count += -count % self.position_multiple
+        if self.groups_rows and (mask is not None or documents is not None):
+            masked, mask, groups = in_groups(masked, mask, documents)
+            documents = None
         return MicroBatch(
             MaskedBatch(*map(self._tensor, with_more_positions(masked, count))),
-            attention_mask,
-            None if examples.documents is None else self._tensor(examples.documents),
+            None if mask is None else self._tensor(mask),
+            None if documents is None else self._tensor(documents),
+            groups,
             token_count,
             has_fixed_shape,
             rate if selected is None else None,

@@ -20,6 +20,8 @@ from mlmlab.tracking.progress_bar import ProgressBar
 
 PARTS = ("masked", "random", "kept")
 """What the model sees in a predicted token's place: the mask, another id, or the token itself."""
+_PIECE_TOKENS = 1024
+"""What of a chunk is computed at a time on a CPU, for less memory; a GPU computes all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +121,9 @@ def evaluate(
 ) -> Evaluation:
     """Scores every example once a draw.
 
-    Each canonical chunk is a forward pass, and the sums are reduced in float64 in the order of the
-    examples, so that on like devices the result has the same bits however many processes share the
-    chunks.
+    Each canonical chunk is computed in the same pieces, and the sums are reduced in float64 in the
+    order of the examples, so that on like devices the result has the same bits however many
+    processes share the chunks.
 
     Args:
         ranks: each process scores its share, and all of them have the complete result.
@@ -134,7 +136,7 @@ def evaluate(
     sums = _Sums(loader)
     mine = bar.during_evaluation(loader.chunks(ranks), loader.example_count, ranks.size)
     for chunk in mine:  # as many in every process
-        score = _score_chunk(model, chunk, loader, compute)
+        score = _score_chunk(model, chunk, loader, compute, ranks)
         gathered = ranks.gather((score if chunk.counts else None, is_interrupted()))
         if any(interrupted for _, interrupted in gathered):
             raise EvaluationInterrupted
@@ -145,17 +147,31 @@ def evaluate(
 
 
 def _score_chunk(
-    model: MaskedLanguageModel, chunk: EvalChunk, loader: EvalLoader, compute: Compute
+    model: MaskedLanguageModel,
+    chunk: EvalChunk,
+    loader: EvalLoader,
+    compute: Compute,
+    ranks: Ranks,
 ) -> _ChunkScore:
     asked = chunk.batch.masked
-    batch = chunk.batch.to(compute.device)
-    labels = batch.masked.labels
+    most = asked.input_ids.numel() if compute.is_cuda else _PIECE_TOKENS
+    pieces = list(chunk.batch.pieces(most, compute.position_multiple))
+    losses = torch.zeros(len(asked.labels), dtype=torch.float64)
+    places = torch.zeros(len(asked.labels), dtype=torch.int64)
     with compute.autocast():
-        logits = model(**batch.model_inputs())
+        # With fsdp, every process makes as many forward passes.
+        for number in range(max(ranks.gather(len(pieces)))):
+            which, piece = pieces[min(number, len(pieces) - 1)]
+            batch = piece.to(compute.device)
+            logits = model(**batch.model_inputs())[: len(which)]
+            labels = batch.masked.labels[: len(which)]
+            losses[which] = token_losses(logits, labels).cpu().double()
+            places[which] = _ranks(logits, labels).cpu()
+            del logits  # before there are those of the next piece
     return _ChunkScore(
-        losses=token_losses(logits, labels).cpu().double(),
-        ranks=_ranks(logits, labels).cpu(),
-        row_counts=batch.masked.row_offsets.diff(),
+        losses=losses,
+        ranks=places,
+        row_counts=asked.row_offsets.diff(),
         document_ids=chunk.document_ids,
         parts=parts_of(asked, loader.masker.vocabulary.mask_id),
         digest=digest_of(*(x.numpy() for x in (asked.input_ids, asked.positions, asked.labels))),

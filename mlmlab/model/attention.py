@@ -1,9 +1,12 @@
 """Multi-head self-attention, and what each token may see.
 
 B sequences   T positions   H heads   D head width   C hidden = H * D   M predicted positions
+N tokens of all groups, B * T of one
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,15 @@ from torch import nn
 
 from mlmlab.model.config import ModelConfig
 from mlmlab.model.dropout import Dropout
+
+
+class Group(NamedTuple):
+    """Rows of one length, whose tokens lie next to each other among all N."""
+
+    rows: int
+    length: int
+    visible: torch.Tensor | None
+    """bool, broadcasts to `[B, H, T, T]`: whether a query sees a key; None: always."""
 
 
 class SelfAttention(nn.Module):
@@ -32,46 +44,51 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(width, width, bias=biases)
 
     def forward(
-        self,
-        hidden: torch.Tensor,
-        visible: torch.Tensor | None,
-        positions: torch.Tensor | None,
+        self, hidden: torch.Tensor, groups: Sequence[Group], positions: torch.Tensor | None
     ) -> torch.Tensor:
-        """Mixes values over the sequence.
+        """Mixes values over each row.
 
         Args:
-            hidden: `[B, T, C]`.
-            visible: bool, broadcasts to `[B, H, T, T]`: whether a query sees a key; None: always.
-            positions: int64 `[M]`, flat indices into B*T; where given, only these are computed.
+            hidden: `[N, C]`.
+            groups: of rows, which see nothing of each other.
+            positions: int64 `[M]`, indices into N; where given, only these are computed.
 
         Returns:
-            `[B, T, C]`, or `[M, C]` with `positions`.
+            `[N, C]`, or `[M, C]` with `positions`.
         """
-        q, k, v = self._project(hidden, positions)  # [B, H, T, D] each
-        if self.rope_theta is not None:
-            q, k = rotate(q, k, self.rope_theta)
-        context = self._attend(q, k, v, visible)  # [B, H, T, D]
-        context = context.transpose(1, 2).reshape(hidden.shape)  # [B, T, C]
+        projected = self._project(hidden, positions)  # [N, C], three times
+        by_group = [[x] for x in projected]
+        if len(groups) > 1:
+            sizes = [group.rows * group.length for group in groups]
+            by_group = [list(x.split_with_sizes(sizes)) for x in projected]
+        contexts = []
+        for group, *parts in zip(groups, *by_group, strict=True):
+            shape = (group.rows, group.length, self.heads, -1)
+            q, k, v = (x.view(shape).transpose(1, 2) for x in parts)  # [B, H, T, D] each
+            if self.rope_theta is not None:
+                q, k = rotate(q, k, self.rope_theta)
+            context = self._attend(q, k, v, group.visible)  # [B, H, T, D]
+            contexts.append(context.transpose(1, 2).reshape(-1, hidden.shape[-1]))  # [B * T, C]
+        context = contexts[0] if len(groups) == 1 else torch.cat(contexts)  # [N, C]
         if positions is not None:
-            context = context.flatten(0, 1)[positions]  # [M, C]
+            context = context[positions]  # [M, C]
         mixed: torch.Tensor = self.output(context)
         return mixed
 
     def _project(
         self, hidden: torch.Tensor, positions: torch.Tensor | None
     ) -> tuple[torch.Tensor, ...]:
-        """Queries, keys and values, `[B, H, T, D]` each; queries at `positions` only."""
-        batch, length, width = hidden.shape
+        """Queries, keys and values, `[N, C]` each; queries at `positions` only."""
         if positions is None:
-            q, k, v = self.qkv(hidden).chunk(3, dim=-1)
-        else:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-            q_rows = F.linear(hidden.flatten(0, 1)[positions], weight[:width], q_bias)
-            # Attention itself is cheap next to the projections: the other queries stay zero.
-            q = q_rows.new_zeros(batch * length, width).index_copy(0, positions, q_rows)
-            k, v = F.linear(hidden, weight[width:], kv_bias).chunk(2, dim=-1)
-        return tuple(x.view(batch, length, self.heads, -1).transpose(1, 2) for x in (q, k, v))
+            projected: torch.Tensor = self.qkv(hidden)
+            return projected.chunk(3, dim=-1)
+        width = hidden.shape[-1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
+        q_rows = F.linear(hidden[positions], weight[:width], q_bias)
+        # Attention itself is cheap next to the projections: the other queries stay zero.
+        q = q_rows.new_zeros(hidden.shape).index_copy(0, positions, q_rows)
+        return q, *F.linear(hidden, weight[width:], kv_bias).chunk(2, dim=-1)
 
     def _attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, visible: torch.Tensor | None

@@ -1,10 +1,11 @@
 """Token, position and token-type embeddings.
 
-B sequences   T positions   C hidden   E width of the tables (C but for ELECTRA)   V vocabulary
+B sequences   T positions   N tokens of all groups, B * T of one   C hidden
+E width of the tables (C but for ELECTRA)   V vocabulary
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,22 @@ from torch import nn
 from mlmlab.model.config import ModelConfig
 from mlmlab.model.dropout import Dropout
 from mlmlab.model.families import Positions
+
+
+class Tokens(NamedTuple):
+    """The tokens of rows of one length."""
+
+    input_ids: torch.Tensor
+    """int64 `[B, T]`."""
+    attention_mask: torch.Tensor | None = None
+    """bool `[B, T]`, True for a real token; None: no padding."""
+    documents: torch.Tensor | None = None
+    """int64 `[B, T]`, ascending in a row; None: a row is one document."""
+
+
+def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One after the other, without a copy where there is one alone."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class _TiedTable(torch.autograd.Function):
@@ -27,7 +44,7 @@ class _TiedTable(torch.autograd.Function):
     def forward(
         ctx: Any, table: torch.Tensor, input_ids: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[V, E]` and int64 `[B, T]` to rows `[B, T, E]` and the table."""
+        """`[V, E]` and int64 `[N]` to rows `[N, E]` and the table."""
         ctx.save_for_backward(input_ids)
         return F.embedding(input_ids, table), table
 
@@ -37,13 +54,13 @@ class _TiedTable(torch.autograd.Function):
         (input_ids,) = ctx.saved_tensors
         if table.is_cuda:  # which adds in a fixed order only so
             return table.index_put_((input_ids,), rows, accumulate=True), None
-        return table.index_add_(0, input_ids.flatten(), rows.flatten(0, 1)), None
+        return table.index_add_(0, input_ids, rows), None
 
 
 def rows_and_table(
     token: nn.Embedding, input_ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tokens' rows, `[B, T, E]`, and the table as the head should see it, `[V, E]`."""
+    """The rows `[N, E]` of ids `[N]`, and the table as the head should see it, `[V, E]`."""
     if not torch.is_grad_enabled():
         return token(input_ids), token.weight
     both: tuple[torch.Tensor, torch.Tensor]
@@ -52,8 +69,8 @@ def rows_and_table(
 
 
 class Embeddings(nn.Module):
-    """The sum of the tables, normalized: ids `[B, T]` to vectors `[B, T, C]`, and the token table
-    for the head.
+    """The sum of the tables, normalized: tokens to vectors `[N, C]`, and the token table for the
+    head.
 
     Tables of another width, as ELECTRA has them, are followed by a projection.
     """
@@ -73,34 +90,37 @@ class Embeddings(nn.Module):
         if config.embedding_size is not None:
             self.projection = nn.Linear(width, config.hidden_size)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        documents: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[B, T, C]` and `[V, E]`."""
-        tokens, table = rows_and_table(self.token, input_ids)
-        rows = self._places(input_ids, attention_mask, documents) + self.position_offset
-        hidden = tokens + self.position(rows)  # [B, T, E]
+    def forward(self, groups: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[N, C]` and `[V, E]`."""
+        ids = joined([group.input_ids.flatten() for group in groups])  # [N]
+        tokens, table = rows_and_table(self.token, ids)  # [N, E]
+        sizes = [group.input_ids.numel() for group in groups]
+        parts = [tokens] if len(groups) == 1 else tokens.split_with_sizes(sizes)
+        hidden = joined(
+            [
+                (part.view(*group.input_ids.shape, -1) + self.position(self._rows(group))).flatten(
+                    0, 1
+                )
+                for part, group in zip(parts, groups, strict=True)
+            ]
+        )  # [N, E]
         if self.token_type is not None:
             hidden = hidden + self.token_type.weight[0]  # one segment, as in all MLM training
         normalized: torch.Tensor = self.dropout(self.norm(hidden))
         if self.projection is not None:
             normalized = self.projection(normalized)
-        return normalized, table  # [B, T, C]
+        return normalized, table  # [N, C]
 
-    def _places(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        documents: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def _rows(self, group: Tokens) -> torch.Tensor:
+        """Of the position table, int64 `[T]` or `[B, T]`."""
+        return self._places(group) + self.position_offset
+
+    def _places(self, group: Tokens) -> torch.Tensor:
         """Each token's index in its row or document, int64 `[T]` or `[B, T]`."""
-        place = torch.arange(input_ids.shape[1], device=input_ids.device)  # [T]
-        if documents is None:
+        place = torch.arange(group.input_ids.shape[1], device=group.input_ids.device)  # [T]
+        if group.documents is None:
             return place
-        begins = documents != documents.roll(1, dims=1)  # [B, T]
+        begins = group.documents != group.documents.roll(1, dims=1)  # [B, T]
         return place - torch.where(begins, place, 0).cummax(1).values  # [B, T]
 
 
@@ -111,15 +131,10 @@ class RealTokenEmbeddings(Embeddings):
     Padding gets the row before the first token's, pad_id.
     """
 
-    def _places(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        documents: torch.Tensor | None,
-    ) -> torch.Tensor:
-        if attention_mask is None:
-            return super()._places(input_ids, attention_mask, documents)
-        real = attention_mask.long()
+    def _places(self, group: Tokens) -> torch.Tensor:
+        if group.attention_mask is None:
+            return super()._places(group)
+        real = group.attention_mask.long()
         return real.cumsum(1) * real - 1  # [B, T]
 
 
@@ -134,14 +149,10 @@ class TokenEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=biases)
         self.dropout = Dropout(config.dropout)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        documents: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[B, T, C]` and `[V, C]`; mask and documents are left to attention."""
-        tokens, table = rows_and_table(self.token, input_ids)
+    def forward(self, groups: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[N, C]` and `[V, C]`."""
+        ids = joined([group.input_ids.flatten() for group in groups])  # [N]
+        tokens, table = rows_and_table(self.token, ids)
         return self.dropout(self.norm(tokens)), table
 
 

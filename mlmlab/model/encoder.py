@@ -1,18 +1,19 @@
 """The masked language model: embeddings, layers and head, chosen by its family's record.
 
-B sequences   T positions   C hidden   E width of the tables   V vocabulary
-M predicted positions
+B sequences   T positions   N tokens of all groups   C hidden   E width of the tables
+V vocabulary   M predicted positions
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mlmlab.model.attention import visible_by_layer
+from mlmlab.model.attention import Group, visible_by_layer
 from mlmlab.model.config import ModelConfig
-from mlmlab.model.embeddings import EMBEDDINGS
+from mlmlab.model.embeddings import EMBEDDINGS, Tokens
 from mlmlab.model.families import Norms
 from mlmlab.model.layer import LAYERS
 from mlmlab.model.mlm_head import MaskedLMHead
@@ -41,12 +42,13 @@ class MaskedLanguageModel(nn.Module):
         attention_mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
+        groups: Sequence[tuple[int, int]] | None = None,
     ) -> torch.Tensor:
         """Logits over the vocabulary: `[B, T, V]`, or `[M, V]` with `positions`.
 
         Arguments and errors are those of `encode`.
         """
-        hidden, table = self._encode(input_ids, attention_mask, positions, documents)
+        hidden, table = self._encode(input_ids, attention_mask, positions, documents, groups)
         logits: torch.Tensor = self.head(hidden, table)
         return logits
 
@@ -56,6 +58,7 @@ class MaskedLanguageModel(nn.Module):
         attention_mask: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
+        groups: Sequence[tuple[int, int]] | None = None,
     ) -> torch.Tensor:
         """The last layer's hidden states.
 
@@ -67,15 +70,18 @@ class MaskedLanguageModel(nn.Module):
                 result.
             documents: int64 `[B, T]`, ascending in a row; where given, tokens of different
                 documents do not see each other, and each document's positions begin at its start.
+            groups: where given, `input_ids` and `attention_mask` are flat, `[N]`: the tokens of
+                groups of rows, one group after the other. Each has its number of rows and their
+                length, so that short rows need not be padded to the longest of all.
 
         Returns:
-            `[B, T, C]`, or `[M, C]` with `positions`.
+            `[B, T, C]` (with `groups`, `[N, C]`), or `[M, C]` with `positions`.
 
         Raises:
             ValueError: a mask that is not bool (a float one would be added to the scores), padding
                 and documents at once, or rows longer than the model's positions.
         """
-        return self._encode(input_ids, attention_mask, positions, documents)[0]
+        return self._encode(input_ids, attention_mask, positions, documents, groups)[0]
 
     def _encode(
         self,
@@ -83,24 +89,35 @@ class MaskedLanguageModel(nn.Module):
         attention_mask: torch.Tensor | None,
         positions: torch.Tensor | None,
         documents: torch.Tensor | None,
+        groups: Sequence[tuple[int, int]] | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What `encode` returns, and the table for the head."""
-        length, longest = input_ids.shape[1], self.config.max_positions
-        if length > longest:
-            raise ValueError(f"{length} tokens in a row; the model has {longest}")
         if attention_mask is not None and attention_mask.dtype is not torch.bool:
             raise ValueError(f"attention_mask: bool, not {attention_mask.dtype}; use mask.bool()")
         if attention_mask is not None and documents is not None:
             raise ValueError("documents: packed rows have no padding, and need no attention_mask")
-        hidden, table = self.embeddings(input_ids, attention_mask, documents)  # [B, T, C], [V, E]
-        visible = visible_by_layer(self.config, input_ids, attention_mask, documents)
+        tokens = [Tokens(input_ids, attention_mask, documents)]
+        if groups is not None:
+            tokens = _grouped(input_ids, attention_mask, groups)
+        shapes = [(len(t.input_ids), t.input_ids.shape[1]) for t in tokens]  # B, T
+        length, longest = max(length for _, length in shapes), self.config.max_positions
+        if length > longest:
+            raise ValueError(f"{length} tokens in a row; the model has {longest}")
+        hidden, table = self.embeddings(tokens)  # [N, C], [V, E]
+        visible = [visible_by_layer(self.config, *of_group) for of_group in tokens]
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             rows = positions if number == last else None
+            views = [
+                Group(*sizes, by_layer[number])
+                for sizes, by_layer in zip(shapes, visible, strict=True)
+            ]
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, visible[number], rows, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, views, rows, use_reentrant=False)
             else:
-                hidden = layer(hidden, visible[number], rows)
+                hidden = layer(hidden, views, rows)
+        if positions is None and groups is None:
+            hidden = hidden.view(*input_ids.shape, -1)  # [B, T, C]
         return hidden, table
 
     def initialize(self, seed: int) -> None:
@@ -120,6 +137,20 @@ class MaskedLanguageModel(nn.Module):
     def parameter_count(self) -> int:
         """Numbers, frozen ones included; the tied table counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _grouped(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None, groups: Sequence[tuple[int, int]]
+) -> list[Tokens]:
+    """Flat ids and mask `[N]`, a group at a time, `[B, T]` each."""
+    sizes = [rows * length for rows, length in groups]
+    masks: Sequence[torch.Tensor | None] = [None] * len(groups)
+    if attention_mask is not None:
+        masks = attention_mask.split_with_sizes(sizes)
+    return [
+        Tokens(ids.view(shape), None if mask is None else mask.view(shape))
+        for ids, mask, shape in zip(input_ids.split_with_sizes(sizes), masks, groups, strict=True)
+    ]
 
 
 def initialize_module(module: nn.Module, std: float, generator: torch.Generator) -> None:

@@ -1,16 +1,16 @@
 """A transformer layer and its feed-forward.
 
-B sequences   T positions   C hidden   I inner   M predicted positions
+N tokens   C hidden   I inner   M predicted positions
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mlmlab.model.attention import SelfAttention
+from mlmlab.model.attention import Group, SelfAttention
 from mlmlab.model.config import ModelConfig
 from mlmlab.model.dropout import Dropout
 from mlmlab.model.families import FeedForwards, Norms
@@ -69,13 +69,13 @@ class PostNormLayer(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,
-        visible: torch.Tensor | None,
+        groups: Sequence[Group],
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`[B, T, C]` to `[B, T, C]`; with `positions` (flat, int64 `[M]`) to `[M, C]`."""
-        mixed = self.dropout(self.attention(hidden, visible, positions))
+        """`[N, C]` to `[N, C]`; with `positions` (int64 `[M]`) to `[M, C]`."""
+        mixed = self.dropout(self.attention(hidden, groups, positions))
         if positions is not None:
-            hidden = hidden.flatten(0, 1)[positions]  # [M, C]
+            hidden = hidden[positions]  # [M, C]
         hidden = self.attention_norm(hidden + mixed)
         processed = self.dropout(self.feed_forward(hidden))
         normalized: torch.Tensor = self.feed_forward_norm(hidden + processed)
@@ -103,13 +103,13 @@ class PreNormLayer(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,
-        visible: torch.Tensor | None,
+        groups: Sequence[Group],
         positions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """`[B, T, C]` to `[B, T, C]`; with `positions` (flat, int64 `[M]`) to `[M, C]`."""
-        mixed = self.dropout(self.attention(self.attention_norm(hidden), visible, positions))
+        """`[N, C]` to `[N, C]`; with `positions` (int64 `[M]`) to `[M, C]`."""
+        mixed = self.dropout(self.attention(self.attention_norm(hidden), groups, positions))
         if positions is not None:
-            hidden = hidden.flatten(0, 1)[positions]  # [M, C]
+            hidden = hidden[positions]  # [M, C]
         hidden = hidden + mixed
         hidden = hidden + self.feed_forward(self.feed_forward_norm(hidden))
         normalized: torch.Tensor = self.final_norm(hidden)
