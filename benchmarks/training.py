@@ -4,6 +4,10 @@ All three train the same weights on the same rows, in the same process, in inter
 that a slow minute of the machine hits all of them. What each of them is given: `NOTES`.
 
     python benchmarks/training.py [--sizes 8x128,32x128] [--models distilroberta,bert_base]
+    python benchmarks/training.py --lengths-of FILE  # a row a line, as many tokens as it has words
+
+Peak memory above weights, gradients, moments and imports (on CPUs): mlmlab's and the loop's, each
+in a separate process, of five steps after a first one.
 """
 
 import argparse
@@ -14,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,10 +27,10 @@ import numpy as np
 import torch
 from machine import hardware, print_machine, results_folder, write_csv
 from numpy.typing import NDArray
+from peak_memory import in_new_process, shown
 from transformers import (
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     PrinterCallback,
     Trainer,
@@ -76,14 +81,18 @@ class Setting:
     length: int
     precision: Precision
     device: torch.device
+    lengths: tuple[int, ...] = ()
+    """Of rows to draw from; none: no row has padding."""
 
     def __str__(self) -> str:
-        return f"{self.model} {self.rows}x{self.length} {self.precision.value}"
+        padded = " padded" if self.lengths else ""
+        return f"{self.model} {self.rows}x{self.length}{padded} {self.precision.value}"
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
-        return self.rows * self.length
+        """Real ones of a step, on average."""
+        share = np.mean(self.lengths) / self.length if self.lengths else 1.0
+        return round(self.rows * self.length * share)
 
     @property
     def compute(self) -> Compute:
@@ -93,17 +102,29 @@ class Setting:
 class RandomRows:
     """Rows of random tokens in memory, as the loader takes them."""
 
-    def __init__(self, rows: int, length: int, vocabulary_size: int) -> None:
+    def __init__(self, setting: Setting, vocabulary_size: int) -> None:
         draw = np.random.default_rng(0)
-        self.ids: NDArray[np.uint16] = draw.integers(5, vocabulary_size, (rows, length), np.uint16)
-        self.block_size = length
+        shape = (max(256, 64 * setting.rows), setting.length)
+        self.ids: NDArray[np.uint16] = draw.integers(5, vocabulary_size, shape, np.uint16)
+        self.block_size = setting.length
+        self.lengths: NDArray[np.int64] | None = None
+        if setting.lengths:
+            self.lengths = draw.choice(np.array(setting.lengths), len(self.ids))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, example_ids: NDArray[np.int64]) -> Examples:
-        """The rows, without padding."""
-        return Examples(self.ids[example_ids])
+        """The rows, padded to the longest of them."""
+        if self.lengths is None:
+            return Examples(self.ids[example_ids])
+        lengths = self.lengths[example_ids]
+        return Examples(self.ids[example_ids, : lengths.max()], lengths)
+
+    def lists(self) -> list[list[int]]:
+        """All rows without padding, as transformers takes them."""
+        lengths = [self.block_size] * len(self) if self.lengths is None else self.lengths
+        return [row[:length].tolist() for row, length in zip(self.ids, lengths, strict=True)]
 
 
 @dataclass
@@ -140,7 +161,7 @@ def mlmlab_contender(
     masker = Masker(
         MaskingConfig(), tokenizer.vocabulary(), pin_memory=compute.is_cuda,
         fixed_for_rate=0.15 if compute.fixes_shapes else None,
-        position_multiple=compute.position_multiple,
+        position_multiple=compute.position_multiple, groups_rows=True,
     )  # fmt: skip
     seeds = Seeds.of(0, 0, 0)
     order = Order(len(rows), setting.rows, seeds.order)
@@ -160,12 +181,21 @@ def mlmlab_contender(
         synchronize(setting.device)
         return time.perf_counter() - begin
 
-    predicted = round(0.15 * setting.tokens)
-    flops = actual_flops(
-        model.config, examples=setting.rows, length=setting.length, predicted=predicted
-    )
+    flops = round(statistics.mean(step_flops(model.config, loader, n) for n in range(20)))
     name = "mlmlab, compiled" if compiled else "mlmlab"
     return Contender(name, setting.precision, seconds_of, flops)
+
+
+def step_flops(config: ModelConfig, loader: TrainLoader, number: int) -> int:
+    """Of a step, padding that is computed included."""
+    (micro,) = loader.batch(number).micro_batches
+    groups = micro.groups or (micro.masked.input_ids.shape,)
+    tokens = sum(rows * length for rows, length in groups)
+    share = micro.masked_count / tokens
+    return sum(
+        actual_flops(config, examples=rows, length=length, predicted=round(share * rows * length))
+        for rows, length in groups
+    )
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
@@ -186,7 +216,7 @@ def trainer_contender(
 ) -> Contender:
     """`Trainer` with the arguments of the Hub's guide."""
     model = AutoModelForMaskedLM.from_pretrained(folder).to(setting.device)
-    examples = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in rows.ids]
+    examples = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows.lists()]
 
     def seconds_of(steps: int) -> float:
         clock = Clock(setting.device)
@@ -206,7 +236,7 @@ def trainer_contender(
         first, last = clock.times
         return last - first
 
-    return Contender("Trainer", setting.precision, seconds_of, dense_flops(model, setting))
+    return Contender("Trainer", setting.precision, seconds_of, dense_flops(rows, setting))
 
 
 def loop_contender(
@@ -215,8 +245,11 @@ def loop_contender(
     """What one would write by hand around transformers' model."""
     model = AutoModelForMaskedLM.from_pretrained(folder).to(setting.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.01, fused=True)
-    chosen = rows.ids[: 4 * setting.rows].reshape(-1, setting.rows, setting.length)
-    batches = [collator([{"input_ids": row.tolist()} for row in batch]) for batch in chosen]
+    lists, size = rows.lists(), setting.rows
+    batches = [
+        collator([{"input_ids": row} for row in lists[first : first + size]])
+        for first in range(0, 20 * size, size)
+    ]
     if setting.device.type == "cuda":
         batches = [{name: t.pin_memory() for name, t in batch.items()} for batch in batches]
 
@@ -235,13 +268,15 @@ def loop_contender(
         synchronize(setting.device)
         return time.perf_counter() - begin
 
-    return Contender("loop", setting.precision, seconds_of, dense_flops(model, setting))
+    return Contender("loop", setting.precision, seconds_of, dense_flops(rows, setting))
 
 
-def dense_flops(model: PreTrainedModel, setting: Setting) -> int:
-    """Of a step that computes logits for every position."""
-    config = model_config(setting.model, 0)
-    return dense_equivalent_flops(config, examples=setting.rows, length=setting.length)
+def dense_flops(rows: RandomRows, setting: Setting) -> int:
+    """Of a step that computes logits for every position, padding included."""
+    config, longest = model_config(setting.model, 0), setting.length
+    if rows.lengths is not None:
+        longest = round(rows.lengths[: 20 * setting.rows].reshape(20, -1).max(1).mean())
+    return dense_equivalent_flops(config, examples=setting.rows, length=longest)
 
 
 def products_contender(setting: Setting) -> Contender:
@@ -278,14 +313,16 @@ def products_contender(setting: Setting) -> Contender:
     return Contender("products", setting.precision, seconds_of, flops)
 
 
-def contenders(
-    folder: Path, setting: Setting, tokenizer: Tokenizer, compiled: bool
-) -> Iterator[Contender]:
-    """All of one setting."""
+def write_checkpoint(folder: Path, setting: Setting, tokenizer: Tokenizer) -> None:
+    """Random weights."""
     model = MaskedLanguageModel(model_config(setting.model, tokenizer.pad_id))
     model.initialize(0)
     mlmlab.save_pretrained(model, tokenizer, folder)
-    rows = RandomRows(max(256, 64 * setting.rows), setting.length, tokenizer.vocabulary_size)
+
+
+def contenders(folder: Path, setting: Setting, compiled: bool) -> Iterator[Contender]:
+    """All of one setting."""
+    rows = RandomRows(setting, MODELS[setting.model])
     collator = DataCollatorForLanguageModeling(PreTrainedTokenizerFast.from_pretrained(folder))
     yield mlmlab_contender(folder, rows, setting)
     if compiled:
@@ -293,6 +330,14 @@ def contenders(
     yield trainer_contender(folder, rows, setting, collator)
     yield loop_contender(folder, rows, setting, collator)
     yield products_contender(setting)
+
+
+def steps_after_the_first(folder: Path, setting: Setting, name: str) -> Callable[[], float]:
+    """Five steps, with all that lasts longer than a step in memory."""
+    them = contenders(folder, setting, compiled=False)
+    contender = next(one for one in them if one.name == name)
+    contender.seconds_of(1)
+    return partial(contender.seconds_of, 5)
 
 
 @dataclass(frozen=True)
@@ -303,6 +348,8 @@ class Measurement:
     contender: Contender
     step_seconds: list[float]
     """The mean step of each round."""
+    memory: int | None = None
+    """Peak bytes of a step above what lasts."""
 
     @property
     def median(self) -> float:
@@ -321,8 +368,14 @@ def measure(
     setting: Setting, tokenizer: Tokenizer, arguments: argparse.Namespace
 ) -> list[Measurement]:
     """Times the contenders of a setting in interleaved rounds of about `--seconds` each."""
-    with tempfile.TemporaryDirectory() as folder:
-        them = list(contenders(Path(folder), setting, tokenizer, arguments.compile))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_checkpoint(folder, setting, tokenizer)
+        memory = {}
+        if setting.device.type == "cpu":
+            for each in ("mlmlab", "loop"):
+                memory[each] = in_new_process(steps_after_the_first, folder, setting, each)[1]
+        them = list(contenders(folder, setting, arguments.compile))
         samples: list[list[float]] = [[] for _ in them]
         steps = []
         for contender in them:
@@ -333,7 +386,10 @@ def measure(
                 gc.collect()
                 taken = them[place].seconds_of(steps[place])
                 samples[place].append(taken / steps[place])
-    return [Measurement(setting, *row) for row in zip(them, samples, strict=True)]
+    return [
+        Measurement(setting, contender, row, memory.get(contender.name))
+        for contender, row in zip(them, samples, strict=True)
+    ]
 
 
 def print_table(measurements: list[Measurement]) -> None:
@@ -342,6 +398,7 @@ def print_table(measurements: list[Measurement]) -> None:
     ours = measurements[0]
     print(f"\n{measurements[0].setting!s:<32}{'tok/s':>10}{'ms/step':>9}{'spread':>8}", end="")
     print(f"{'TFLOP/s':>9}{'mlmlab is':>11}")
+    flops = statistics.median(m.contender.flops for m in measurements[-3:-1])
     for m in measurements:
         spread = (max(m.step_seconds) - min(m.step_seconds)) / m.median
         line = f"  {m.contender.name:<30}{m.tokens_per_second:10,.0f}{m.median * 1e3:9.2f}"
@@ -351,6 +408,12 @@ def print_table(measurements: list[Measurement]) -> None:
         elif "mlmlab" not in m.contender.name:
             line += f"{m.median / ours.median:9.2f} x"
         print(line, flush=True)
+    line = f"  transformers computes {flops / ours.contender.flops:.2f} times mlmlab's FLOPs"
+    memory = {m.contender.name: m.memory for m in measurements if m.memory is not None}
+    if memory:
+        mine, theirs = memory["mlmlab"], memory["loop"]
+        line += f"; memory {shown(mine)}, the loop {shown(theirs)}: {mine / theirs:.2f}"
+    print(line, flush=True)
 
 
 def table_rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
@@ -360,6 +423,7 @@ def table_rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
             "model": m.setting.model,
             "rows": m.setting.rows,
             "tokens_per_row": m.setting.length,
+            "real_tokens": m.setting.tokens,
             "precision": m.setting.precision.value,
             "contender": m.contender.name,
             "tokens_per_second": f"{m.tokens_per_second:.6g}",
@@ -367,10 +431,19 @@ def table_rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
             "fastest_ms": f"{min(m.step_seconds) * 1e3:.5g}",
             "slowest_ms": f"{max(m.step_seconds) * 1e3:.5g}",
             "tflops": f"{m.flops_per_second / 1e12:.5g}",
+            "peak_bytes_above_states": "" if m.memory is None else m.memory,
             "rounds": len(m.step_seconds),
         }
         for m in measurements
     ]
+
+
+def lengths_of(file: Path | None, longest: int) -> tuple[int, ...]:
+    """Words of each line that is not empty, and two special tokens."""
+    if file is None:
+        return ()
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return tuple(min(longest, len(line.split()) + 2) for line in lines if line.strip())
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -380,6 +453,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--models", default="distilroberta", help=", ".join(MODELS))
     sizes = "8x128,64x128,256x128" if cuda else "8x128"
     parser.add_argument("--sizes", default=sizes, help=f"ROWSxTOKENS,... (default: {sizes})")
+    parser.add_argument("--lengths-of", type=Path, metavar="FILE", help="text, a row a line")
     parser.add_argument("--precisions", default="fp32,bf16", help="of fp32, bf16, fp16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0 if cuda else 15.0, help="of a round")
@@ -409,7 +483,8 @@ def main() -> None:
         for shape in arguments.sizes.split(","):
             rows, length = map(int, shape.split("x"))
             for precision in map(Precision, arguments.precisions.split(",")):
-                setting = Setting(model, rows, length, precision, device)
+                lengths = lengths_of(arguments.lengths_of, length)
+                setting = Setting(model, rows, length, precision, device, lengths)
                 of_setting = measure(setting, tokenizer, arguments)
                 print_table(of_setting)
                 measurements += of_setting
