@@ -192,18 +192,18 @@ def _fill(
     for ours, parameter in model.named_parameters():
         if ours not in fresh:
             _refuse_shapes(source, {name: tensors[name] for name in table[ours]}, parameter)
-    model.to_empty(device="cpu")
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for ours, theirs in table.items():
-            if ours in fresh:
-                continue
-            parameters[ours].copy_(torch.cat([tensors[name] for name in theirs]))
-        if fresh:
-            assert fresh_head_seed is not None
-            generator = torch.Generator().manual_seed(fresh_head_seed)
-            for module in model.head.modules():
-                initialize_module(module, model.config.initializer_range, generator)
+    weights = {
+        ours: torch.empty(parameter.shape)
+        if ours in fresh
+        else torch.cat([tensors[name] for name in table[ours]])
+        for ours, parameter in model.named_parameters()
+    }
+    model.load_state_dict(weights, assign=True)
+    if fresh:
+        assert fresh_head_seed is not None
+        generator = torch.Generator().manual_seed(fresh_head_seed)
+        for module in model.head.modules():
+            initialize_module(module, model.config.initializer_range, generator)
     loaded = tuple(ours for ours in table if ours not in fresh)
     return LoadReport(source, loaded, tuple(tied), tuple(foreign), tuple(sorted(fresh)))
 
