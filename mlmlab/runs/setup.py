@@ -105,7 +105,7 @@ def set_up(
             the moments (`load_state`).
         documents: the text of data.source=documents.
         on_meta: the model is built on the meta device, without weights, for a process that gets
-            its shard of rank 0's (`ShardedReplica`).
+            its shards from rank 0 (`ShardedReplica`).
 
     Raises:
         UserError: whatever is missing or does not fit. A checkpoint and a data set that cannot be

@@ -93,8 +93,8 @@ class Replica:
 
 
 class ShardedReplica(Replica):
-    """A model of which each process keeps a part. Its weights come from rank 0: the others may
-    bring it on the meta device.
+    """A model of which each process keeps a part. Its weights are those of rank 0; the others may
+    have built theirs on the meta device.
 
     Every forward and backward pass is a meeting of all processes, so that one without rows of its
     own takes part with an empty micro-batch: it hands over its shards of the weights, and takes
@@ -117,7 +117,7 @@ class ShardedReplica(Replica):
         for name, p in self.model.named_parameters():  # one after the other, from rank 0
             assert isinstance(p, DTensor)
             whole = (
-                weights.pop(name)  # and then it is free
+                weights.pop(name)  # so that it is freed
                 if self.ranks.is_rank_zero
                 else torch.empty(p.shape, device=self.compute.device)
             )
