@@ -1,6 +1,8 @@
 """FillMask answers as the Hub's fill-mask pipeline does."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,3 +146,13 @@ def test_a_text_without_a_mask_or_too_long_is_refused(folder: Path) -> None:
         fill("no mask here")
     with refusal("the text", Code.INVALID, "cow cow"):
         fill(f"{fill.tokenizer.mask_token} " + "cow " * 60)
+
+
+def test_the_first_answer_does_not_wait_for_pytorchs_compiler(folder: Path) -> None:
+    code = (
+        "import sys, mlmlab; fill = mlmlab.FillMask(*mlmlab.load_pretrained(sys.argv[1])); "
+        "fill(fill.tokenizer.mask_token); print(*{'torch._dynamo', 'sympy'} & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.split() == []

@@ -27,6 +27,7 @@ import mlmlab
 from mlmlab.data.loader import EvalLoader
 from mlmlab.data.tokenizer import word_tokenizer
 from mlmlab.runs.replay import not_finite
+from mlmlab.runs.setup import set_up, set_up_run
 from mlmlab.runs.train import build_replica
 from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.distributed import ALONE, Ranks, process_group
@@ -50,7 +51,8 @@ def _live_bytes() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and not isinstance(thing, DTensor):
+        is_tensor = issubclass(type(thing), torch.Tensor) and not isinstance(thing, DTensor)
+        if is_tensor and not thing.is_meta:
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
@@ -260,6 +262,40 @@ def test_the_plan_says_that_the_model_is_sharded(two: Ended) -> None:
     plan = " ".join(two.stdout.split())
     assert "2 processes, the model sharded over them (fsdp)" in plan
     assert two.stderr == ""
+
+
+def _start(keys: tuple[str, ...], state: Path | None) -> None:
+    torch.set_num_threads(1)
+    with process_group(use_cuda=False) as ranks:
+        before = _live_bytes()
+        config, inputs = set_up_run(mlmlab.compose(*keys), ranks, state, None, quiet=True)
+        parameters = list(inputs.model.parameters())
+        whole = sum(p.numel() for p in parameters) * 4
+        held = _live_bytes() - before
+        assert held == (whole if ranks.is_rank_zero else 0)
+        assert all(p.is_meta is not ranks.is_rank_zero for p in parameters)
+        trained = [p.requires_grad for p in parameters]
+        del parameters
+        replica = build_replica(inputs.model, ranks, CPU, config.runtime.parallel)
+        assert _live_bytes() - before == pytest.approx(whole / 2, rel=0.02)
+        assert [p.requires_grad for p in replica.model.parameters()] == trained
+        model = replica.unsharded_model()
+        if model is not None and state is None:
+            expected = set_up(config).model.state_dict()
+            assert model.state_dict().keys() == expected.keys()
+            for name, weight in model.state_dict().items():
+                assert torch.equal(weight, expected[name]), name
+
+
+@pytest.mark.parametrize("source", ["scratch", "checkpoint", "state"])
+def test_no_process_but_the_first_ever_has_more_of_the_weights_than_its_part(
+    one: Path, source: str
+) -> None:
+    keys = (*TINY, FSDP, "train.freeze=[layers.0]")
+    if source == "checkpoint":
+        keys = (*(k for k in keys if not k.startswith("model.")), "model=from_checkpoint")
+        keys = (*keys, f"checkpoint={one / 'export'}", "data.block_size=128")
+    in_ranks(2, _start, keys, one / "checkpoints" / "step_12" if source == "state" else None)
 
 
 def test_a_process_alone_says_that_there_is_nothing_to_shard(one: Path, tmp_path: Path) -> None:

@@ -201,10 +201,13 @@ def test_entries_that_match_nothing_and_nothing_to_train_are_refused(
 # Gradient checkpointing
 
 
-def _gradients(model: MaskedLanguageModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def _gradients(
+    model: MaskedLanguageModel, precision: Precision = Precision.FP32
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     model.train().zero_grad()
     torch.manual_seed(5)
-    loss = _loss(model, _batch())
+    with Compute(torch.device("cpu"), precision).autocast():
+        loss = _loss(model, _batch())
     loss.backward()
     return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
@@ -212,13 +215,14 @@ def _gradients(model: MaskedLanguageModel) -> tuple[torch.Tensor, dict[str, torc
 @FAMILIES
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("policies", [(), ("embeddings", "layers.0")])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
 def test_layers_computed_again_give_the_bits_of_layers_that_were_kept(
-    dropout: float, policies: tuple[str, ...], family: Family
+    dropout: float, policies: tuple[str, ...], family: Family, precision: Precision
 ) -> None:
     model, _ = _frozen(*policies, dropout=dropout, family=family)
-    loss, kept = _gradients(model)
+    loss, kept = _gradients(model, precision)
     model.gradient_checkpointing = True
-    again, recomputed = _gradients(model)
+    again, recomputed = _gradients(model, precision)
     assert torch.equal(again, loss)
     assert recomputed.keys() == kept.keys()
     for name, gradient in kept.items():

@@ -64,6 +64,7 @@ def load_model(
     *,
     fresh_head_seed: int | None = None,
     dropout: float | None = None,
+    on_meta: bool = False,
 ) -> LoadedModel:
     """Reads a checkpoint's model, in evaluation mode.
 
@@ -71,6 +72,7 @@ def load_model(
         source: a folder, or owner/name[@revision] on the Hub.
         fresh_head_seed: where given, a checkpoint without a masked-LM head gets a new one.
         dropout: replaces the checkpoint's own rates.
+        on_meta: the model stays on the meta device, without weights; all else is the same.
 
     Raises:
         UserError: not a checkpoint of the family, damaged, incomplete, or without a head.
@@ -82,7 +84,7 @@ def load_model(
     tensors = canonical_names(read_tensors(folder), config)
     with torch.device("meta"):  # shapes without memory: config.json may say anything
         model = MaskedLanguageModel(config)
-    report = _fill(model, tensors, resolved, fresh_head_seed)
+    report = _fill(model, tensors, resolved, fresh_head_seed, on_meta=on_meta)
     return LoadedModel(model.eval(), report, folder, resolved)
 
 
@@ -138,8 +140,11 @@ def _fill(
     tensors: dict[str, torch.Tensor],
     source: str,
     fresh_head_seed: int | None,
+    *,
+    on_meta: bool,
 ) -> LoadReport:
-    """Gives the model memory, copies the tensors, accounts for every name on both sides."""
+    """Accounts for every name on both sides, and gives the model its weights unless it stays on
+    the meta device."""
     key_map = KEY_MAPS[model.config.family]
     table = hub_names(model)
     head = {ours: theirs for ours, theirs in table.items() if ours in key_map.head}
@@ -149,7 +154,7 @@ def _fill(
             repeated = tensors.pop(alias)
             tied.append(alias)
             kept = tensors.setdefault(original, repeated)
-            if repeated.dtype != kept.dtype or not torch.equal(repeated, kept):
+            if not torch.equal(repeated.float(), kept.float()):
                 raise UserError.of(
                     f"checkpoint {source}",
                     code=Code.UNSUPPORTED,
@@ -192,20 +197,23 @@ def _fill(
     for ours, parameter in model.named_parameters():
         if ours not in fresh:
             _refuse_shapes(source, {name: tensors[name] for name in table[ours]}, parameter)
-    model.to_empty(device="cpu")
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for ours, theirs in table.items():
-            if ours in fresh:
-                continue
-            parameters[ours].copy_(torch.cat([tensors[name] for name in theirs]))
-        if fresh:
-            assert fresh_head_seed is not None
-            generator = torch.Generator().manual_seed(fresh_head_seed)
-            for module in model.head.modules():
-                initialize_module(module, model.config.initializer_range, generator)
     loaded = tuple(ours for ours in table if ours not in fresh)
-    return LoadReport(source, loaded, tuple(tied), tuple(foreign), tuple(sorted(fresh)))
+    report = LoadReport(source, loaded, tuple(tied), tuple(foreign), tuple(sorted(fresh)))
+    if on_meta:
+        return report
+    weights = {
+        ours: torch.empty(parameter.shape)
+        if ours in fresh
+        else torch.cat([tensors[name] for name in table[ours]]).float()
+        for ours, parameter in model.named_parameters()
+    }
+    model.load_state_dict(weights, assign=True)
+    if fresh:
+        assert fresh_head_seed is not None
+        generator = torch.Generator().manual_seed(fresh_head_seed)
+        for module in model.head.modules():
+            initialize_module(module, model.config.initializer_range, generator)
+    return report
 
 
 def _refuse_incomplete(source: str, lacking: list[str], surplus: list[str]) -> None:

@@ -18,7 +18,8 @@ LEGACY_FILE = "pytorch_model.bin"
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, by the names in its files, on the CPU; any floats as fp32.
+    """All tensors of a checkpoint, by the names in its files, as they are there. Those of
+    safetensors files are mapped from the disk: they take memory only where they are copied.
 
     Nothing is ever unpickled freely: a .bin is read with `weights_only=True`.
 
@@ -45,7 +46,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     if legacy.is_file():
         with _damage_named(legacy):
             content = torch.load(legacy, map_location="cpu", weights_only=True)
-            return {n: _as_fp32(t) for n, t in content.items() if isinstance(t, torch.Tensor)}
+            return {n: t for n, t in content.items() if isinstance(t, torch.Tensor)}
     raise UserError.of(
         "checkpoint",
         code=Code.NOT_FOUND,
@@ -72,11 +73,7 @@ def _shards(index: Path) -> list[str]:
 
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     with _damage_named(file), safe_open(str(file), framework="pt") as opened:
-        return {name: _as_fp32(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
-
-
-def _as_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
 
 @contextmanager

@@ -68,6 +68,18 @@ def rows_and_table(
     return both
 
 
+class EmbeddingTable(nn.Embedding):
+    """nn.Embedding that starts at zero, until `initialize` or a checkpoint fills it.
+
+    On the meta device, where a checkpoint's model is built, PyTorch's own `normal_` would import
+    its compiler, which takes almost a second.
+    """
+
+    def reset_parameters(self) -> None:
+        """Zeros."""
+        nn.init.zeros_(self.weight)
+
+
 class Embeddings(nn.Module):
     """The sum of the tables, normalized: tokens to vectors `[N, C]`, and the token table for the
     head.
@@ -78,11 +90,11 @@ class Embeddings(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, biases = config.table_width, config.architecture.biases
-        self.token = nn.Embedding(config.vocabulary_size, width)
-        self.position = nn.Embedding(config.max_positions + config.position_offset, width)
+        self.token = EmbeddingTable(config.vocabulary_size, width)
+        self.position = EmbeddingTable(config.max_positions + config.position_offset, width)
         self.token_type: nn.Embedding | None = None
         if config.token_types:
-            self.token_type = nn.Embedding(config.token_types, width)
+            self.token_type = EmbeddingTable(config.token_types, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=biases)
         self.dropout = Dropout(config.dropout)
         self.position_offset = config.position_offset
@@ -145,7 +157,7 @@ class TokenEmbeddings(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, biases = config.hidden_size, config.architecture.biases
-        self.token = nn.Embedding(config.vocabulary_size, width)
+        self.token = EmbeddingTable(config.vocabulary_size, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=biases)
         self.dropout = Dropout(config.dropout)
 

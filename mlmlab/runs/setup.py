@@ -31,6 +31,7 @@ from mlmlab.masking.policy import build_policy, needs_words
 from mlmlab.model import MaskedLanguageModel, ModelConfig
 from mlmlab.random import Domain, Seeds, derive_seed
 from mlmlab.runs.folder import is_fixed
+from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.distributed import Ranks
 from mlmlab.tracking.config import TrackingConfig
 from mlmlab.tracking.progress_bar import tokenization_bar
@@ -93,6 +94,8 @@ def set_up(
     show_counts: ShowCounts | None = None,
     state: Path | None = None,
     documents: Sequence[str] | None = None,
+    *,
+    on_meta: bool = False,
 ) -> Inputs:
     """Finds, reads and tokenizes what the config names, and freezes what is not to be trained.
 
@@ -101,6 +104,8 @@ def set_up(
             run began with need not be there any more. Its weights come into the model later, with
             the moments (`load_state`).
         documents: the text of data.source=documents.
+        on_meta: the model is built on the meta device, without weights, for a process that gets
+            its shards from rank 0 (`ShardedReplica`).
 
     Raises:
         UserError: whatever is missing or does not fit. A checkpoint and a data set that cannot be
@@ -115,10 +120,13 @@ def set_up(
         documents,
         fresh_head_seed=seeds.weights if fresh else None,
         dropout=config.model.dropout,
+        on_meta=on_meta,
     )
     model = loaded.model if loaded is not None else None
+    device = torch.device("meta" if on_meta else "cpu")
     if state is not None:
-        model = MaskedLanguageModel(read_hub_config(state))
+        with device:
+            model = MaskedLanguageModel(read_hub_config(state))
     if model is not None:
         freeze(model, config.train)  # refuses now, not after an hour of tokenizing
     else:  # so does a model of the same parameter names, whatever the vocabulary will be
@@ -144,7 +152,7 @@ def set_up(
     _check_blocks([(train, "training", text), (test, "test", test_text)])
     train = _sampled(train, data.train_examples, seeds.split, "data.train_examples")
     test = _sampled(test, data.test_examples, seeds.split, _TEST_EXAMPLES)
-    model = model or _from_scratch(config, tokenizer, seeds)
+    model = model or _from_scratch(config, tokenizer, seeds, device)
     model.gradient_checkpointing = config.train.gradient_checkpointing
     return Inputs(
         text=text,
@@ -212,13 +220,16 @@ def _found(
     *,
     fresh_head_seed: int | None = None,
     dropout: float | None = None,
+    on_meta: bool = False,
 ) -> tuple[LoadedModel | None, TextSource, DataConfig]:
     """The checkpoint and the text; whatever is wrong with either is reported together."""
     problems: list[Problem] = []
     loaded = None
     try:
         if checkpoint is not None:
-            loaded = load_model(checkpoint, fresh_head_seed=fresh_head_seed, dropout=dropout)
+            loaded = load_model(
+                checkpoint, fresh_head_seed=fresh_head_seed, dropout=dropout, on_meta=on_meta
+            )
     except UserError as error:
         problems += error.problems
     try:
@@ -279,13 +290,16 @@ def _sampled(blocks: Blocks, count: int | None, seed: int, key: str) -> Blocks:
 _TEST_EXAMPLES = "data.test_examples"
 
 
-def _from_scratch(config: RunConfig, tokenizer: Tokenizer, seeds: Seeds) -> MaskedLanguageModel:
-    model = MaskedLanguageModel(
-        ModelConfig.from_settings(
-            config.model, vocabulary_size=tokenizer.vocabulary_size, pad_id=tokenizer.pad_id
-        )
+def _from_scratch(
+    config: RunConfig, tokenizer: Tokenizer, seeds: Seeds, device: torch.device
+) -> MaskedLanguageModel:
+    sizes = ModelConfig.from_settings(
+        config.model, vocabulary_size=tokenizer.vocabulary_size, pad_id=tokenizer.pad_id
     )
-    model.initialize(seeds.weights)
+    with device:
+        model = MaskedLanguageModel(sizes)
+    if device.type != "meta":
+        model.initialize(seeds.weights)
     freeze(model, config.train)
     return model
 
@@ -380,14 +394,18 @@ def set_up_run(
     *,
     quiet: bool,
 ) -> tuple[RunConfig, Inputs]:
-    """As `set_up`, on all ranks; see `on_rank_zero_first`. The user's own code is checked first."""
+    """As `set_up`, on all ranks; see `on_rank_zero_first`. The user's own code is checked first.
+
+    With runtime.parallel=fsdp only rank 0 has the weights, until `ShardedReplica` deals them out.
+    """
     build_schedule(config.train)
     optimizer_builder(config.train)
     find_objective(config.objective)
     config = dataclasses.replace(config, sources=_checked_sources(config))
+    on_meta = config.runtime.parallel is Parallel.FSDP and not ranks.is_rank_zero
     try:
         return on_rank_zero_first(
-            lambda config, show: set_up(config, show, state, documents),
+            lambda config, show: set_up(config, show, state, documents, on_meta=on_meta),
             config,
             ranks,
             quiet=quiet,

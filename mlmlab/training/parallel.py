@@ -93,22 +93,37 @@ class Replica:
 
 
 class ShardedReplica(Replica):
-    """A model of which each process keeps a part.
+    """A model of which each process keeps a part. Its weights are those of rank 0; the others may
+    have built theirs on the meta device.
 
     Every forward and backward pass is a meeting of all processes, so that one without rows of its
     own takes part with an empty micro-batch: it hands over its shards of the weights, and takes
-    its share of the others' gradients. Parameters, their gradients and moments are DTensors: the
-    of the full shape, with the shard in memory.
+    its share of the others' gradients. Parameters, their gradients and moments are DTensors: of
+    the full shape, with the shard in memory.
     """
 
     def _trained(self) -> nn.Module:
         # The mesh is named: a run on CPUs would otherwise take a CUDA device that is there.
         mesh = init_device_mesh(self.compute.device.type, (self.ranks.size,))
+        assert not list(self.model.buffers()), "which would be left empty"
+        weights = dict(self.model.named_parameters())
+        self.model.to("meta")
         for layer in self.model.layers:
-            fully_shard(layer, mesh=mesh)  # moves it to the device, one layer after the other
+            fully_shard(layer, mesh=mesh)
         # The rest is one group. The token table is in it once, for both ends of the model:
         # forward begins with it and backward, too, so that it stays gathered between them.
-        return fully_shard(self.model, mesh=mesh)  # type: ignore[return-value]  # in place
+        fully_shard(self.model, mesh=mesh)
+        self.model.to_empty(device=self.compute.device)
+        for name, p in self.model.named_parameters():  # one after the other, from rank 0
+            assert isinstance(p, DTensor)
+            whole = (
+                weights.pop(name)  # so that it is freed
+                if self.ranks.is_rank_zero
+                else torch.empty(p.shape, device=self.compute.device)
+            )
+            with torch.no_grad():
+                p.copy_(distribute_tensor(whole, mesh, p.placements))
+        return self.model
 
     @property
     def _shards(self) -> FSDPModule:
