@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from mlmlab.model import MaskedLanguageModel, token_losses
 from mlmlab.model.dropout import Dropout
 from mlmlab.model.families import Family
+from mlmlab.runtime.config import Precision, RuntimeConfig
+from mlmlab.runtime.devices import Compute, torch_settings
+from mlmlab.runtime.distributed import ALONE
+from mlmlab.training.parallel import Replica
 from tests.test_training import _model
 
 RATES = (0.1, 0.25, 0.9)
@@ -92,3 +96,71 @@ def test_attention_with_dropout_is_that_without_it_but_for_the_noise(
     for given in ({}, {"attention_mask": mask}, {"documents": documents}):
         found, expected = model.train()(ids, **given), without.train()(ids, **given)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_the_loss_and_its_gradient_are_those_of_cross_entropy(kind: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = (5 * torch.randn(40, 300, generator=draw)).to(kind)
+    labels = torch.randint(0, 300, (40,), generator=draw)
+    labels[::7] = -100
+    weights = torch.randn(40, generator=draw)
+    results = []
+    for function in (token_losses, lambda x, y: F.cross_entropy(x.float(), y, reduction="none")):
+        leaf = logits.clone().requires_grad_()
+        losses = function(leaf, labels)
+        (losses * weights).sum().backward()
+        assert leaf.grad is not None
+        results.append((losses.detach(), leaf.grad))
+    (losses, gradient), (expected, plain) = results
+    assert losses.dtype is torch.float32
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(
+        gradient, plain, rtol=1e-5 if kind is torch.float32 else 1e-2, atol=1e-7
+    )
+
+
+def test_a_second_backward_pass_over_the_loss_is_refused() -> None:
+    logits = torch.randn(4, 9, requires_grad=True)
+    loss = token_losses(logits, torch.tensor([1, 2, 3, 4])).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_no_predictions_are_a_loss_of_zero_that_reaches_every_parameter() -> None:
+    model = _model()
+    ids, none = torch.randint(5, 60, (2, 9)), torch.zeros(0, dtype=torch.int64)
+    token_losses(model.train()(ids, positions=none), none).sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_the_norm_of_the_gradient_is_pytorchs() -> None:
+    model = _model()
+    replica = Replica(model, ALONE, Compute(torch.device("cpu"), Precision.FP32))
+    _gradients(model, torch.randint(5, 60, (3, 9)))
+    expected = torch.nn.utils.get_total_norm(list(replica.gradients().values()))
+    torch.testing.assert_close(replica.norm(replica.gradients()), expected)
+
+
+def test_freed_memory_is_kept_for_a_while_where_the_c_library_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Library:
+        def __init__(self) -> None:
+            self.calls: list[tuple[int, ...]] = []
+
+        def mallopt(self, *given: int) -> None:
+            self.calls.append(given)
+
+        def malloc_trim(self, pad: int) -> None:
+            self.calls.append((pad,))
+
+    library = Library()
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+    with torch_settings(RuntimeConfig()):
+        assert library.calls == [(-4, 0), (-1, -1)]  # M_MMAP_MAX, M_TRIM_THRESHOLD
+    assert library.calls[2:] == [(-4, 65536), (-1, 128 * 1024), (0,)]
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())  # musl, macOS
+    with torch_settings(RuntimeConfig()):
+        pass

@@ -447,8 +447,9 @@ def _expected_bytes(model: MaskedLanguageModel, batch: StepBatch) -> int:
     (micro,) = batch.micro_batches
     rows, length = micro.masked.input_ids.shape
     return expected_memory_bytes(
-        model, CPU, examples=rows, length=length, masked_tokens=micro.masked_count
-    )
+        model, CPU, examples=rows, length=length, masked_tokens=micro.masked_count,
+        accumulates=True,
+    )  # fmt: skip
 
 
 def test_frozen_parts_are_counted_with_their_weights_alone() -> None:
@@ -472,7 +473,7 @@ def test_layers_computed_again_are_counted_with_their_inputs_and_one_in_full(
     one_layer = _kept_bytes(model, batch) - _kept_bytes(above, batch)
     model.gradient_checkpointing = True
     expected = _expected_bytes(model, batch) - 16 * model.parameter_count()
-    assert 0.8 < expected / (_kept_bytes(model, batch) + one_layer) < 1.2
+    assert 0.8 < expected / (_kept_bytes(model, batch) + one_layer) < 1.3
 
 
 def test_a_run_computes_layers_again_where_it_is_asked_to(

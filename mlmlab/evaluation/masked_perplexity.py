@@ -20,7 +20,7 @@ from mlmlab.tracking.progress_bar import ProgressBar
 
 PARTS = ("masked", "random", "kept")
 """What the model sees in a predicted token's place: the mask, another id, or the token itself."""
-_PIECE_TOKENS = 1024
+PIECE_TOKENS = 1024
 """What of a chunk is computed at a time on a CPU, for less memory; a GPU computes all of it."""
 
 
@@ -154,7 +154,7 @@ def _score_chunk(
     ranks: Ranks,
 ) -> _ChunkScore:
     asked = chunk.batch.masked
-    most = asked.input_ids.numel() if compute.is_cuda else _PIECE_TOKENS
+    most = asked.input_ids.numel() if compute.is_cuda else PIECE_TOKENS
     pieces = list(chunk.batch.pieces(most, compute.position_multiple))
     losses = torch.zeros(len(asked.labels), dtype=torch.float64)
     places = torch.zeros(len(asked.labels), dtype=torch.int64)

@@ -3,6 +3,8 @@
 C hidden   E width of the table (C but for ELECTRA)   V vocabulary   M predicted positions
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -33,15 +35,40 @@ class MaskedLMHead(nn.Module):
         return F.linear(transformed, table, bias)[..., :rows]
 
 
+class _CrossEntropy(torch.autograd.Function):
+    """F.cross_entropy, whose gradient takes the place of the log-softmax that forward leaves.
+
+    Autograd alone would have three tables `[M, V]` at once, the largest tensors of most steps.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        log_softmax = logits.log_softmax(-1)
+        ctx.save_for_backward(log_softmax, labels)
+        losses = -log_softmax.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        return losses.masked_fill(labels < 0, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """A second backward pass is refused: the saved tensor has changed."""
+        log_softmax, labels = ctx.saved_tensors
+        gradient = gradient.masked_fill(labels < 0, 0.0)  # [M]
+        softmax = log_softmax.exp_().mul_(gradient[:, None])
+        rows = torch.arange(len(labels), device=labels.device)
+        softmax[rows, labels.clamp(min=0)] -= gradient
+        return softmax, None
+
+
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Each predicted token's negative log-likelihood, computed in fp32.
 
     Args:
         logits: `[M, V]`, any floating type.
-        labels: int64 `[M]`, the original ids.
+        labels: int64 `[M]`, the original ids; -100: no prediction, a loss of 0.
 
     Returns:
         fp32 `[M]`. Its sum is the loss, to be divided once by the masked count of the full
         step; the sum of no tokens is a zero that still reaches every parameter.
     """
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+    losses: torch.Tensor = _CrossEntropy.apply(logits.float(), labels)  # type: ignore[no-untyped-call]
+    return losses

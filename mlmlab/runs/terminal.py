@@ -13,7 +13,7 @@ from mlmlab.data.blocks import Blocks
 from mlmlab.data.config import Layout
 from mlmlab.data.loader import CHUNK_TOKENS, StepBatch
 from mlmlab.evaluation.config import Split
-from mlmlab.evaluation.masked_perplexity import Evaluation, perplexity
+from mlmlab.evaluation.masked_perplexity import PIECE_TOKENS, Evaluation, perplexity
 from mlmlab.evaluation.small_world_floor import Floor
 from mlmlab.masking import UNITS, Budget, MaskingConfig, MaskingPolicy, RateSchedule
 from mlmlab.model import MaskedLanguageModel
@@ -279,7 +279,8 @@ def _micro_batch_size(config: RunConfig, ranks: Ranks) -> int:
 def _memory(config: RunConfig, inputs: Inputs, compute: Compute, ranks: Ranks) -> str:
     """The larger one of a step and an evaluation."""
     examples, length = _micro_batch_size(config, ranks), config.data.block_size
-    chunk = min(max(1, CHUNK_TOKENS // length), len(inputs.test))
+    at_a_time = CHUNK_TOKENS if compute.is_cuda else PIECE_TOKENS
+    chunk = min(max(1, at_a_time // length), len(inputs.test))
     shards = ranks.size if config.runtime.parallel is Parallel.FSDP else 1
     step = expected_memory_bytes(
         inputs.model,
@@ -287,6 +288,7 @@ def _memory(config: RunConfig, inputs: Inputs, compute: Compute, ranks: Ranks) -
         examples=examples,
         length=length,
         masked_tokens=round(examples * length * config.masking.highest_rate),
+        accumulates=examples < _share(config, ranks),
         shards=shards,
     )
     evaluation = expected_memory_bytes(

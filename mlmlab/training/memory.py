@@ -1,27 +1,12 @@
 """How much memory a run will need, before it starts."""
 
-from collections.abc import Mapping
-
 from mlmlab.model import MaskedLanguageModel
-from mlmlab.model.families import FeedForwards
+from mlmlab.model.families import Norms
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
 
-_WEIGHT_BYTES = 4
-"""A parameter, fp32."""
-_TRAINING_BYTES = 12
-"""Its gradient and two moments, unless it is frozen."""
-_KEPT_VECTORS = 10
-"""Vectors of the hidden width that a layer keeps for backward, per token: the two sublayers'
-inputs, queries, keys, values, the attention's result, and what the norms keep."""
-_KEPT_INNER_VECTORS: Mapping[FeedForwards, int] = {FeedForwards.GELU: 2, FeedForwards.GEGLU: 4}
-"""Vectors of the inner width that a feed-forward keeps: before and after the GELU; with a gate also
-the gate and the product."""
 _SCORING_VECTORS = 6
-"""Those of a layer that computes without a backward pass."""
-_ATTENTION_COPIES = 2
-"""Tables of attention weights that dropout makes the CPU keep, before it and after: without it,
-and on CUDA, the fused kernels keep none."""
+"""Vectors of the hidden width, per token, of a layer that computes without a backward pass."""
 
 
 def expected_memory_bytes(
@@ -31,6 +16,7 @@ def expected_memory_bytes(
     examples: int,
     length: int,
     masked_tokens: int,
+    accumulates: bool = False,
     shards: int = 1,
     trains: bool = True,
 ) -> int:
@@ -38,36 +24,81 @@ def expected_memory_bytes(
     a GiB of host memory besides).
 
     Args:
-        examples: of a micro-batch, or of an evaluation's chunk.
+        examples: of a micro-batch, or of what an evaluation computes at a time.
         length: tokens of each.
         masked_tokens: predicted tokens among them.
+        accumulates: whether a step has several micro-batches.
         shards: processes that share the states of the model (fsdp).
         trains: whether it is a training step; else an evaluation during the training, whose states
             stay where they are.
     """
     config = model.config
     element = 4 if compute.precision is Precision.FP32 else 2
+    count = model.parameter_count()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    states = model.parameter_count() * _WEIGHT_BYTES + trained * _TRAINING_BYTES
+    lasting, gradients = 4 * count + 8 * trained, 4 * trained  # weights and two moments, fp32
     if shards > 1:  # besides its shards, each gathers embeddings, head and two layers at a time
         layer = sum(p.numel() for p in model.layers[0].parameters())
-        gathered = model.parameter_count() - layer * max(0, len(model.layers) - 2)
-        states = states // shards + 2 * gathered * _WEIGHT_BYTES  # with their gradients
-
-    vectors = _KEPT_VECTORS if trains else _SCORING_VECTORS
-    inner = _KEPT_INNER_VECTORS[config.architecture.feed_forward] * config.intermediate_size
-    layer = examples * length * (vectors * config.hidden_size + inner) * element
-    logits = masked_tokens * config.vocabulary_size * 4 * 2  # and their log-softmax, fp32
+        gathered = 4 * (count - layer * max(0, len(model.layers) - 2))
+        lasting, gradients = lasting // shards + gathered, gradients // shards + gathered
+    logits = 4 * masked_tokens * config.vocabulary_size
     if not trains:
-        return states + max(layer, logits)
-    logits *= 2  # and the gradients of both
+        inner = (2 if config.architecture.norms is Norms.POST else 4) * config.intermediate_size
+        vectors = _SCORING_VECTORS * config.hidden_size + inner
+        # The logits, and twice their size where those above the true one are counted in int64.
+        return lasting + gradients + max(examples * length * vectors * element, 4 * logits)
+    kept = _kept_bytes(model, compute, element, examples, length, masked_tokens)
+    table = 4 * config.vocabulary_size * config.table_width  # the decoder's gradient comes first
+    # Besides what forward keeps: the logits and their log-softmax; then their gradient and that of
+    # the table; then the gradients within a layer.
+    in_half = 0 if element == 4 else logits // 2
+    inner = (2 if config.architecture.norms is Norms.POST else 4) * config.intermediate_size
+    in_layer = examples * length * (3 * config.hidden_size * 4 + inner * element)
+    highest = kept + max(2 * logits + in_half, logits + table, in_layer)
+    if accumulates:
+        return lasting + gradients + highest
+    return lasting + max(highest, gradients)
+
+
+def _kept_bytes(
+    model: MaskedLanguageModel,
+    compute: Compute,
+    element: int,
+    examples: int,
+    length: int,
+    masked_tokens: int,
+) -> int:
+    """What a forward pass keeps for backward, but for the logits.
+
+    Each term is a tensor that autograd saves: an `element` is of the precision of the matrix
+    products; norms keep fp32, and dropout a byte of each number.
+    """
+    config = model.config
+    hidden, inner, dropout = config.hidden_size, config.intermediate_size, bool(config.dropout)
+    attention = 0  # the fused kernels keep no table of weights, but the CPU's have no dropout
     if config.attention_dropout and compute.device.type == "cpu":
-        layer += _ATTENTION_COPIES * examples * config.heads * length**2 * element
-    layers = _layers_with_backward(model)
-    if model.gradient_checkpointing and layers:
-        inputs = layers * examples * length * config.hidden_size * element
-        return states + inputs + layer + logits  # one layer at a time is computed again
-    return states + layers * layer + logits
+        attention = examples * config.heads * length**2 * (2 * element + 1)
+    if config.architecture.norms is Norms.POST:
+        # The input, queries, keys and values.
+        before = hidden * 4 * element
+        # Their mixture; the sum that is normalized, and that norm; the feed-forward's two; the sum.
+        after = hidden * (2 * element + 8 + 2 * dropout) + inner * 2 * element
+    else:
+        # The residual, its norm, queries, keys and values; the first two rotated (from fp32).
+        before = hidden * (4 + 6 * element + (0 if element == 4 else 8))
+        # Their mixture; the sum, and its norm; value and gate; the GELU and the product.
+        after = hidden * (2 * element + 4) + inner * (4 * element + dropout)
+    tokens, layers = examples * length, _layers_with_backward(model)
+    if not layers:
+        return 0
+    last = tokens * before + masked_tokens * after + attention
+    if model.gradient_checkpointing:  # of the others their inputs; one at a time is computed again
+        kept = layers * tokens * hidden * 4 + max(last, tokens * (before + after) + attention)
+    else:
+        kept = (layers - 1) * (tokens * (before + after) + attention) + last
+    if element == 2:  # autocast's copies of the weights
+        kept += 2 * model.parameter_count()
+    return kept
 
 
 def _layers_with_backward(model: MaskedLanguageModel) -> int:
