@@ -161,11 +161,11 @@ def mlmlab_contender(
     masker = Masker(
         MaskingConfig(), tokenizer.vocabulary(), pin_memory=compute.is_cuda,
         fixed_for_rate=0.15 if compute.fixes_shapes else None,
-        position_multiple=compute.position_multiple, groups_rows=True,
+        position_multiple=compute.position_multiple,
     )  # fmt: skip
     seeds = Seeds.of(0, 0, 0)
     order = Order(len(rows), setting.rows, seeds.order)
-    loader = TrainLoader(rows, order, setting.rows, masker, seeds)  # type: ignore[arg-type]
+    loader = TrainLoader(rows, order, setting.rows, masker, seeds, groups_rows=True)  # type: ignore[arg-type]
     batches = loader.batches(0, 0)
     suppressed = torch.zeros((), device=setting.device)
 

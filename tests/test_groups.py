@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from mlmlab.data.batch import Masker, MicroBatch
-from mlmlab.data.blocks import DocumentBlocks, PackedBlocks
+from mlmlab.data.blocks import DocumentBlocks, Order, PackedBlocks
 from mlmlab.data.corpus import Shard
 from mlmlab.data.groups import bounds_of_groups
+from mlmlab.data.loader import TrainLoader
 from mlmlab.masking import MaskingConfig, VocabularyInfo
 from mlmlab.model import token_losses
 from mlmlab.model.families import Family
+from mlmlab.random import Seeds
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
 from mlmlab.training.objective import masked_token_loss
@@ -30,14 +32,17 @@ def _shard(seed: int, documents: int = 40) -> Shard:
     return Shard(tokens, offsets[:-1], offsets)
 
 
-def _micro_batch(seed: int, *, lines: bool, rows: int, **settings: bool | int) -> MicroBatch:
-    shard = _shard(seed)
-    blocks = (
-        DocumentBlocks(shard, WIDTH, frame=([2], [3]), pad_id=1, cut_off=False)
-        if lines
-        else PackedBlocks(shard, WIDTH, isolate=True)
+def _blocks(seed: int, *, lines: bool) -> DocumentBlocks | PackedBlocks:
+    if lines:
+        return DocumentBlocks(_shard(seed), WIDTH, frame=([2], [3]), pad_id=1, cut_off=False)
+    return PackedBlocks(_shard(seed), WIDTH, isolate=True)
+
+
+def _micro_batch(seed: int, *, lines: bool, rows: int, position_multiple: int = 1) -> MicroBatch:
+    blocks = _blocks(seed, lines=lines)
+    masker = Masker(
+        MaskingConfig(rate=0.4), VOCABULARY, seed=seed, position_multiple=position_multiple
     )
-    masker = Masker(MaskingConfig(rate=0.4), VOCABULARY, seed=seed, **settings)  # type: ignore[arg-type]
     return masker.micro_batch(blocks.take(np.arange(rows)), np.arange(rows), epoch=0)
 
 
@@ -78,25 +83,41 @@ def test_groups_have_every_sequence_once_with_its_labels(seed: int, lines: bool)
 
 
 @pytest.mark.parametrize("lines", [True, False])
-def test_a_masker_makes_groups_and_then_adds_positions(lines: bool) -> None:
-    plain = _micro_batch(1, lines=lines, rows=9).in_groups()
-    found = _micro_batch(1, lines=lines, rows=9, groups_rows=True, position_multiple=64)
+def test_positions_in_addition_are_of_real_tokens_and_go_with_them(lines: bool) -> None:
+    plain = _micro_batch(1, lines=lines, rows=9)
+    more = _micro_batch(1, lines=lines, rows=9, position_multiple=64)
     count = len(plain.masked.positions)
-    assert len(found.masked.positions) == count + -count % 64 > count
-    assert len(found.masked.positions.unique()) == len(found.masked.positions)
-    assert torch.equal(found.masked.positions[:count], plain.masked.positions)
-    assert torch.equal(found.masked.input_ids, plain.masked.input_ids)
-    assert (found.masked.labels[count:] == -100).all()
-    assert found.groups == plain.groups
+    assert len(more.masked.positions) == count + -count % 64 > count
+    assert len(more.masked.positions.unique()) == len(more.masked.positions)
+    assert torch.equal(more.masked.positions[:count], plain.masked.positions)
+    assert (more.masked.labels[count:] == -100).all()
+    if more.attention_mask is not None:
+        assert more.attention_mask.flatten()[more.masked.positions].all()
+    ids = more.masked.input_ids.flatten()[more.masked.positions]
+    grouped = more.in_groups()
+    assert torch.equal(grouped.masked.input_ids[grouped.masked.positions], ids)
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_a_loader_makes_groups_where_it_is_asked_to(lines: bool) -> None:
+    blocks = _blocks(7, lines=lines)
+    masker, seeds = Masker(MaskingConfig(), VOCABULARY), Seeds.of(0, 0, 0)
+    order = Order(len(blocks), 6, 0)
+    plain, grouping = (
+        TrainLoader(blocks, order, 6, masker, seeds, groups_rows=asked) for asked in (False, True)
+    )
+    (before,), (after,) = plain.batch(0).micro_batches, grouping.batch(0).micro_batches
+    assert before.groups is None
+    assert after.groups is not None
+    assert _sequences(after) == _sequences(before)
 
 
 def test_packed_rows_without_padding_are_one_group_already() -> None:
     blocks = PackedBlocks(_shard(0), WIDTH)
-    masker = Masker(MaskingConfig(), VOCABULARY, groups_rows=True)
-    micro = masker.micro_batch(blocks.take(np.arange(4)), np.arange(4), epoch=0)
-    assert micro.groups is None
-    assert micro.attention_mask is None
-    assert micro.masked.input_ids.shape == (4, WIDTH)
+    micro = Masker(MaskingConfig(), VOCABULARY).micro_batch(
+        blocks.take(np.arange(4)), np.arange(4), epoch=0
+    )
+    assert micro.in_groups() is micro
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -109,7 +109,7 @@ def test_an_overflowing_step_changes_nothing_but_the_scale_and_the_count(
     summary = _run(tmp_path / "run")
     skipped = sum(overflows)
     assert skipped > 5
-    assert not any(overflows[-STEPS // 2 :])
+    assert sum(overflows[-STEPS // 2 :]) <= 1  # the scale is as high as gradients let it be
     assert summary.steps == STEPS
     progress = _progress(tmp_path / "run")
     assert progress["steps"] == STEPS

@@ -180,8 +180,6 @@ class Masker(Generic[Policy]):
     needed (`fixed_count`)."""
     position_multiple: int = 1
     """Others get a multiple of this."""
-    groups_rows: bool = False
-    """Whether rows with padding and isolated documents are put in groups."""
 
     @cached_property
     def policy(self) -> KernelPolicy | OwnPolicy:
@@ -228,7 +226,7 @@ class Masker(Generic[Policy]):
             word_starts=examples.word_starts,
             selected=selected,
         )
-        lengths, documents, groups = examples.lengths, examples.documents, None
+        lengths, documents = examples.lengths, examples.documents
         width = masked.input_ids.shape[1]
         mask, token_count = None, masked.input_ids.size
         if lengths is not None:
@@ -241,17 +239,13 @@ class Masker(Generic[Policy]):
             has_fixed_shape = count <= fixed
             count = max(count, fixed)
         count += -count % self.position_multiple
-        if self.groups_rows and (mask is not None or documents is not None):
-            masked, mask, groups = in_groups(masked, mask, documents)
-            documents = None
         return MicroBatch(
-            MaskedBatch(*map(self._tensor, with_more_positions(masked, count))),
+            MaskedBatch(*map(self._tensor, with_more_positions(masked, count, mask))),
             None if mask is None else self._tensor(mask),
             None if documents is None else self._tensor(documents),
-            groups,
-            token_count,
-            has_fixed_shape,
-            rate if selected is None else None,
+            token_count=token_count,
+            has_fixed_shape=has_fixed_shape,
+            masking_rate=rate if selected is None else None,
         )
 
     def prepare(
@@ -281,16 +275,21 @@ def fixed_count(tokens: int, rate: float) -> int:
     return min(tokens, 64 * math.ceil(likely / 64))
 
 
-def with_more_positions(masked: MaskedBatch[NDArray[Any]], count: int) -> MaskedBatch[NDArray[Any]]:
-    """`count` positions, or all that there are: those in addition are of tokens that are not
-    predicted, with the label that the loss ignores, -100."""
+def with_more_positions(
+    masked: MaskedBatch[NDArray[Any]], count: int, mask: NDArray[np.bool_] | None = None
+) -> MaskedBatch[NDArray[Any]]:
+    """`count` positions, or all that there are: those in addition are of real tokens that are not
+    predicted, with the label that the loss ignores, -100.
+
+    Args:
+        mask: bool `[B, T]`, True for a real token; None: all are real.
+    """
     ids, positions, labels, row_offsets = masked
-    extra = min(count, ids.size) - len(positions)
-    if not extra:
+    if count == len(positions):
         return masked
-    is_predicted = np.zeros(ids.size, bool)
-    is_predicted[positions] = True
-    others = np.flatnonzero(~is_predicted)[:extra]
+    is_free = np.ones(ids.size, bool) if mask is None else mask.flatten()
+    is_free[positions] = False
+    others = np.flatnonzero(is_free)[: count - len(positions)]
     positions = np.concatenate((positions, others))
-    labels = np.concatenate((labels, np.full(extra, _IGNORED)))
+    labels = np.concatenate((labels, np.full(len(others), _IGNORED)))
     return MaskedBatch(ids, positions, labels, row_offsets)

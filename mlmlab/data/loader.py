@@ -93,6 +93,8 @@ class TrainLoader:
     """Of a batch's examples, this process takes every `size`-th, from its rank on."""
     requested: Callable[[], Requests] = Requests
     """Of this process; asked once for each batch."""
+    groups_rows: bool = False
+    """Whether padded rows and isolated documents are put in groups (`MicroBatch.in_groups`)."""
 
     def batch(self, number: int, step: int = 0) -> StepBatch:
         """A batch; every process asks for the same ones in the same order.
@@ -135,6 +137,8 @@ class TrainLoader:
             chosen = mine[start : start + self.micro_batch_size]
             ids = chosen if len(chosen) else example_ids[:1]
             micro = self.prepare(ids, epoch, step)
+            if self.groups_rows:
+                micro = micro.in_groups()
             yield micro if len(chosen) else micro.without_predictions()
 
     def prepare(self, example_ids: NDArray[np.int64], epoch: int, step: int) -> MicroBatch:

@@ -200,7 +200,6 @@ def build_loop(
         compute.is_cuda,
         config.masking.highest_rate if compute.fixes_shapes and is_own else None,
         compute.position_multiple if is_own else 1,
-        groups_rows=is_own,
     )
     objective = find_objective(config.objective)(config, masker)
     replica = build_replica(inputs.model, ranks, compute, config.runtime.parallel, objective.loss)
@@ -214,6 +213,7 @@ def build_loop(
         seeds=inputs.seeds,
         ranks=ranks,
         requested=outputs.interruptions.requests,
+        groups_rows=is_own,
     )
     eval_loader = EvalLoader(
         blocks=inputs.test,
