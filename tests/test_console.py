@@ -134,6 +134,7 @@ def test_python_m_mlmlab_is_a_process_of_its_own(folder: Path) -> None:
 def test_the_version_is_the_same_wherever_it_is_written() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     version = project["project"]["version"]
-    newest = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1]
-    assert newest.startswith(f"{version} ")
+    sections = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("\n## ")[1:]
+    released = [section for section in sections if not section.startswith("Unreleased\n")]
+    assert released[0].startswith(f"{version} ")
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
