@@ -106,10 +106,11 @@ def test_an_overflowing_step_changes_nothing_but_the_scale_and_the_count(
 
     monkeypatch.setattr(Loop, "attempt", watched)
     _begin_with(monkeypatch, LossScale(scale=2.0**40))
-    summary = _run(tmp_path / "run")
+    # The scale comes down to the highest that fits: noise could make a later gradient larger.
+    summary = _run(tmp_path / "run", "model.dropout=0.0")
     skipped = sum(overflows)
     assert skipped > 5
-    assert sum(overflows[-STEPS // 2 :]) <= 1  # the scale is as high as gradients let it be
+    assert not any(overflows[-STEPS // 2 :])
     assert summary.steps == STEPS
     progress = _progress(tmp_path / "run")
     assert progress["steps"] == STEPS

@@ -443,7 +443,7 @@ def test_the_expected_memory_shrinks_with_the_number_of_shards() -> None:
         for shards in (1, 8)
     )
     states = 16 * model.parameter_count()
-    assert one >= states
+    assert one == states  # gradients take more than what one token keeps
     assert states / 8 < eight < 0.4 * states
 
 

@@ -464,18 +464,6 @@ def test_frozen_parts_are_counted_with_their_weights_alone() -> None:
     assert _expected_bytes(whole, _batch()) - _expected_bytes(upper, _batch()) == 12 * frozen
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_layers_computed_again_are_counted_with_their_inputs_and_one_in_full(
-    dropout: float,
-) -> None:
-    batch, model = _batch(), _model(dropout)
-    above, _ = _frozen("embeddings", "layers.0", dropout=dropout)
-    one_layer = _kept_bytes(model, batch) - _kept_bytes(above, batch)
-    model.gradient_checkpointing = True
-    expected = _expected_bytes(model, batch) - 16 * model.parameter_count()
-    assert 0.8 < expected / (_kept_bytes(model, batch) + one_layer) < 1.3
-
-
 def test_a_run_computes_layers_again_where_it_is_asked_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
