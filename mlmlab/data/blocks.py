@@ -10,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlmlab.data.corpus import Shard
+from mlmlab.data.groups import padded_length
 from mlmlab.random import permuted
-
-_WIDTH_MULTIPLE = 8
-"""Padded examples are as wide as the longest of a batch, rounded up for the hardware's sake."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,8 +167,7 @@ class DocumentBlocks:
         ) * self.inner_size  # [B], within its document
         inner = np.minimum(self.inner_lengths[document_ids] - begin, self.inner_size)[:, None]
         lengths = np.maximum(inner[:, 0] + self.frame_size, 1)  # attention needs something to see
-        longest = int(lengths.max(initial=1))
-        width = min(-(-longest // _WIDTH_MULTIPLE) * _WIDTH_MULTIPLE, self.block_size)
+        width = padded_length(int(lengths.max(initial=1)), self.block_size)
         place = np.arange(width)[None, :] - len(self.prefix)  # [1, T], within the inner tokens
         first = self.shard.begins[document_ids] + len(self.prefix) + begin  # [B], in the corpus
         tokens = first[:, None] + np.clip(place, 0, np.maximum(inner - 1, 0))  # [B, T]

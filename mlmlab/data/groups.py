@@ -13,8 +13,17 @@ from mlmlab.masking import MaskedBatch
 _SHORTEST_SHARE, _SLACK = 0.875, 8
 """A sequence that is shorter than this share of a group's longest, and shorter by more than these
 tokens, begins another group."""
+_LENGTH_MULTIPLE = 8
 Groups = tuple[tuple[int, int], ...]
 """Sequences and length of each group."""
+
+
+def padded_length(longest: int, most: int) -> int:
+    """What sequences are padded to: their longest one's length, rounded up, at most `most`.
+
+    Hardware likes multiples of 8, and a library that compiles products for each shape has fewer.
+    """
+    return min(-(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE, most)
 
 
 def sequences_of(
@@ -72,13 +81,13 @@ def in_groups(
     starts, lengths = starts[order], lengths[order]
     sources, real, groups = [], [], []
     for first, end in bounds_of_groups(lengths):
-        longest = int(lengths[first])
-        place = np.arange(longest)
-        is_real = place < lengths[first:end, None]  # [sequences, longest]
+        length = padded_length(int(lengths[first]), ids.shape[1])
+        place = np.arange(length)
+        is_real = place < lengths[first:end, None]  # [sequences, length]
         # Padding is the sequence's first token once more, which nobody sees.
         sources.append((starts[first:end, None] + np.where(is_real, place, 0)).ravel())
         real.append(is_real.ravel())
-        groups.append((end - first, longest))
+        groups.append((end - first, length))
     source, is_real = np.concatenate(sources), np.concatenate(real)  # [N]
     moved = np.zeros(ids.size, np.int64)
     moved[source[is_real]] = np.flatnonzero(is_real)
