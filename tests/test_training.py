@@ -308,6 +308,23 @@ def test_a_saved_state_continues_with_the_same_bits(tmp_path: Path) -> None:
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("max_grad_norm", [0.01, 100.0])
+def test_clipping_in_the_fused_optimizer_is_that_before_another(max_grad_norm: float) -> None:
+    batch, weights, gradients = _loader(16).batch(0), [], []
+    for fused in (True, False):
+        model = _model()
+        # A large epsilon: by itself, Adam's first step is the same for any clipping.
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, eps=0.01, fused=fused)
+        optimizer.param_groups[0] |= {"initial_lr": 0.1, "rate_factor": 1.0}
+        result = _step(model, optimizer, batch, max_grad_norm=max_grad_norm)
+        assert 0.1 < result.grad_norm.item() < 10  # before clipping
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        gradients.append(_gradient(model))
+    assert gradients[0].norm() == pytest.approx(min(max_grad_norm, result.grad_norm.item()))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-7)
+
+
 def test_old_checkpoints_are_removed_by_number_not_by_name(tmp_path: Path) -> None:
     model = _model()
     optimizer = _optimizer(model)

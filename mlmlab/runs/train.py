@@ -46,7 +46,7 @@ from mlmlab.tracking.tracker import Tracker
 from mlmlab.training.backward import Loss
 from mlmlab.training.loop import Loop, Outputs, Training
 from mlmlab.training.objective import OBJECTIVES, find_objective, masked_token_loss
-from mlmlab.training.optimizer import suppresses_non_finite
+from mlmlab.training.optimizer import scales_and_suppresses
 from mlmlab.training.parallel import Replica, ShardedReplica
 from mlmlab.training.profiling import Profiler
 from mlmlab.training.schedule import Horizon
@@ -123,7 +123,7 @@ def _train(
         loop = build_loop(config, inputs, ranks, compute, horizon, evaluators, outputs, start.state)
         if start.state is None:
             ranks.on_rank_zero(lambda: _show_first_examples(loop, outputs))
-        if not suppresses_non_finite(loop.optimizers):
+        if not scales_and_suppresses(loop.optimizers):
             bar.plan(terminal.host_check(config.train.optimizer))
         training = loop.train()
         model = loop.replica.unsharded_model()

@@ -7,7 +7,7 @@ import torch
 
 from mlmlab.data.loader import StepBatch
 from mlmlab.random import Seeds
-from mlmlab.training.optimizer import suppresses_non_finite
+from mlmlab.training.optimizer import scales_and_suppresses
 from mlmlab.training.parallel import Replica
 
 
@@ -85,14 +85,18 @@ def train_step(
     if overflowed and all(ranks.gather(bool(torch.isfinite(loss_sum)))):
         nothing = torch.zeros(())
         return StepResult(loss_sum, grad_norm, nothing, None, schedule_factor, overflowed=True)
-    if max_grad_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(replica.model.parameters(), max_grad_norm, grad_norm)
     suppressed.copy_(torch.maximum(suppressed, 1.0 - torch.isfinite(grad_norm).float()))
-    is_left_to_device = suppresses_non_finite(optimizers)
+    is_left_to_device = scales_and_suppresses(optimizers)
     is_applied = is_left_to_device or not suppressed.item()  # the host waits for the gradient
+    scale = None  # what the gradient is divided by
+    if max_grad_norm > 0 and is_left_to_device:
+        scale = ((grad_norm + 1e-6) / max_grad_norm).clamp(min=1.0)  # as clip_grads_with_norm_
+    elif max_grad_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(replica.model.parameters(), max_grad_norm, grad_norm)
     for optimizer in optimizers:
         if is_left_to_device:
             optimizer.found_inf = suppressed  # type: ignore[attr-defined]
+            optimizer.grad_scale = scale  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * schedule_factor * group["rate_factor"]
         if is_applied:
