@@ -1,6 +1,7 @@
 """Micro-batches of a fixed shape, and passes that are compiled or replayed as CUDA graphs."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -108,6 +109,22 @@ def test_a_compiled_pass_has_the_loss_and_the_gradient_of_the_plain_one() -> Non
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one for each shape
     for mine, theirs in zip(found, plain, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_passes_are_never_compiled_again_for_another_number_of_predictions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Which calls need another graph is Dynamo's to say; Inductor would take half a minute a graph.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    compiled = _backward(_model(dropout=0.1), dataclasses.replace(CPU, compile=True))
+    torch._dynamo.reset()
+    _passes(compiled, _micro_batches(16, 3))
+    later = _micro_batches(*[16] * 20, *[3] * 20)
+    assert len({micro.masked_count for micro in later}) > 10
+    with torch.compiler.set_stance("fail_on_recompile"):
+        _passes(compiled, later)
+        with pytest.raises(RuntimeError, match="recompile"):
+            _passes(compiled, _micro_batches(5))
 
 
 def _on_cuda(**changes: object) -> tuple[MaskedLanguageModel, Compute]:
