@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib import util
+from importlib import import_module, util
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def ours(text: Path, folder: Path, cache: Path) -> Work:
     """The corpus of a run, in a cache that may have it."""
     os.environ["MLMLAB_CACHE"] = str(cache)
     tokenizer = load_tokenizer(folder)
+    import_module("mlmlab.kernels")  # which imports numba
 
     def work() -> tuple[float, int]:
         begin = time.perf_counter()

@@ -20,7 +20,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,7 @@ def _tokenize(
             encoded = tokenizer.encode_batch(batch.texts)
             ends = tokens + np.cumsum([len(ids) for ids in encoded], dtype=np.int64)
             total = sum(map(len, encoded))
-            joined = np.fromiter((i for ids in encoded for i in ids), kind, total)
+            joined = np.fromiter(chain.from_iterable(encoded), kind, total)
             token_file.write(joined.tobytes())
             offset_file.write(ends.tobytes())
             number_file.write(batch.numbers.tobytes())
