@@ -163,7 +163,7 @@ def _score_chunk(
         for number in range(max(ranks.gather(len(pieces)))):
             which, piece = pieces[min(number, len(pieces) - 1)]
             batch = piece.to(compute.device)
-            logits = model(**batch.model_inputs())[: len(which)]
+            logits = model(**batch.model_inputs())[: len(which)].float()
             labels = batch.masked.labels[: len(which)]
             losses[which] = token_losses(logits, labels).cpu().double()
             places[which] = _ranks(logits, labels).cpu()
