@@ -16,9 +16,10 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import util
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,11 @@ loop      transformers' model in a loop of a few lines, with batches that were
 products  the matrix products of mlmlab's step alone, in its shapes: the rate
           that the machine's library reaches, and so the limit of the step
 """
+
+
+COLORS = {
+    "mlmlab": "#1f6fb4", "mlmlab, compiled": "#8fc1e8", "Trainer": "#e8833a", "loop": "#f6c197",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -446,6 +452,57 @@ def table_rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
     ]
 
 
+def write_plot(path: Path, rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> None:
+    """A chart for each model, with a bar for each contender at each setting.
+
+    Args:
+        rows: as `table_rows`.
+    """
+    if util.find_spec("matplotlib") is None:
+        print(f"matplotlib is not installed: no {path.name} (pip install matplotlib)")
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    models: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        size, length = int(row["rows"]), int(row["tokens_per_row"])
+        padded = " padded" if int(row["real_tokens"]) < size * length else ""
+        setting = f"{size}x{length}{padded} {row['precision']}"
+        by_contender = models.setdefault(row["model"], {}).setdefault(setting, {})
+        by_contender[row["contender"]] = float(row["tokens_per_second"])
+    figure, charts = pyplot.subplots(
+        len(models), figsize=(9, 1 + 0.9 * sum(map(len, models.values()))), squeeze=False,
+        height_ratios=[len(settings) for settings in models.values()], layout="constrained",
+    )  # fmt: skip
+    bars = [name for name in COLORS if any(row["contender"] == name for row in rows)]
+    thickness = 0.8 / len(bars)
+    for axes, (model, settings) in zip(charts[:, 0], models.items(), strict=True):
+        for place, of_setting in enumerate(settings.values()):
+            for number, name in enumerate(bars):
+                speed, height = of_setting[name], place + thickness * (number - (len(bars) - 1) / 2)
+                label = None if place else name  # once in the legend
+                axes.barh(height, speed, 0.9 * thickness, color=COLORS[name], label=label)
+                text = f" {speed:,.0f}"
+                if "mlmlab" not in name:
+                    text += f" (mlmlab is {of_setting['mlmlab'] / speed:.2f} x)"
+                axes.text(speed, height, text, va="center", fontsize=8)
+            label = None if place else "the matrix products alone"
+            axes.plot([of_setting["products"]] * 2, [place - 0.4, place + 0.4], "k--", label=label)
+        axes.set_yticks(range(len(settings)), settings)
+        axes.invert_yaxis()
+        axes.set_title(model, loc="left", fontsize=10)
+        axes.set_xlim(0, 1.1 * max(max(speeds.values()) for speeds in settings.values()))
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.spines[["top", "right"]].set_visible(False)
+    charts[-1, 0].set_xlabel("tokens per second in training (median)")
+    figure.legend(*charts[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    figure.text(0.01, 0.005, machine.get("gpu", machine["cpu"]), fontsize=7, color="0.4")
+    figure.savefig(path, dpi=120)
+
+
 def lengths_of(file: Path | None, longest: int) -> tuple[int, ...]:
     """Words of each line that is not empty, and two special tokens."""
     if file is None:
@@ -497,7 +554,8 @@ def main() -> None:
                 print_table(of_setting)
                 measurements += of_setting
                 write_csv(out / "training.csv", table_rows(measurements), machine)
-    print(f"\n{NOTES}\nwritten: {out / 'training.csv'}")
+    write_plot(out / "training.png", table_rows(measurements), machine)
+    print(f"\n{NOTES}\nwritten: {out}")
 
 
 if __name__ == "__main__":
