@@ -490,7 +490,8 @@ def write_plot(path: Path, rows: Sequence[Mapping[str, Any]], machine: Mapping[s
                     text += f" (mlmlab is {of_setting['mlmlab'] / speed:.2f} x)"
                 axes.text(speed, height, text, va="center", fontsize=8)
             label = None if place else "the matrix products alone"
-            axes.plot([of_setting["products"]] * 2, [place - 0.4, place + 0.4], "k--", label=label)
+            limit, ends = [of_setting["products"]] * 2, [place - 0.4, place + 0.4]
+            axes.plot(limit, ends, "--", color="0.6", zorder=0, label=label)
         axes.set_yticks(range(len(settings)), settings)
         axes.invert_yaxis()
         axes.set_title(model, loc="left", fontsize=10)

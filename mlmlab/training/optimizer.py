@@ -233,7 +233,7 @@ def build_optimizers(
 
 
 def scales_and_suppresses(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
-    """Whether all of them divide the gradient by their `grad_scale`, which clips it without a pass
-    of its own, and leave weights and state as they are when their `found_inf` is set, without
-    asking the device: PyTorch's fused kernels do."""
+    """Whether all of them divide the gradient by their `grad_scale`, which clips it without another
+    pass, and leave weights and state as they are when their `found_inf` is set, without asking the
+    device: PyTorch's fused kernels do."""
     return all(getattr(o, "_step_supports_amp_scaling", False) for o in optimizers)
