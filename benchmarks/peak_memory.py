@@ -1,5 +1,6 @@
 """Some work in a fresh process, and its peak memory above what was in memory before it."""
 
+import ctypes
 import gc
 import multiprocessing
 import re
@@ -37,6 +38,9 @@ def _here(
     gc.collect()
     if not RESET.exists():
         return work(), None
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc's, which keeps some of what is freed
+        libc.malloc_trim(0)
     before = _status_bytes("VmRSS")
     RESET.write_text("5")  # sets VmHWM, the peak, back to VmRSS (man 5 proc)
     result = work()

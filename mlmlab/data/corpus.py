@@ -34,7 +34,7 @@ from mlmlab.fetch.cache import built_once, cache_folder
 from mlmlab.random import Domain, uniforms
 
 _DOCUMENTS_A_BATCH = 1024
-_SPLIT_AT_ONCE = 1 << 20
+_SPLIT_AT_ONCE = 1 << 16
 """Documents whose side is decided at once."""
 _FORMAT = 3
 """Raise it when the files change their meaning: it is part of the fingerprint."""
