@@ -3,7 +3,6 @@
 import json
 import math
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -322,18 +321,6 @@ def test_fsdp_refuses_ones_own_optimizer(ideas: Path) -> None:
     assert (problem.where, problem.code) == ("train.optimizer", Code.CONFLICT)
 
 
-def test_a_sweep_over_ones_own_option_in_two_processes_finds_the_module(ideas: Path) -> None:
-    command = [
-        sys.executable, "-m", "mlmlab.train", "-m", *TINY, "train.max_steps=3", "sweep_dir=sweep",
-        "train.schedule=my_ideas:wsd", "train.schedule_options.decay=0.1,0.9",
-        "runtime.processes=2",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ideas, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    configs = [file.read_text() for file in sorted(ideas.glob("sweep/*/config.yaml"))]
-    assert ["decay: 0.1" in configs[0], "decay: 0.9" in configs[1]] == [True, True]
-
-
 def test_the_document_on_extending_can_be_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,7 +335,7 @@ def test_the_document_on_extending_can_be_followed(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_ideas", raising=False)
     assert len(commands) == 6
-    commands[5:] = monitored  # the last is a sweep, as in the test above
+    commands[5:] = monitored  # the last is a sweep, as in test_own_folder.py
     for number, command in enumerate(commands):
         overrides = shlex.split(command.removeprefix("python -m mlmlab.train "))
         _run(*TINY, *overrides, "train.max_steps=3", f"run_dir=run{number}")
