@@ -77,6 +77,7 @@ def test_groups_have_every_sequence_once_with_its_labels(seed: int, lines: bool)
     plain = _micro_batch(seed, lines=lines, rows=9)
     grouped = plain.in_groups()
     assert grouped.groups is not None
+    assert all(length % 8 == 0 for _, length in grouped.groups)
     assert _sequences(grouped) == _sequences(plain)
     assert torch.equal(grouped.masked.labels, plain.masked.labels)  # in their order
     assert grouped.masked_count == plain.masked_count
