@@ -15,7 +15,7 @@ from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import PackedBlocks
 from mlmlab.data.corpus import Shard
 from mlmlab.data.loader import CHUNK_TOKENS, EvalLoader
-from mlmlab.evaluation.masked_perplexity import Evaluation, Score, _ranks, evaluate, perplexity
+from mlmlab.evaluation.masked_perplexity import Evaluation, Score, evaluate, perplexity
 from mlmlab.masking import MaskingConfig, VocabularyInfo
 from mlmlab.model import Family, MaskedLanguageModel, ModelConfig
 from mlmlab.model.families import ARCHITECTURES
@@ -230,9 +230,13 @@ def test_accuracy_counts_first_choices_and_first_fives_by_part() -> None:
     assert shares == pytest.approx({"masked": 0.8, "random": 0.1, "kept": 0.1}, abs=0.02)
 
 
-def test_equal_logits_rank_as_argmax_has_it() -> None:
-    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0]] * 4)
-    assert _ranks(logits, torch.arange(4)).tolist() == [3, 0, 1, 2]
+def test_equal_logits_are_a_guess() -> None:
+    model = _model()
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    result = _evaluate(model, _loader())
+    assert result.loss == pytest.approx(np.log(model.config.vocabulary_size))
+    assert result.top1_count <= result.top5_count < result.masked_count / 4
 
 
 def test_more_draws_score_the_same_examples_under_other_masks() -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mlmlab.model import MaskedLanguageModel, token_losses
+from mlmlab.model.attention import Group, SelfAttention
 from mlmlab.model.dropout import Dropout
 from mlmlab.model.families import Family
 from mlmlab.runtime.config import Precision, RuntimeConfig
@@ -96,6 +97,32 @@ def test_attention_with_dropout_is_that_without_it_but_for_the_noise(
     for given in ({}, {"attention_mask": mask}, {"documents": documents}):
         found, expected = model.train()(ids, **given), without.train()(ids, **given)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_attention_has_the_fused_kernels_gradient_to_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    attention = SelfAttention(_model().config, 0).train()
+    hidden = torch.randn(3 * 40, 32)
+    mask = (torch.arange(40) < torch.tensor([[40], [7], [25]]))[:, None, None]  # [B, 1, 1, T]
+
+    def gradients(visible: torch.Tensor | None, products: bool, kind: torch.dtype) -> torch.Tensor:
+        monkeypatch.setattr("mlmlab.model.attention.keeps_weights", lambda *_, **__: products)
+        x = hidden.to(kind, copy=True).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == torch.bfloat16):
+            attention(x, [Group(3, 40, visible)], None).square().sum().backward()
+        assert x.grad is not None
+        return x.grad.float()
+
+    for visible in (None, mask):
+        true = gradients(visible, False, torch.float32)
+        errors = [
+            ((gradients(visible, products, torch.bfloat16) - true).norm() / true.norm()).item()
+            for products in (True, False)
+        ]
+        assert errors[0] < 0.02
+        assert errors[0] < 1.5 * errors[1]
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])

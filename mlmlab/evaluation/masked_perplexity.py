@@ -93,8 +93,8 @@ class _ChunkScore:
 
     losses: torch.Tensor
     """float64 `[M]`."""
-    ranks: torch.Tensor
-    """int64 `[M]`, how many ids the model prefers to the true one."""
+    hits: torch.Tensor
+    """bool `[M, 5]`, whether the true id is the model's first, second, ... fifth choice."""
     row_counts: torch.Tensor
     """int64 `[B]`, predictions in each row."""
     document_ids: torch.Tensor
@@ -157,7 +157,7 @@ def _score_chunk(
     most = asked.input_ids.numel() if compute.is_cuda else PIECE_TOKENS
     pieces = list(chunk.batch.pieces(most, compute.position_multiple))
     losses = torch.zeros(len(asked.labels), dtype=torch.float64)
-    places = torch.zeros(len(asked.labels), dtype=torch.int64)
+    hits = torch.zeros(len(asked.labels), 5, dtype=torch.bool)
     with compute.autocast():
         # With fsdp, every process makes as many forward passes.
         for number in range(max(ranks.gather(len(pieces)))):
@@ -166,11 +166,11 @@ def _score_chunk(
             logits = model(**batch.model_inputs())[: len(which)].float()
             labels = batch.masked.labels[: len(which)]
             losses[which] = token_losses(logits, labels).cpu().double()
-            places[which] = _ranks(logits, labels).cpu()
+            hits[which] = (logits.topk(5).indices == labels[:, None]).cpu()
             del logits  # before there are those of the next piece
     return _ChunkScore(
         losses=losses,
-        ranks=places,
+        hits=hits,
         row_counts=asked.row_offsets.diff(),
         document_ids=chunk.document_ids,
         parts=parts_of(asked, loader.masker.vocabulary.mask_id),
@@ -193,20 +193,15 @@ class _Sums:
     def add(self, score: _ChunkScore) -> None:
         """The next chunk."""
         self.test.update(score.digest)
-        losses, ranks, document_ids, parts = (
-            score.losses,
-            score.ranks,
-            score.document_ids,
-            score.parts,
-        )
+        losses, document_ids, parts = score.losses, score.document_ids, score.parts
         rows = torch.repeat_interleave(score.row_counts)  # [M], each prediction's row
         row_sums = torch.zeros(len(score.row_counts), dtype=torch.float64)
         self.row_sums.append(row_sums.index_add(0, rows, losses))
         self.sums.index_add_(0, document_ids, losses)
         self.counts.index_add_(0, document_ids, torch.ones_like(document_ids))
         self.part_sums.index_add_(0, parts, losses)
-        hits = torch.stack([torch.ones_like(ranks), ranks < 1, ranks < 5], dim=1).long()
-        self.tallies.index_add_(0, parts, hits)
+        tallies = [torch.ones_like(parts), score.hits[:, 0].long(), score.hits.sum(1)]
+        self.tallies.index_add_(0, parts, torch.stack(tallies, dim=1))
 
     def evaluation(self) -> Evaluation:
         """Of all chunks together."""
@@ -232,14 +227,6 @@ class _Sums:
 def _score(loss_sum: float, tally: torch.Tensor) -> Score:
     predicted, top1, top5 = tally.tolist()
     return Score(loss_sum=loss_sum, masked_count=predicted, top1_count=top1, top5_count=top5)
-
-
-def _ranks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How many ids the model prefers to the true one, int64 `[M]`; of equal ones the lower id comes
-    first, as `argmax` has it (bf16 logits are often equal)."""
-    truth = logits.gather(1, labels[:, None])  # [M, 1]
-    lower = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]  # [M, V]
-    return ((logits > truth) | ((logits == truth) & lower)).sum(1)
 
 
 def parts_of(masked: MaskedBatch[torch.Tensor], mask_id: int) -> torch.Tensor:

@@ -25,6 +25,15 @@ class Group(NamedTuple):
     """bool, broadcasts to `[B, H, T, T]`: whether a query sees a key; None: always."""
 
 
+def keeps_weights(rate: float, device: torch.device, length: int, *, in_half: bool) -> bool:
+    """Whether training computes attention product by product, and so keeps `[T, T]` weights.
+
+    PyTorch's fused kernels for the CPU have no dropout, and in half precision their backward pass
+    is slow for short rows: 2 to 4 times as slow as the products (benchmarks/NOTES.md).
+    """
+    return device.type == "cpu" and (rate > 0 or (in_half and length <= 512))
+
+
 class SelfAttention(nn.Module):
     """Every token attends to every token that it may see.
 
@@ -95,9 +104,10 @@ class SelfAttention(nn.Module):
     ) -> torch.Tensor:
         """The values `[B, H, T, D]`, weighted by softmax(q k^T / sqrt(D))."""
         rate = self.dropout.rate if self.training else 0.0
-        if not rate or q.device.type != "cpu" or torch.compiler.is_compiling():
+        in_half = q.dtype != torch.float32
+        in_steps = self.training and keeps_weights(rate, q.device, q.shape[-2], in_half=in_half)
+        if not in_steps or torch.compiler.is_compiling():
             return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=rate)
-        # PyTorch's kernels for the CPU have no dropout, and what it composes instead is slower.
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B, H, T, T]
         if visible is not None:
             scores = scores.masked_fill_(~visible, -math.inf)

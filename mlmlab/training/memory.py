@@ -1,6 +1,7 @@
 """How much memory a run will need, before it starts."""
 
 from mlmlab.model import MaskedLanguageModel
+from mlmlab.model.attention import keeps_weights
 from mlmlab.model.families import Norms
 from mlmlab.runtime.config import Precision
 from mlmlab.runtime.devices import Compute
@@ -45,8 +46,8 @@ def expected_memory_bytes(
     if not trains:
         inner = (2 if config.architecture.norms is Norms.POST else 4) * config.intermediate_size
         vectors = _SCORING_VECTORS * config.hidden_size + inner
-        # The logits, and twice their size where those above the true one are counted in int64.
-        return lasting + gradients + max(examples * length * vectors * element, 4 * logits)
+        # The logits and their log-softmax.
+        return lasting + gradients + max(examples * length * vectors * element, 2 * logits)
     kept = _kept_bytes(model, compute, element, examples, length, masked_tokens)
     table = 4 * config.vocabulary_size * config.table_width  # the decoder's gradient comes first
     # Besides what forward keeps: the logits and their log-softmax; then their gradient and that of
@@ -75,9 +76,11 @@ def _kept_bytes(
     """
     config = model.config
     hidden, inner, dropout = config.hidden_size, config.intermediate_size, bool(config.dropout)
-    attention = 0  # the fused kernels keep no table of weights, but the CPU's have no dropout
-    if config.attention_dropout and compute.device.type == "cpu":
-        attention = examples * config.heads * length**2 * (2 * element + 1)
+    attention = 0  # the fused kernels keep no table of weights
+    rate = config.attention_dropout
+    if keeps_weights(rate, compute.device, length, in_half=element == 2):
+        size = 2 * element + 1 if rate else element
+        attention = examples * config.heads * length**2 * size
     if config.architecture.norms is Norms.POST:
         # The input, queries, keys and values.
         before = hidden * 4 * element
