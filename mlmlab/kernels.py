@@ -123,7 +123,7 @@ def mask_tokens(
         input_ids: integers `[B, T]`.
         example_ids: uint64 `[B]`.
         seed: uint64.
-        thresholds: uint64 `[4]`, `MaskingPolicy.threshold_array`.
+        thresholds: uint64 `[4]`, `MaskingPolicy.thresholds`.
         protected: bool `[V]`.
         replacement_ids: int64, ascending.
         ids: int64 `[B, T]`, written, as are the following three.
@@ -168,7 +168,7 @@ def mask_units(
     Args, besides those of `mask_tokens`:
         word_starts: uint8 `[B, T]`, 0 within a word, 1 where a word begins, 2 where a document
             does.
-        span_tables: uint64 `[3, L]`, `MaskingPolicy.span_tables`.
+        span_tables: uint64 `[3, L]`, `masking.kernel.span_tables`.
         per_unit: whether one draw corrupts all tokens of a unit.
 
     Returns:
@@ -354,7 +354,7 @@ def _select_words(random_words, ids, starts, protected, select_below, origin):
 
 @compiled
 def _select_spans(random_words, first, kind, tables, origin):
-    """Spans and gaps in turn (`MaskingPolicy.span_tables`)."""
+    """Spans and gaps in turn (`masking.kernel.span_tables`)."""
     origin[:] = _NOT_SELECTED
     left = unit = 0
     for word in range(len(first) - 1):

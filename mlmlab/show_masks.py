@@ -2,8 +2,6 @@
 
 import argparse
 
-import numpy as np
-
 from mlmlab.cli.arguments import Arguments
 from mlmlab.cli.commands import as_command, invocation
 from mlmlab.cli.compose import compose, parsed_overrides
@@ -93,7 +91,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Masks the text and prints it, once for each epoch."""
     options = _arguments(arguments)
     config = _masking(options)
-    from mlmlab.data.tokenizer import load_tokenizer  # a wrong option does not wait for PyTorch
+    # A wrong option waits for none of these.
+    import numpy as np
+
+    from mlmlab.data.tokenizer import load_tokenizer
     from mlmlab.fetch.hub import fetch_tokenizer
     from mlmlab.masking.policy import build_policy, mask_with_policy
     from mlmlab.tracking.masked_text import MaskedText, legend

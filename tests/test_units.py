@@ -260,7 +260,7 @@ def test_how_many_words_an_exact_budget_sorts_at_first_changes_nothing(unit: str
     expected = mask(ids, config=config, word_starts=starts)
     for spread in (0, 1 << 33):  # too few of them every other time, and all
         other = dataclasses.replace(config)
-        other.threshold_array[3] = spread
+        vars(other)["thresholds"] = (*config.thresholds[:3], spread)
         for one, two in zip(expected, mask(ids, config=other, word_starts=starts), strict=True):
             assert np.array_equal(one, two)
 

@@ -24,7 +24,6 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mlmlab.analysis import table
 from mlmlab.cli.commands import invocation
 from mlmlab.cli.compose import plain, run_mapping
 from mlmlab.cli.hydra_errors import composition_errors
@@ -109,6 +108,8 @@ class Sweep(Callback):
         unfinished = max(0, count - len(finished) - len(failed))
         print()
         if finished:
+            from mlmlab.analysis import table  # a single run does not wait for it
+
             print(table([self.folder]), end="\n\n")
         _print_row("finished", f"{len(finished)} of {count} jobs")
         _print_row("folder", str(self.folder))

@@ -27,7 +27,7 @@ from tokenizers import (
 from mlmlab.data.config import TokenizerKind
 from mlmlab.data.json_file import SWITCH, Kind, read_json_object, wrong_values
 from mlmlab.errors import Code, UserError
-from mlmlab.masking.config import VocabularyInfo
+from mlmlab.masking.vocabulary import VocabularyInfo
 
 _ROLES = (
     "mask_token",

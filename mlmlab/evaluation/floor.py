@@ -20,7 +20,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mlmlab.masking.config import MaskingPolicy, VocabularyInfo
+from mlmlab.masking.config import MaskingPolicy
+from mlmlab.masking.vocabulary import VocabularyInfo
 
 Floats = NDArray[np.float64]
 

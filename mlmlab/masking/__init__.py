@@ -12,12 +12,12 @@ from mlmlab.masking.config import (
     MaskingMode,
     MaskingPolicy,
     RateSchedule,
-    VocabularyInfo,
 )
 
 if TYPE_CHECKING:
     from mlmlab.masking.kernel import MaskedBatch, mask_batch
     from mlmlab.masking.policy import PolicyBatch
+    from mlmlab.masking.vocabulary import VocabularyInfo
 
 __all__ = [
     "UNITS",
@@ -35,9 +35,16 @@ __all__ = [
 ]
 
 
+_MODULES = {
+    "MaskedBatch": "kernel",
+    "mask_batch": "kernel",
+    "PolicyBatch": "policy",
+    "VocabularyInfo": "vocabulary",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Imports the kernel when it is first used: checking a config needs no compiler."""
-    if name not in __all__:
+    """Imports when it is first used what a config does not need: compiler, PyTorch, NumPy."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'mlmlab.masking' has no attribute {name!r}")
-    module = "policy" if name == "PolicyBatch" else "kernel"
-    return getattr(import_module(f"mlmlab.masking.{module}"), name)
+    return getattr(import_module(f"mlmlab.masking.{_MODULES[name]}"), name)

@@ -1,5 +1,4 @@
-"""What to mask: the policy (`MaskingPolicy`), how it changes over a training run (`MaskingConfig`),
-and the ids that it works on (`VocabularyInfo`)."""
+"""What to mask: the policy (`MaskingPolicy`), and how it changes over a run (`MaskingConfig`)."""
 
 import math
 import re
@@ -8,9 +7,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mlmlab import schema
 from mlmlab.errors import Code, Problem
@@ -51,10 +47,6 @@ class RateSchedule(Enum):
 
 
 _WORD = 2.0**32
-SPAN_SUCCESS = 0.2
-SPAN_LONGEST = 10
-"""Span lengths in words: geometric with this chance of ending, cut at this length (Joshi et al.
-2020, "SpanBERT", section 3.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,59 +101,35 @@ class MaskingPolicy:
         return self.unit == "token" and self.budget is Budget.BERNOULLI
 
     @cached_property
-    def thresholds(self) -> tuple[int, int, int]:
+    def thresholds(self) -> tuple[int, int, int, int]:
         """Where a 32-bit word is cut: below the first a token is masked, below the second replaced;
         below the third a unit is selected. The same word decides both where tokens are
-        independent, so that the first two then are shares of the third."""
+        independent, so that the first two then are shares of the third.
+
+        The fourth: six standard deviations of one draw; an exact budget sorts no more words than it
+        is likely to take.
+        """
         scale = self.rate if self.is_independent else 1.0
         cuts = (
             scale * self.mask_fraction,
             scale * min(1.0, self.mask_fraction + self.random_fraction),
             self.rate,
+            6.0 * math.sqrt(self.rate * (1.0 - self.rate)),
         )
-        mask, replace, select = (round(cut * _WORD) for cut in cuts)
-        return mask, replace, select
+        mask, replace, select, spread = (round(cut * _WORD) for cut in cuts)
+        return mask, replace, select, spread
 
     @cached_property
-    def corruption_thresholds(self) -> NDArray[np.uint64]:
+    def corruption_thresholds(self) -> tuple[int, int]:
         """Where the word of a token that is selected already is cut: below the first it is masked,
-        below the second replaced; uint64 `[2]`."""
+        below the second replaced."""
         replace = min(1.0, self.mask_fraction + self.random_fraction)
-        return np.array([round(cut * _WORD) for cut in (self.mask_fraction, replace)], np.uint64)
-
-    @cached_property
-    def threshold_array(self) -> NDArray[np.uint64]:
-        """`thresholds` as the kernel reads them, and six standard deviations of one draw: an exact
-        budget sorts no more words than it is likely to take."""
-        spread = round(6.0 * math.sqrt(self.rate * (1.0 - self.rate)) * _WORD)
-        return np.array((*self.thresholds, spread), np.uint64)
+        return round(self.mask_fraction * _WORD), round(replace * _WORD)
 
     @cached_property
     def problem_text(self) -> str:
         """All problems, or an empty text: looked at for every batch."""
         return "\n".join(map(str, schema.all_problems(self, self.path)))
-
-    @cached_property
-    def span_tables(self) -> NDArray[np.uint64]:
-        """uint64 `[3, 10]`: a word that decides a span, compared with a row, says its length (1 and
-        one more for each entry it reaches; none from the last entry on).
-
-        Row 0: a span may begin. Spans and the gaps between them alternate, each span as long as
-        `SPAN_SUCCESS` says, each gap geometric, with the one chance that makes the selected share
-        `rate`. Row 1: a document begins, and may do so within a span: what is left of it. Row 2:
-        a span does begin (exact budgets).
-        """
-        lengths = SPAN_SUCCESS * (1.0 - SPAN_SUCCESS) ** np.arange(SPAN_LONGEST)
-        lengths /= lengths.sum()
-        survival = lengths[::-1].cumsum()[::-1]  # the chance to be at least so long
-        mean = survival.sum()
-        begins = self.rate / (self.rate + mean * (1.0 - self.rate))
-        tables = (
-            begins * lengths.cumsum(),
-            self.rate * (survival / mean).cumsum(),
-            lengths.cumsum(),
-        )
-        return np.round(np.array(tables) * _WORD).astype(np.uint64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,34 +218,3 @@ class EvalMaskingConfig(MaskingPolicy):
     rate: float = setting(0.15, above=0, at_most=1)
     """Share of the tokens that are selected, that is, scored."""
     path = "eval.masking"
-
-
-@dataclass(frozen=True)
-class VocabularyInfo:
-    """The ids that a masking kernel needs to know."""
-
-    size: int
-    """Ids are 0 ... size - 1."""
-    mask_id: int
-    """The id of the mask token."""
-    protected_ids: tuple[int, ...]
-    """Ids that are never selected and never drawn: special tokens, padding, the mask itself."""
-
-    def __post_init__(self) -> None:
-        for number in (self.mask_id, *self.protected_ids):
-            if not 0 <= number < self.size:
-                raise ValueError(f"id {number} is outside the vocabulary of {self.size} ids")
-        if not self.replacement_ids.size:
-            raise ValueError("every id is protected: nothing is left to draw a replacement from")
-
-    @cached_property
-    def protected(self) -> NDArray[np.bool_]:
-        """A table, bool `[size]`: True for a protected id."""
-        table = np.zeros(self.size, np.bool_)
-        table[[self.mask_id, *self.protected_ids]] = True
-        return table
-
-    @cached_property
-    def replacement_ids(self) -> NDArray[np.int64]:
-        """int64, ascending: the ids that a replaced token is drawn from."""
-        return np.flatnonzero(~self.protected).astype(np.int64)

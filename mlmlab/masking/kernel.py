@@ -5,6 +5,7 @@
 This module checks, allocates and hands over; the loops are compiled (`mlmlab/kernels.py`).
 """
 
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -12,9 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from mlmlab import kernels
-from mlmlab.masking.config import UNITS, Budget, Corrupt, MaskingPolicy, VocabularyInfo
+from mlmlab.masking.config import UNITS, Budget, Corrupt, MaskingPolicy
+from mlmlab.masking.vocabulary import VocabularyInfo
 from mlmlab.random import EPOCHS, seed_word
 
+SPAN_SUCCESS = 0.2
+SPAN_LONGEST = 10
+"""Span lengths in words: geometric with this chance of ending, cut at this length (Joshi et al.
+2020, "SpanBERT", section 3.1)."""
 Array = TypeVar("Array", NDArray[Any], torch.Tensor)
 
 
@@ -80,11 +86,11 @@ def mask_batch(
     # Space for every token: only the pages that are written take up memory.
     positions, labels = np.empty((2, rows * length), np.int64)
     row_offsets = np.empty(rows + 1, np.int64)
-    thresholds = config.threshold_array if chosen is None else config.corruption_thresholds
+    thresholds = config.thresholds if chosen is None else config.corruption_thresholds
     arguments = (
         _plain(original), _plain(examples.astype(np.uint64, copy=False)), epoch,
-        seed_word(seed), thresholds, vocabulary.mask_id, vocabulary.protected,
-        vocabulary.replacement_ids, ids, positions, labels, row_offsets,
+        seed_word(seed), np.array(thresholds, np.uint64), vocabulary.mask_id,
+        vocabulary.protected, vocabulary.replacement_ids, ids, positions, labels, row_offsets,
     )  # fmt: skip
     if chosen is not None:
         deciding = np.tile(np.arange(length), (rows, 1))  # each token by itself
@@ -99,7 +105,7 @@ def mask_batch(
         if starts is None:
             starts = np.ones((rows, length), np.uint8)
         count = kernels.mask_units(
-            *arguments, _plain(starts.astype(np.uint8, copy=False)), config.span_tables,
+            *arguments, _plain(starts.astype(np.uint8, copy=False)), span_tables(config.rate),
             config.unit == "span", config.budget is Budget.EXACT, config.corrupt is Corrupt.UNIT,
         )  # fmt: skip
     if count < 0:
@@ -111,6 +117,29 @@ def mask_batch(
     if isinstance(input_ids, torch.Tensor):
         return MaskedBatch(*map(torch.from_numpy, masked))
     return MaskedBatch(*masked)
+
+
+@lru_cache(maxsize=16)
+def span_tables(rate: float) -> NDArray[np.uint64]:
+    """uint64 `[3, 10]`: a word that decides a span, compared with a row, says its length (1 and
+    one more for each entry it reaches; none from the last entry on).
+
+    Row 0: a span may begin. Spans and the gaps between them alternate, each span as long as
+    `SPAN_SUCCESS` says, each gap geometric, with the one chance that makes the selected share
+    `rate`. Row 1: a document begins, and may do so within a span: what is left of it. Row 2:
+    a span does begin (exact budgets).
+    """
+    lengths = SPAN_SUCCESS * (1.0 - SPAN_SUCCESS) ** np.arange(SPAN_LONGEST)
+    lengths /= lengths.sum()
+    survival = lengths[::-1].cumsum()[::-1]  # the chance to be at least so long
+    mean = survival.sum()
+    begins = rate / (rate + mean * (1.0 - rate))
+    tables = (
+        begins * lengths.cumsum(),
+        rate * (survival / mean).cumsum(),
+        lengths.cumsum(),
+    )
+    return np.round(np.array(tables) * 2.0**32).astype(np.uint64)
 
 
 def _plain(array: NDArray[np.integer]) -> NDArray[np.integer]:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from mlmlab import seams
 from mlmlab.errors import Code, UserError
-from mlmlab.masking.config import UNITS, Corrupt, MaskingPolicy, VocabularyInfo
+from mlmlab.masking.config import UNITS, Corrupt, MaskingPolicy
 from mlmlab.masking.kernel import MaskedBatch, mask_batch
+from mlmlab.masking.vocabulary import VocabularyInfo
 from mlmlab.random import Domain, derive_seed, uniforms
 
 
