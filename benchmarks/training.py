@@ -140,7 +140,6 @@ class Contender:
     """One way to train; `seconds_of(steps)` trains on and says how long the steps took."""
 
     name: str
-    precision: Precision
     seconds_of: Callable[[int], float]
     flops: int
     """Of a step, as this contender computes it."""
@@ -194,7 +193,7 @@ def mlmlab_contender(
 
     flops = round(statistics.mean(step_flops(model.config, loader, n) for n in range(20)))
     name = "mlmlab, compiled" if compiled else "mlmlab"
-    return Contender(name, setting.precision, seconds_of, flops)
+    return Contender(name, seconds_of, flops)
 
 
 def step_flops(config: ModelConfig, loader: TrainLoader, number: int) -> int:
@@ -247,7 +246,7 @@ def trainer_contender(
         first, last = clock.times
         return last - first
 
-    return Contender("Trainer", setting.precision, seconds_of, dense_flops(rows, setting))
+    return Contender("Trainer", seconds_of, dense_flops(rows, setting))
 
 
 def loop_contender(
@@ -279,7 +278,7 @@ def loop_contender(
         synchronize(setting.device)
         return time.perf_counter() - begin
 
-    return Contender("loop", setting.precision, seconds_of, dense_flops(rows, setting))
+    return Contender("loop", seconds_of, dense_flops(rows, setting))
 
 
 def dense_flops(rows: RandomRows, setting: Setting) -> int:
@@ -324,7 +323,7 @@ def products_contender(setting: Setting) -> Contender:
             return time.perf_counter() - begin
 
     flops = 3 * sum(2 * rows * width * out for rows, width, out in shapes)
-    return Contender("products", setting.precision, seconds_of, flops)
+    return Contender("products", seconds_of, flops)
 
 
 def write_checkpoint(folder: Path, setting: Setting, tokenizer: Tokenizer) -> None:
@@ -359,7 +358,9 @@ class Measurement:
     """A contender's rounds at one setting."""
 
     setting: Setting
-    contender: Contender
+    name: str
+    flops: int
+    """Of a step, as the contender computes it."""
     step_seconds: list[float]
     """The mean step of each round."""
     memory: int | None = None
@@ -375,7 +376,7 @@ class Measurement:
 
     @property
     def flops_per_second(self) -> float:
-        return self.contender.flops / self.median
+        return self.flops / self.median
 
 
 def measure(
@@ -400,8 +401,8 @@ def measure(
                 gc.collect()
                 taken = them[place].seconds_of(steps[place])
                 samples[place].append(taken / steps[place])
-    return [
-        Measurement(setting, contender, row, memory.get(contender.name))
+    return [  # without the contenders themselves, whose models would stay in memory
+        Measurement(setting, contender.name, contender.flops, row, memory.get(contender.name))
         for contender, row in zip(them, samples, strict=True)
     ]
 
@@ -412,18 +413,18 @@ def print_table(measurements: list[Measurement]) -> None:
     ours = measurements[0]
     print(f"\n{measurements[0].setting!s:<32}{'tok/s':>10}{'ms/step':>9}{'spread':>8}", end="")
     print(f"{'TFLOP/s':>9}{'mlmlab is':>11}")
-    flops = statistics.median(m.contender.flops for m in measurements[-3:-1])
+    flops = statistics.median(m.flops for m in measurements[-3:-1])
     for m in measurements:
         spread = (max(m.step_seconds) - min(m.step_seconds)) / m.median
-        line = f"  {m.contender.name:<30}{m.tokens_per_second:10,.0f}{m.median * 1e3:9.2f}"
+        line = f"  {m.name:<30}{m.tokens_per_second:10,.0f}{m.median * 1e3:9.2f}"
         line += f"{spread:8.0%}{m.flops_per_second / 1e12:9.3g}"
         if m is limit:
             line += f"{ours.flops_per_second / m.flops_per_second:9.0%} of"
-        elif "mlmlab" not in m.contender.name:
+        elif "mlmlab" not in m.name:
             line += f"{m.median / ours.median:9.2f} x"
         print(line, flush=True)
-    line = f"  transformers computes {flops / ours.contender.flops:.2f} times mlmlab's FLOPs"
-    memory = {m.contender.name: m.memory for m in measurements if m.memory is not None}
+    line = f"  transformers computes {flops / ours.flops:.2f} times mlmlab's FLOPs"
+    memory = {m.name: m.memory for m in measurements if m.memory is not None}
     if memory:
         mine, theirs = memory["mlmlab"], memory["loop"]
         line += f"; memory {shown(mine)}, the loop {shown(theirs)}: {mine / theirs:.2f}"
@@ -439,7 +440,7 @@ def table_rows(measurements: list[Measurement]) -> list[dict[str, Any]]:
             "tokens_per_row": m.setting.length,
             "real_tokens": m.setting.tokens,
             "precision": m.setting.precision.value,
-            "contender": m.contender.name,
+            "contender": m.name,
             "tokens_per_second": f"{m.tokens_per_second:.6g}",
             "step_ms": f"{m.median * 1e3:.5g}",
             "fastest_ms": f"{min(m.step_seconds) * 1e3:.5g}",

@@ -194,16 +194,16 @@ def test_an_interrupted_build_leaves_nothing_to_open(
 ) -> None:
     source = texts_of([7] * 3000)
     batches = []
-    encode_batch = Tokenizer.encode_batch
+    encode_joined = Tokenizer.encode_joined
 
-    def interrupted(self: Tokenizer, texts: list[str]) -> list[list[int]]:
+    def interrupted(self: Tokenizer, texts: list[str], kind: np.dtype[Any]) -> tuple[Any, Any]:
         batches.append(len(texts))
         if len(batches) == 2:
             raise KeyboardInterrupt
-        return encode_batch(self, texts)
+        return encode_joined(self, texts, kind)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Tokenizer, "encode_batch", interrupted)
+        patch.setattr(Tokenizer, "encode_joined", interrupted)
         with pytest.raises(KeyboardInterrupt):
             opened(source)
     assert not [path for path in (fresh_cache / "corpora").iterdir() if path.is_dir()]

@@ -20,7 +20,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -179,15 +179,12 @@ def _tokenize(
     ):
         offset_file.write(np.zeros(1, np.int64).tobytes())
         for batch in document_batches(source, bad_rows):
-            encoded = tokenizer.encode_batch(batch.texts)
-            ends = tokens + np.cumsum([len(ids) for ids in encoded], dtype=np.int64)
-            total = sum(map(len, encoded))
-            joined = np.fromiter(chain.from_iterable(encoded), kind, total)
-            token_file.write(joined.tobytes())
-            offset_file.write(ends.tobytes())
+            ids, counts = tokenizer.encode_joined(batch.texts, kind)
+            token_file.write(ids.tobytes())
+            offset_file.write((tokens + counts.cumsum()).tobytes())
             number_file.write(batch.numbers.tobytes())
-            tokens += total
-            documents += len(encoded)
+            tokens += len(ids)
+            documents += len(counts)
             empty += batch.empty
             if show_counts is not None:
                 show_counts(documents, tokens)

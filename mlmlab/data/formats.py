@@ -193,8 +193,8 @@ def _text(path: Path, encoding: str, newline: str | None = None) -> io.TextIOWra
 def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
     with _text(path, encoding) as text:
         for number, line in enumerate(text, 1):
-            if line.strip():  # an empty line is no document
-                yield number, line.strip()
+            if document := line.strip():  # an empty line is no document
+                yield number, document
 
 
 def _paragraphs(path: Path, encoding: str) -> Iterator[tuple[int, str]]:

@@ -192,6 +192,17 @@ class Tokenizer:
         with _library_errors(self.origin):
             return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts))]
 
+    def encode_joined(
+        self, texts: Sequence[str], kind: np.dtype[Any]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The ids of `encode_batch` as one array of this type, text after text, and the number of
+        each text's tokens, int64 `[len(texts)]`."""
+        with _library_errors(self.origin):
+            encodings = self.backend.encode_batch_fast(list(texts))
+        counts = np.fromiter(map(len, encodings), np.int64, len(encodings))
+        ids = chain.from_iterable(encoding.ids for encoding in encodings)  # a list at a time
+        return np.fromiter(ids, kind, int(counts.sum())), counts
+
     def word_starts_batch(self, texts: Sequence[str]) -> list[NDArray[np.bool_]]:
         """Whether each token of `encode_batch` begins a word, as the pre-tokenization cuts them.
 
