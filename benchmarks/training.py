@@ -489,7 +489,8 @@ def write_plot(path: Path, rows: Sequence[Mapping[str, Any]], machine: Mapping[s
                 text = f" {speed:,.0f}"
                 if "mlmlab" not in name:
                     text += f" (mlmlab is {of_setting['mlmlab'] / speed:.2f} x)"
-                axes.text(speed, height, text, va="center", fontsize=8)
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 0}  # over the limit's line
+                axes.text(speed, height, text, va="center", fontsize=8, bbox=box)
             label = None if place else "the matrix products alone"
             limit, ends = [of_setting["products"]] * 2, [place - 0.4, place + 0.4]
             axes.plot(limit, ends, "--", color="0.6", zorder=0, label=label)
