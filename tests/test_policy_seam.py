@@ -3,8 +3,6 @@
 import dataclasses
 import hashlib
 import itertools
-import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from ranks import assert_same_curve
 from reference import chi_square
 from refusals import Refusal, refusal
-from stopping import TINY, as_killed, bits, events
+from stopping import TINY, as_killed, bits
 
 import mlmlab
 from mlmlab.data.batch import Masker
@@ -413,21 +410,6 @@ def test_a_resume_refuses_other_options_another_policy_and_changed_code(
     monkeypatch.delitem(sys.modules, "my_ideas")
     with refusal(f"{group}.unit", Code.CHANGED, "my_ideas:EveryOther"):
         _run(f"resume={killed}")
-
-
-def test_a_sweep_over_an_option_in_two_processes_masks_as_one(ideas: Path) -> None:
-    keys = (*TINY, "model.dropout=0.0", "train.max_steps=8", "train.log_every_steps=1")
-    command = [
-        sys.executable, "-m", "mlmlab.train", "-m", *keys, "sweep_dir=sweep",
-        "masking.unit=my_ideas:EveryOther", "masking.options.share=0.1,0.2", "runtime.processes=2",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=ideas, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    low, high = sorted((ideas / "sweep").iterdir())[:2]
-    _run(*keys, *OWN, "run_dir=alone")
-    assert_same_curve(events(high), events(Path("alone")))
-    summaries = [json.loads((run / "summary.json").read_text()) for run in (low, high)]
-    assert summaries[0]["eval_loss"] != summaries[1]["eval_loss"]
 
 
 # What does not fit

@@ -87,8 +87,8 @@ def _kept_bytes(
         # Their mixture; the sum that is normalized, and that norm; the feed-forward's two; the sum.
         after = hidden * (2 * element + 8 + 2 * dropout) + inner * 2 * element
     else:
-        # The residual, its norm, queries, keys and values; the first two rotated (from fp32).
-        before = hidden * (4 + 6 * element + (0 if element == 4 else 8))
+        # The residual, its norm, queries, keys and values; the first two rotated.
+        before = hidden * (4 + 6 * element)
         # Their mixture; the sum, and its norm; value and gate; the GELU and the product.
         after = hidden * (2 * element + 4) + inner * (4 * element + dropout)
     tokens, layers = examples * length, _layers_with_backward(model)
