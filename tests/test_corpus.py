@@ -135,7 +135,7 @@ def test_a_second_opening_tokenizes_nothing(
     def refuse(*_: object) -> None:
         raise AssertionError("tokenized again")
 
-    monkeypatch.setattr(Tokenizer, "encode_batch", refuse)
+    monkeypatch.setattr(Tokenizer, "encode_joined", refuse)
     monkeypatch.setattr(Documents, "documents", refuse)
     second = opened(source)
     assert not first.was_cached
@@ -153,7 +153,7 @@ def test_another_split_tokenizes_nothing(
 ) -> None:
     source = texts_of([7] * 50)
     first = opened(source)
-    monkeypatch.setattr(Tokenizer, "encode_batch", None)  # nobody asks again
+    monkeypatch.setattr(Tokenizer, "encode_joined", None)  # nobody asks again
     for fraction, seed in ((0.2, 0), (FRACTION, 1), (0.0, 0), (1.0, 0)):
         other = opened(source, fraction=fraction, seed=seed)
         assert other.was_cached
