@@ -80,7 +80,7 @@ class SelfAttention(nn.Module):
             contexts.append(context.transpose(1, 2).reshape(-1, hidden.shape[-1]))  # [B * T, C]
         context = contexts[0] if len(groups) == 1 else torch.cat(contexts)  # [N, C]
         if positions is not None:
-            context = context[positions]  # [M, C]
+            context = context.index_select(0, positions)  # [M, C]
         mixed: torch.Tensor = self.output(context)
         return mixed
 
@@ -94,7 +94,7 @@ class SelfAttention(nn.Module):
         width = hidden.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias
         q_bias, kv_bias = (None, None) if bias is None else (bias[:width], bias[width:])
-        q_rows = F.linear(hidden[positions], weight[:width], q_bias)
+        q_rows = F.linear(hidden.index_select(0, positions), weight[:width], q_bias)
         # Attention itself is cheap next to the projections: the other queries stay zero.
         q = q_rows.new_zeros(hidden.shape).index_copy(0, positions, q_rows)
         return q, *F.linear(hidden, weight[width:], kv_bias).chunk(2, dim=-1)

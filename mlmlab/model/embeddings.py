@@ -14,6 +14,7 @@ from torch import nn
 from mlmlab.model.config import ModelConfig
 from mlmlab.model.dropout import Dropout
 from mlmlab.model.families import Positions
+from mlmlab.model.norm import ResidualNorm
 
 
 class Tokens(NamedTuple):
@@ -52,8 +53,6 @@ class _TiedTable(torch.autograd.Function):
     def backward(ctx: Any, rows: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, None]:
         """The gradients of both, to that of the table."""
         (input_ids,) = ctx.saved_tensors
-        if table.is_cuda:  # which adds in a fixed order only so
-            return table.index_put_((input_ids,), rows, accumulate=True), None
         return table.index_add_(0, input_ids, rows), None
 
 
@@ -95,7 +94,7 @@ class Embeddings(nn.Module):
         self.token_type: nn.Embedding | None = None
         if config.token_types:
             self.token_type = EmbeddingTable(config.token_types, width)
-        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps, bias=biases)
+        self.norm = ResidualNorm(width, eps=config.layer_norm_eps, bias=biases)
         self.dropout = Dropout(config.dropout)
         self.position_offset = config.position_offset
         self.projection: nn.Linear | None = None

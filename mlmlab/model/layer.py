@@ -14,6 +14,7 @@ from mlmlab.model.attention import Group, SelfAttention
 from mlmlab.model.config import ModelConfig
 from mlmlab.model.dropout import Dropout
 from mlmlab.model.families import FeedForwards, Norms
+from mlmlab.model.norm import ResidualNorm
 
 
 class FeedForward(nn.Module):
@@ -61,9 +62,9 @@ class PostNormLayer(nn.Module):
         super().__init__()
         width, eps, biases = config.hidden_size, config.layer_norm_eps, config.architecture.biases
         self.attention = SelfAttention(config, layer)
-        self.attention_norm = nn.LayerNorm(width, eps=eps, bias=biases)
+        self.attention_norm = ResidualNorm(width, eps=eps, bias=biases)
         self.feed_forward = FEED_FORWARDS[config.architecture.feed_forward](config)
-        self.feed_forward_norm = nn.LayerNorm(width, eps=eps, bias=biases)
+        self.feed_forward_norm = ResidualNorm(width, eps=eps, bias=biases)
         self.dropout = Dropout(config.dropout)
 
     def forward(
@@ -75,7 +76,7 @@ class PostNormLayer(nn.Module):
         """`[N, C]` to `[N, C]`; with `positions` (int64 `[M]`) to `[M, C]`."""
         mixed = self.dropout(self.attention(hidden, groups, positions))
         if positions is not None:
-            hidden = hidden[positions]  # [M, C]
+            hidden = hidden.index_select(0, positions)  # [M, C]
         hidden = self.attention_norm(hidden + mixed)
         processed = self.dropout(self.feed_forward(hidden))
         normalized: torch.Tensor = self.feed_forward_norm(hidden + processed)
@@ -109,7 +110,7 @@ class PreNormLayer(nn.Module):
         """`[N, C]` to `[N, C]`; with `positions` (int64 `[M]`) to `[M, C]`."""
         mixed = self.dropout(self.attention(self.attention_norm(hidden), groups, positions))
         if positions is not None:
-            hidden = hidden[positions]  # [M, C]
+            hidden = hidden.index_select(0, positions)  # [M, C]
         hidden = hidden + mixed
         hidden = hidden + self.feed_forward(self.feed_forward_norm(hidden))
         normalized: torch.Tensor = self.final_norm(hidden)
