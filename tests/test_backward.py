@@ -79,6 +79,15 @@ def test_a_fixed_shape_adds_positions_that_are_not_predicted_and_changes_no_grad
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
+def test_a_gradient_is_scaled_by_a_factor_that_is_rounded_once_as_in_a_graph() -> None:
+    (micro,) = _micro_batches(3)
+    model = torch.nn.Linear(1, 1, bias=False)
+    backward = Backward(model, CPU, lambda model, _: model.weight.sum())  # type: ignore[union-attr]
+    backward(micro, scale=3.0, divisor=7, seed=0)
+    assert model.weight.grad is not None
+    assert model.weight.grad.item() == np.float32(3.0 / 7) != np.float32(1 / 7) * np.float32(3)
+
+
 def test_more_predictions_than_expected_and_padded_rows_keep_their_own_shape() -> None:
     (many,) = _micro_batches(16, rate=0.9)
     assert not many.has_fixed_shape

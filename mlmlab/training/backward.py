@@ -57,7 +57,7 @@ class Backward:
         if graph is not None:
             return graph.replay(micro, scale / divisor)
         loss = self._loss(micro.to(self.compute.device))
-        (loss * scale / divisor).backward()  # type: ignore[no-untyped-call]
+        (loss * (scale / divisor)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def _loss(self, micro: MicroBatch) -> torch.Tensor:
