@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_training import _model
 
 import mlmlab
+from mlmlab.model import Family
+from mlmlab.model.norm import ResidualNorm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,9 +46,11 @@ def trained(run_dir: Path, *overrides: str) -> list[float]:
 
 
 def test_the_precisions_agree_over_200_steps(tmp_path: Path) -> None:
-    exact = trained(tmp_path / "fp32", "runtime.precision=fp32")
+    # Kernels of another precision draw other dropout noise.
+    exact = trained(tmp_path / "fp32", "model.dropout=0", "runtime.precision=fp32")
     for precision in ("bf16", "fp16"):
-        rounded = trained(tmp_path / precision, f"runtime.precision={precision}")
+        half = f"runtime.precision={precision}"
+        rounded = trained(tmp_path / precision, "model.dropout=0", half)
         assert rounded == pytest.approx(exact, rel=0.01), precision
 
 
@@ -94,3 +99,43 @@ def test_shards_in_half_precision_go_on_with_the_bits_of_the_uninterrupted_run(
     assert weights(run_dir) == before
     alone = trained(tmp_path / "alone", *exact, *accumulated)
     assert whole == pytest.approx(alone, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("family", "residual"), [(Family.ROBERTA, torch.bfloat16), (Family.MODERNBERT, torch.float32)]
+)
+def test_the_residual_stream_is_in_half_precision_where_each_layer_normalizes_it(
+    family: Family, residual: torch.dtype
+) -> None:
+    model = _model(family=family, layers=3).to("cuda")
+    inputs: list[torch.dtype] = []
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].dtype))
+    ids = torch.arange(5, 29, device="cuda").view(3, 8)
+    for half, expected in ((False, torch.float32), (True, residual)):
+        inputs.clear()
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            model(ids)
+        assert inputs == [expected] * 3
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_norm_in_half_precision_is_that_of_fp32_rounded(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm, plain = ResidualNorm(64, device="cuda"), torch.nn.LayerNorm(64, device="cuda")
+    with torch.no_grad():
+        for mine, theirs in zip(norm.parameters(), plain.parameters(), strict=True):
+            theirs.copy_(mine.normal_())
+    x = (torch.randn(1024, 64, device="cuda") + 3).to(kind).requires_grad_()
+    exact_x = x.detach().float().requires_grad_()
+    exact = plain(exact_x)
+    with torch.autocast("cuda", torch.bfloat16):
+        rounded = norm(x)
+    assert rounded.dtype == torch.bfloat16
+    direction = torch.randn(1024, 64, device="cuda").to(torch.bfloat16)
+    (exact * direction).sum().backward()
+    rounded.backward(direction)
+    pairs = [(rounded, exact), (x.grad, exact_x.grad)]
+    pairs += [(p.grad, q.grad) for p, q in zip(norm.parameters(), plain.parameters(), strict=True)]
+    for one, other in pairs:
+        assert (one - other).norm() / other.norm() < 2**-7

@@ -506,8 +506,9 @@ def test_the_memory_that_a_run_announces_is_near_the_peak_of_its_step(
             seeds=SEEDS, suppressed=torch.zeros(()),
         )  # fmt: skip
 
-    step(0)  # now there are moments, and gradients
-    peak = 16 * model.parameter_count() + _peak_bytes(partial(step, 1))
+    step(0)  # now there are moments
+    model.zero_grad()  # which the step does at once: the profiler may count what is not its own
+    peak = 12 * model.parameter_count() + _peak_bytes(partial(step, 1))
     expected = expected_memory_bytes(
         model, compute, examples=rows, length=length, masked_tokens=round(rows * length * 0.15),
         accumulates=micro_batches > 1,

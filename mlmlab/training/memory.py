@@ -49,16 +49,19 @@ def expected_memory_bytes(
         # The logits and their log-softmax.
         return lasting + gradients + max(examples * length * vectors * element, 2 * logits)
     kept = _kept_bytes(model, compute, element, examples, length, masked_tokens)
+    copies = 0 if element == 4 else 2 * count  # autocast's, of the weights
     table = 4 * config.vocabulary_size * config.table_width  # the decoder's gradient comes first
     # Besides what forward keeps: the logits and their log-softmax; then their gradient and that of
     # the table; then the gradients within a layer.
     in_half = 0 if element == 4 else logits // 2
-    inner = (2 if config.architecture.norms is Norms.POST else 4) * config.intermediate_size
-    in_layer = examples * length * (3 * config.hidden_size * 4 + inner * element)
-    highest = kept + max(2 * logits + in_half, logits + table, in_layer)
+    at_head = kept + copies + max(2 * logits + in_half, logits + table)
+    stream = 3 * config.hidden_size * _residual_bytes(model, compute, element)
+    in_layer = kept + examples * length * (stream + 2 * config.intermediate_size * element)
+    if not model.gradient_checkpointing:  # in whose backward pass only a layer's are there
+        in_layer += copies
     if accumulates:
-        return lasting + gradients + highest
-    return lasting + max(highest, gradients)
+        return lasting + gradients + max(at_head, in_layer)
+    return lasting + max(at_head, in_layer, gradients)
 
 
 def _kept_bytes(
@@ -72,7 +75,7 @@ def _kept_bytes(
     """What a forward pass keeps for backward, but for the logits.
 
     Each term is a tensor that autograd saves: an `element` is of the precision of the matrix
-    products; norms keep fp32, and dropout a byte of each number.
+    products, and dropout keeps a byte of each number.
     """
     config = model.config
     hidden, inner, dropout = config.hidden_size, config.intermediate_size, bool(config.dropout)
@@ -85,7 +88,8 @@ def _kept_bytes(
         # The input, queries, keys and values.
         before = hidden * 4 * element
         # Their mixture; the sum that is normalized, and that norm; the feed-forward's two; the sum.
-        after = hidden * (2 * element + 8 + 2 * dropout) + inner * 2 * element
+        residual = _residual_bytes(model, compute, element)
+        after = hidden * (2 * element + 2 * residual + 2 * dropout) + inner * 2 * element
     else:
         # The residual, its norm, queries, keys and values; the first two rotated.
         before = hidden * (4 + 6 * element)
@@ -96,12 +100,17 @@ def _kept_bytes(
         return 0
     last = tokens * before + masked_tokens * after + attention
     if model.gradient_checkpointing:  # of the others their inputs; one at a time is computed again
-        kept = layers * tokens * hidden * 4 + max(last, tokens * (before + after) + attention)
+        inputs = layers * tokens * hidden * _residual_bytes(model, compute, element)
+        kept = inputs + max(last, tokens * (before + after) + attention)
     else:
         kept = (layers - 1) * (tokens * (before + after) + attention) + last
-    if element == 2:  # autocast's copies of the weights
-        kept += 2 * model.parameter_count()
     return kept
+
+
+def _residual_bytes(model: MaskedLanguageModel, compute: Compute, element: int) -> int:
+    """Of a number of the residual stream (`ResidualNorm`)."""
+    is_post_norm = model.config.architecture.norms is Norms.POST
+    return element if is_post_norm and compute.is_cuda else 4
 
 
 def _layers_with_backward(model: MaskedLanguageModel) -> int:
