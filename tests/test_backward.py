@@ -143,7 +143,7 @@ def _on_cuda(**changes: object) -> tuple[MaskedLanguageModel, Compute]:
 
 @pytest.fixture
 def deterministic() -> Iterator[None]:
-    """In fp32, attention's backward pass on CUDA has other bits each time by default."""
+    """By default `index_add_` on CUDA has other bits each time, as has attention in fp32."""
     with torch_settings(RuntimeConfig(deterministic=True)):
         yield
 
