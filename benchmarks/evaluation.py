@@ -46,6 +46,7 @@ from mlmlab.masking import EvalMaskingConfig
 from mlmlab.model import ModelConfig
 from mlmlab.model.flops import actual_flops, dense_equivalent_flops
 from mlmlab.runtime.config import Precision
+from mlmlab.system import keeping_freed_memory
 from mlmlab.tracking.progress_bar import ProgressBar
 
 disable_progress_bar()
@@ -84,7 +85,8 @@ def ours(folder: Path, setting: Setting) -> Evaluate:
         offsets = np.arange(0, rows.size + 1, rows.shape[1])  # a row, a document
         blocks = PackedBlocks(Shard(rows.ravel(), offsets[:-1], offsets), rows.shape[1])
         loader = EvalLoader(blocks, masker)
-        return evaluate(model, loader, setting.compute, ProgressBar(0, quiet=True)).loss
+        with keeping_freed_memory():  # as in a run
+            return evaluate(model, loader, setting.compute, ProgressBar(0, quiet=True)).loss
 
     return run
 
