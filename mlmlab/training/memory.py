@@ -49,19 +49,16 @@ def expected_memory_bytes(
         # The logits and their log-softmax.
         return lasting + gradients + max(examples * length * vectors * element, 2 * logits)
     kept = _kept_bytes(model, compute, element, examples, length, masked_tokens)
-    copies = 0 if element == 4 else 2 * count  # autocast's, of the weights
     table = 4 * config.vocabulary_size * config.table_width  # the decoder's gradient comes first
     # Besides what forward keeps: the logits and their log-softmax; then their gradient and that of
     # the table; then the gradients within a layer.
     in_half = 0 if element == 4 else logits // 2
-    at_head = kept + copies + max(2 * logits + in_half, logits + table)
     stream = 3 * config.hidden_size * _residual_bytes(model, compute, element)
-    in_layer = kept + examples * length * (stream + 2 * config.intermediate_size * element)
-    if not model.gradient_checkpointing:  # in whose backward pass only a layer's are there
-        in_layer += copies
+    in_layer = examples * length * (stream + 2 * config.intermediate_size * element)
+    highest = kept + max(2 * logits + in_half, logits + table, in_layer)
     if accumulates:
-        return lasting + gradients + max(at_head, in_layer)
-    return lasting + max(at_head, in_layer, gradients)
+        return lasting + gradients + highest
+    return lasting + max(highest, gradients)
 
 
 def _kept_bytes(
@@ -104,6 +101,8 @@ def _kept_bytes(
         kept = inputs + max(last, tokens * (before + after) + attention)
     else:
         kept = (layers - 1) * (tokens * (before + after) + attention) + last
+    if element == 2:  # autocast's copies of the weights
+        kept += 2 * model.parameter_count()
     return kept
 
 
