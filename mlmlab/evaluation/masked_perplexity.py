@@ -20,7 +20,7 @@ from mlmlab.tracking.progress_bar import ProgressBar
 
 PARTS = ("masked", "random", "kept")
 """What the model sees in a predicted token's place: the mask, another id, or the token itself."""
-PIECE_TOKENS = 1024
+PIECE_TOKENS = 2048
 """What of a chunk is computed at a time on a CPU, for less memory; a GPU computes all of it."""
 
 
@@ -135,14 +135,15 @@ def evaluate(
     model.eval()
     sums = _Sums(loader)
     mine = bar.during_evaluation(loader.chunks(ranks), loader.example_count, ranks.size)
-    for chunk in mine:  # as many in every process
-        score = _score_chunk(model, chunk, loader, compute, ranks)
-        gathered = ranks.gather((score if chunk.counts else None, is_interrupted()))
-        if any(interrupted for _, interrupted in gathered):
-            raise EvaluationInterrupted
-        for one, _ in gathered:  # in the order of the examples
-            if one is not None:
-                sums.add(one)
+    with compute.autocast():  # around all of it: leaving it would drop the weights' copies
+        for chunk in mine:  # as many in every process
+            score = _score_chunk(model, chunk, loader, compute, ranks)
+            gathered = ranks.gather((score if chunk.counts else None, is_interrupted()))
+            if any(interrupted for _, interrupted in gathered):
+                raise EvaluationInterrupted
+            for one, _ in gathered:  # in the order of the examples
+                if one is not None:
+                    sums.add(one)
     return sums.evaluation()
 
 
@@ -158,16 +159,15 @@ def _score_chunk(
     pieces = list(chunk.batch.pieces(most, compute.position_multiple))
     losses = torch.zeros(len(asked.labels), dtype=torch.float64)
     hits = torch.zeros(len(asked.labels), 5, dtype=torch.bool)
-    with compute.autocast():
-        # With fsdp, every process makes as many forward passes.
-        for number in range(max(ranks.gather(len(pieces)))):
-            which, piece = pieces[min(number, len(pieces) - 1)]
-            batch = piece.to(compute.device)
-            logits = model(**batch.model_inputs())[: len(which)].float()
-            labels = batch.masked.labels[: len(which)]
-            losses[which] = token_losses(logits, labels).cpu().double()
-            hits[which] = (logits.topk(5).indices == labels[:, None]).cpu()
-            del logits  # before there are those of the next piece
+    # With fsdp, every process makes as many forward passes.
+    for number in range(max(ranks.gather(len(pieces)))):
+        which, piece = pieces[min(number, len(pieces) - 1)]
+        batch = piece.to(compute.device)
+        logits = model(**batch.model_inputs())[: len(which)]
+        labels = batch.masked.labels[: len(which)]
+        losses[which] = token_losses(logits, labels).cpu().double()
+        hits[which] = (logits.topk(5).indices == labels[:, None]).cpu()
+        del logits  # before there are those of the next piece
     return _ChunkScore(
         losses=losses,
         hits=hits,

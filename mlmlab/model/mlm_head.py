@@ -3,6 +3,7 @@
 C hidden   E width of the table (C but for ELECTRA)   V vocabulary   M predicted positions
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mlmlab.model.config import ModelConfig
+
+_AT_A_TIME = 2**20
+"""Logits, 4 MB in fp32: 20 rows of a vocabulary of 50,000."""
 
 
 class MaskedLMHead(nn.Module):
@@ -36,27 +40,44 @@ class MaskedLMHead(nn.Module):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """F.cross_entropy, whose gradient takes the place of the log-softmax that forward leaves.
+    """F.cross_entropy in fp32, of logits of any precision, and all that it keeps.
 
-    Autograd alone would have three tables `[M, V]` at once, the largest tensors of most steps.
+    Autograd alone would keep their log-softmax, too, and have their gradient in fp32: up to three
+    tables `[M, V]` at once, the largest tensors of most steps.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        log_softmax = logits.log_softmax(-1)
-        ctx.save_for_backward(log_softmax, labels)
-        losses = -log_softmax.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-        return losses.masked_fill(labels < 0, 0.0)
+        ids = labels.clamp(min=0)[:, None]  # [M, 1]
+        log_likelihoods = torch.cat(
+            [
+                some.log_softmax(-1, dtype=torch.float32).gather(1, wanted)
+                for some, wanted in _a_few_at_a_time(logits, ids)
+            ]
+        )
+        log_sums = logits.gather(1, ids) - log_likelihoods  # of exponentials, fp32 [M, 1]
+        ctx.save_for_backward(logits, labels, log_sums)
+        return -log_likelihoods[:, 0].masked_fill(labels < 0, 0.0)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """A second backward pass is refused: the saved tensor has changed."""
-        log_softmax, labels = ctx.saved_tensors
-        gradient = gradient.masked_fill(labels < 0, 0.0)  # [M]
-        softmax = log_softmax.exp_().mul_(gradient[:, None])
+        """Softmax, less one at the true ids, times the gradient `[M]`."""
+        logits, labels, log_sums = ctx.saved_tensors
+        weights = gradient.masked_fill(labels < 0, 0.0)[:, None]
+        result = torch.empty_like(logits)
+        for some, sums, weight, rows in _a_few_at_a_time(logits, log_sums, weights, result):
+            rows.copy_((some - sums).exp_().mul_(weight))  # fp32, as the sums are
         rows = torch.arange(len(labels), device=labels.device)
-        softmax[rows, labels.clamp(min=0)] -= gradient
-        return softmax, None
+        result[rows, labels.clamp(min=0)] -= weights[:, 0]
+        return result, None
+
+
+def _a_few_at_a_time(
+    logits: torch.Tensor, *others: torch.Tensor
+) -> Iterable[tuple[torch.Tensor, ...]]:
+    """The same rows of each: what is computed of a few stays in a CPU's caches. On CUDA all."""
+    rows = len(logits) if logits.is_cuda else _AT_A_TIME // logits.shape[1]
+    return zip(*(torch.split(x, max(1, rows)) for x in (logits, *others)), strict=True)
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -70,5 +91,5 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         fp32 `[M]`. Its sum is the loss, to be divided once by the masked count of the full
         step; the sum of no tokens is a zero that still reaches every parameter.
     """
-    losses: torch.Tensor = _CrossEntropy.apply(logits.float(), labels)  # type: ignore[no-untyped-call]
+    losses: torch.Tensor = _CrossEntropy.apply(logits, labels)  # type: ignore[no-untyped-call]
     return losses

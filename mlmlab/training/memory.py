@@ -42,20 +42,22 @@ def expected_memory_bytes(
         layer = sum(p.numel() for p in model.layers[0].parameters())
         gathered = 4 * (count - layer * max(0, len(model.layers) - 2))
         lasting, gradients = lasting // shards + gathered, gradients // shards + gathered
-    logits = 4 * masked_tokens * config.vocabulary_size
+    logits = element * masked_tokens * config.vocabulary_size
+    # Their softmax in fp32, of which the CPU has a few rows at a time.
+    softmax = 4 * masked_tokens * config.vocabulary_size if compute.is_cuda else 0
     if not trains:
         inner = (2 if config.architecture.norms is Norms.POST else 4) * config.intermediate_size
         vectors = _SCORING_VECTORS * config.hidden_size + inner
-        # The logits and their log-softmax.
-        return lasting + gradients + max(examples * length * vectors * element, 2 * logits)
+        highest = max(examples * length * vectors * element, logits + softmax)
+        return lasting + gradients + highest
     kept = _kept_bytes(model, compute, element, examples, length, masked_tokens)
-    table = 4 * config.vocabulary_size * config.table_width  # the decoder's gradient comes first
-    # Besides what forward keeps: the logits and their log-softmax; then their gradient and that of
-    # the table; then the gradients within a layer.
-    in_half = 0 if element == 4 else logits // 2
+    table = element * config.vocabulary_size * config.table_width
+    in_half = 3 * table if element == 2 else 0  # the table's gradient, and the same in fp32
+    # Besides what forward keeps: the logits, and their gradient; then that of the table, which
+    # comes first; then the gradients within a layer.
     stream = 3 * config.hidden_size * _residual_bytes(model, compute, element)
     in_layer = examples * length * (stream + 2 * config.intermediate_size * element)
-    highest = kept + max(2 * logits + in_half, logits + table, in_layer)
+    highest = kept + max(2 * logits + softmax, logits + table, in_half, in_layer)
     if accumulates:
         return lasting + gradients + highest
     return lasting + max(highest, gradients)
