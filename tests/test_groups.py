@@ -172,8 +172,7 @@ def test_pieces_have_every_prediction_once_and_its_loss(lines: bool, tokens: int
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_half_precision_on_the_cpu_has_few_numbers_of_positions() -> None:
-    cpu = Compute(torch.device("cpu"), Precision.BF16)
-    assert cpu.position_multiple == 16
-    assert replace(cpu, precision=Precision.FP32).position_multiple == 1
+def test_steps_on_the_cpu_have_few_numbers_of_positions() -> None:
+    cpu = Compute(torch.device("cpu"), Precision.FP32)
+    assert cpu.position_multiple == replace(cpu, precision=Precision.BF16).position_multiple == 32
     assert replace(cpu, device=torch.device("cuda")).position_multiple == 1

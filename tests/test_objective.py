@@ -161,9 +161,12 @@ def test_weights_multiply_the_losses_of_the_built_in_objective() -> None:
 
 
 def test_ones_own_loss_is_what_is_logged_and_setup_comes_first(ideas: Path) -> None:
+    # The built-in objective's positions are padded on the CPU, and so draw other dropout noise.
     first = ("train.max_steps=1", "train.log_every_steps=1", "eval.every_steps=1")
-    _run(*TINY, *first, "run_dir=plain")
-    _run(*TINY, *first, "objective.name=ideas_of_mine:Doubled", "run_dir=doubled")
+    _run(*TINY, *first, "model.dropout=0", "run_dir=plain")
+    _run(
+        *TINY, *first, "model.dropout=0", "objective.name=ideas_of_mine:Doubled", "run_dir=doubled"
+    )
     plain, doubled = (
         next(e["train/loss"] for e in events(Path(run)) if "train/loss" in e)
         for run in ("plain", "doubled")

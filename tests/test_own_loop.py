@@ -17,9 +17,7 @@ def test_the_loop_of_the_document_trains_as_the_frameworks_own_does(
     fewer = code.replace(
         "STEPS, BATCH_SIZE, LEARNING_RATE = 200,", "STEPS, BATCH_SIZE, LEARNING_RATE = 40,"
     )
-    fewer = fewer.replace(
-        "mlmlab.compose()", 'mlmlab.compose("data.limit=2000", "model.dropout=0.1")'
-    )
+    fewer = fewer.replace("mlmlab.compose()", 'mlmlab.compose("data.limit=2000")')
     assert fewer.count("40,") == fewer.count("2000") == 1
     exec(compile(fewer, "my_loop.py", "exec"), {})
     printed = capsys.readouterr().out
@@ -28,7 +26,7 @@ def test_the_loop_of_the_document_trains_as_the_frameworks_own_does(
     assert losses[-1] < losses[0]
     summary = mlmlab.run(
         mlmlab.compose(
-            "data.limit=2000", "model.dropout=0.1", "train.max_steps=40", "train.warmup_steps=0",
+            "data.limit=2000", "train.max_steps=40", "train.warmup_steps=0",
             "train.weight_decay=0.01", "runtime.device=cpu", "runtime.precision=fp32",
             "run_dir=run",
         ),

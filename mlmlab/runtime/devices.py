@@ -38,11 +38,12 @@ class Compute:
     def position_multiple(self) -> int:
         """What the number of a micro-batch's positions should be a multiple of.
 
-        On the CPU, half-precision products are compiled for each shape, and kept: with every
-        number of positions, a step took an eighth longer and memory grew by a GiB
-        (benchmarks/NOTES.md). A tile of AMX has 16 rows.
+        On the CPU memory that is freed is kept, and with any number of positions, blocks of ever
+        other sizes come to lie between each other: memory grew for hundreds of steps. In half
+        precision products are also compiled for each shape, and kept: a step took an eighth longer
+        (benchmarks/NOTES.md).
         """
-        return 16 if self.device.type == "cpu" and self.precision is not Precision.FP32 else 1
+        return 32 if self.device.type == "cpu" else 1
 
     @property
     def is_cuda(self) -> bool:
