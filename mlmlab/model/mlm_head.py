@@ -48,27 +48,24 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        ids = labels.clamp(min=0)[:, None]  # [M, 1]
-        log_likelihoods = torch.cat(
-            [
-                some.log_softmax(-1, dtype=torch.float32).gather(1, wanted)
-                for some, wanted in _a_few_at_a_time(logits, ids)
-            ]
-        )
-        log_sums = logits.gather(1, ids) - log_likelihoods  # of exponentials, fp32 [M, 1]
-        ctx.save_for_backward(logits, labels, log_sums)
-        return -log_likelihoods[:, 0].masked_fill(labels < 0, 0.0)
+        ctx.save_for_backward(logits, labels)
+        losses = [
+            -some.log_softmax(-1, dtype=torch.float32).gather(1, ids[:, None])[:, 0]
+            for some, ids in _a_few_at_a_time(logits, labels.clamp(min=0))
+        ]
+        return torch.cat(losses).masked_fill(labels < 0, 0.0)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Softmax, less one at the true ids, times the gradient `[M]`."""
-        logits, labels, log_sums = ctx.saved_tensors
-        weights = gradient.masked_fill(labels < 0, 0.0)[:, None]
+        """Softmax, less one at the true ids, times the gradient `[M]`: in fp32 until its end."""
+        logits, labels = ctx.saved_tensors
+        gradient = gradient.masked_fill(labels < 0, 0.0)
         result = torch.empty_like(logits)
-        for some, sums, weight, rows in _a_few_at_a_time(logits, log_sums, weights, result):
-            rows.copy_((some - sums).exp_().mul_(weight))  # fp32, as the sums are
-        rows = torch.arange(len(labels), device=labels.device)
-        result[rows, labels.clamp(min=0)] -= weights[:, 0]
+        parts = _a_few_at_a_time(logits, labels.clamp(min=0), gradient, result)
+        for some, ids, weights, part in parts:
+            softmax = some.log_softmax(-1, dtype=torch.float32).exp_().mul_(weights[:, None])
+            softmax[torch.arange(len(ids), device=ids.device), ids] -= weights
+            part.copy_(softmax)
         return result, None
 
 
