@@ -39,7 +39,7 @@ class Compute:
         """What the number of a micro-batch's positions should be a multiple of.
 
         On the CPU memory that is freed is kept, and with any number of positions, blocks of ever
-        other sizes come to lie between each other: memory grew for hundreds of steps. In half
+        other sizes come to lie between each other: memory grew for 75 steps and more. In half
         precision products are also compiled for each shape, and kept: a step took an eighth longer
         (benchmarks/NOTES.md).
         """
