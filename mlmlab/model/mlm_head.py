@@ -12,8 +12,8 @@ from torch import nn
 
 from mlmlab.model.config import ModelConfig
 
-_AT_A_TIME = 2**20
-"""Logits, 4 MB in fp32: 20 rows of a vocabulary of 50,000."""
+_AT_A_TIME = 2**19
+"""Logits, 2 MB in fp32: 10 rows of a vocabulary of 50,000."""
 
 
 class MaskedLMHead(nn.Module):
