@@ -113,7 +113,7 @@ def forkserver() -> ForkServerContext:
     folders = [str(Path(mlmlab.__file__).parents[1]), str(Path(__file__).parent)]
     os.environ["PYTHONPATH"] = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
     context = multiprocessing.get_context("forkserver")
-    modules = ["train", "runs.train", "runs.replay", "training.parallel"]
+    modules = ["train", "runs.train", "runs.replay", "training.sharding"]
     context.set_forkserver_preload(
         ["ranks", *(f"mlmlab.{module}" for module in modules), "torch._inductor"]
     )

@@ -148,10 +148,18 @@ def test_a_text_without_a_mask_or_too_long_is_refused(folder: Path) -> None:
         fill(f"{fill.tokenizer.mask_token} " + "cow " * 60)
 
 
-def test_the_first_answer_does_not_wait_for_pytorchs_compiler(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "work",
+    [
+        "f = mlmlab.FillMask(*mlmlab.load_pretrained(folder)); f(f.tokenizer.mask_token)",
+        "mlmlab.evaluate_checkpoint(mlmlab.compose_evaluation('data=small_world', "
+        "f'checkpoint={folder}', 'eval.max_examples=8'), quiet=True)",
+    ],
+)
+def test_the_first_answer_does_not_wait_for_pytorchs_compiler(folder: Path, work: str) -> None:
     code = (
-        "import sys, mlmlab; fill = mlmlab.FillMask(*mlmlab.load_pretrained(sys.argv[1])); "
-        "fill(fill.tokenizer.mask_token); print(*{'torch._dynamo', 'sympy'} & sys.modules.keys())"
+        f"import sys, mlmlab; folder = sys.argv[1]; {work}; "
+        "print(*{'torch._dynamo', 'sympy'} & sys.modules.keys())"
     )
     command = [sys.executable, "-c", code, str(folder)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
