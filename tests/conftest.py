@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from mlmlab.runtime.devices import _native_bf16
+from mlmlab.runtime.devices import has_native_bf16
 from mlmlab.tracking.summary import processor_name
 
 pytest.register_assert_rewrite("refusals")
@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header() -> str:
     """The processor, which decides the last bits of a figure, and what `auto` means on it."""
     capability = torch.backends.cpu.get_cpu_capability()
-    bf16 = "native" if _native_bf16(torch.device("cpu")) else "emulated"
+    bf16 = "native" if has_native_bf16(torch.device("cpu")) else "emulated"
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return f"processor: {processor_name()} ({capability}, {bf16} bf16), CUDA device: {cuda}"
 

@@ -92,7 +92,7 @@ def _runtime(*overrides: str) -> RuntimeConfig:
 def test_auto_is_bf16_for_wide_models_where_it_is_native(
     monkeypatch: pytest.MonkeyPatch, hidden_size: int, is_native: bool
 ) -> None:
-    monkeypatch.setattr(devices, "_native_bf16", lambda _: is_native)
+    monkeypatch.setattr(devices, "has_native_bf16", lambda _: is_native)
     compute = Compute.for_model(hidden_size, _runtime(), torch.device("cpu"))
     is_bf16 = is_native and hidden_size >= 512
     assert compute.precision is (Precision.BF16 if is_bf16 else Precision.FP32)
@@ -103,7 +103,7 @@ def test_auto_is_bf16_for_wide_models_where_it_is_native(
 def test_a_precision_that_was_asked_for_is_taken_whatever_the_model_and_the_device(
     monkeypatch: pytest.MonkeyPatch, asked: Precision, is_native: bool
 ) -> None:
-    monkeypatch.setattr(devices, "_native_bf16", lambda _: is_native)
+    monkeypatch.setattr(devices, "has_native_bf16", lambda _: is_native)
     runtime = _runtime(f"runtime.precision={asked.value}")
     for hidden_size in (128, 768):
         assert Compute.for_model(hidden_size, runtime, torch.device("cpu")).precision is asked
@@ -113,7 +113,7 @@ def test_a_precision_that_was_asked_for_is_taken_whatever_the_model_and_the_devi
 def test_a_small_model_trains_and_is_evaluated_in_fp32_unless_asked_otherwise(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_native: bool
 ) -> None:
-    monkeypatch.setattr(devices, "_native_bf16", lambda _: is_native)
+    monkeypatch.setattr(devices, "has_native_bf16", lambda _: is_native)
     exact = mlmlab.run(
         mlmlab.compose(*SHORT, "runtime.precision=fp32", f"run_dir={tmp_path}/fp32"), quiet=True
     ).summary
@@ -123,3 +123,18 @@ def test_a_small_model_trains_and_is_evaluated_in_fp32_unless_asked_otherwise(
         mlmlab.compose_evaluation(f"checkpoint={tmp_path}/auto"), quiet=True
     )
     assert report.evaluation.loss == exact.eval_loss
+
+
+@pytest.mark.parametrize("is_native", [False, True])
+def test_a_run_says_that_a_cpu_has_no_instructions_for_its_precision(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    is_native: bool,
+) -> None:
+    monkeypatch.setattr(devices, "has_native_bf16", lambda _: is_native)
+    for precision, is_slow in (("fp32", False), ("bf16", not is_native), ("fp16", True)):
+        run_dir = f"run_dir={tmp_path}/{precision}"
+        mlmlab.run(mlmlab.compose(*SHORT, f"runtime.precision={precision}", run_dir))
+        shown = capsys.readouterr().out
+        assert ("very slow on this CPU" in " ".join(shown.split())) is is_slow, precision

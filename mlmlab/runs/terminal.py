@@ -20,7 +20,7 @@ from mlmlab.model import MaskedLanguageModel
 from mlmlab.runs.folder import is_harmless
 from mlmlab.runs.resume import Start
 from mlmlab.runs.setup import EvaluationInputs, Inputs, Text
-from mlmlab.runtime.config import Parallel, Precision
+from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.devices import Compute
 from mlmlab.runtime.distributed import Ranks
 from mlmlab.tracking.config import TENSORBOARD
@@ -166,8 +166,8 @@ def _compute(compute: Compute, ranks: Ranks, parallel: Parallel = Parallel.DDP) 
     """Where, in how many processes, and whether each of them has all of the model."""
     is_sharded = parallel is Parallel.FSDP
     where = str(compute)
-    if compute.precision is Precision.FP16 and not compute.is_cuda:
-        where += " (very slow on a CPU: runtime.precision=bf16 or fp32)"
+    if compute.is_emulated:
+        where += " (very slow on this CPU; runtime.precision=auto is fast)"
     if ranks.size == 1:
         nothing = "; one process: runtime.parallel=fsdp has nothing to shard"
         return f"{where}{nothing if is_sharded else ''}"
