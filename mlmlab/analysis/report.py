@@ -109,7 +109,8 @@ def write_report(
             remedy="--out ANOTHER_FOLDER",
         ) from error
     lines = [full_table(found, every), "", f"written    {folder / 'report.html'}"]
-    lines.append(f"           with report.md, report.csv and {len(drawn)} plots")
+    count = f"{len(drawn)} plot{'s' if len(drawn) != 1 else ''}"
+    lines.append(f"           with report.md, report.csv and {count}")
     if not can_plot():
         lines.append("no plots: matplotlib is not installed (pip install 'mlmlab[report]')")
     return "\n".join(lines)

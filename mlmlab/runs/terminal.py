@@ -236,10 +236,11 @@ def _examples(blocks: Blocks) -> str:
 
 def _model(model: MaskedLanguageModel) -> str:
     config = model.config
+    layers = f"{config.layers} layer{'s' if config.layers > 1 else ''} of {config.hidden_size}"
+    heads = f"{config.heads} head{'s' if config.heads > 1 else ''}"
+    size = f"{model.parameter_count() / 1e6:.2f} M parameters"
     return (
-        f"{config.family.value}, {config.layers} layers of {config.hidden_size}, {config.heads} "
-        f"heads, vocabulary {config.vocabulary_size:,}: {model.parameter_count() / 1e6:.2f} M "
-        "parameters"
+        f"{config.family.value}, {layers}, {heads}, vocabulary {config.vocabulary_size:,}: {size}"
     )
 
 
