@@ -17,6 +17,7 @@ from mlmlab.errors import RunFailed
 from mlmlab.tracking.summary import Summary
 from mlmlab.training import loop
 from mlmlab.training.loop import Loop
+from mlmlab.training.objective import masked_token_loss
 from mlmlab.training.parallel import Replica
 from mlmlab.training.schedule import build_schedule, learning_rate_factor
 from mlmlab.training.state import LossScale, ProgressRecord, checkpoint_folders
@@ -213,3 +214,18 @@ def test_a_loss_that_is_not_finite_itself_ends_the_run_in_fp16_too(tmp_path: Pat
     (folder,) = (tmp_path / "run" / "failures").iterdir()
     progress = json.loads((folder / "progress.json").read_text())["progress"]
     assert progress["skipped_steps"] == 0
+
+
+def test_a_gradient_that_no_scale_helps_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def root_of_nothing(model: Any, micro: Any) -> torch.Tensor:
+        loss = masked_token_loss(model, micro)
+        return loss + (loss - loss).sqrt()  # whose derivative there is infinite, times zero
+
+    monkeypatch.setattr("mlmlab.training.objective.masked_token_loss", root_of_nothing)
+    with pytest.raises(RunFailed, match="not finite"):
+        _run(tmp_path / "run")
+    (folder,) = (tmp_path / "run" / "failures").iterdir()
+    progress = json.loads((folder / "progress.json").read_text())["progress"]
+    assert progress["skipped_steps"] == 41  # from 2^16 to 2^-25

@@ -19,7 +19,7 @@ import mlmlab
 from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import PackedBlocks
 from mlmlab.data.corpus import Shard
-from mlmlab.errors import Code
+from mlmlab.errors import Code, RunFailed
 from mlmlab.masking import MaskingConfig
 from mlmlab.training.objective import masked_token_loss
 
@@ -31,6 +31,8 @@ DIFFUSION = (
     "train.learning_rate=3e-3",
 )
 IDEAS = '''
+import copy
+
 import torch
 from mlmlab.training.objective import MaskedTokens, masked_token_loss
 
@@ -45,6 +47,18 @@ class Doubled(MaskedTokens):
     def loss(self, model, micro):
         assert model.training
         return self.factor * masked_token_loss(model, micro)
+
+
+class Anchored(MaskedTokens):
+    """Stays near the weights that the run began with."""
+
+    def setup(self, model, device):
+        self.start = copy.deepcopy(model)
+        assert self.start.head.dense.weight.any()
+
+    def loss(self, model, micro):
+        away = model.head.dense.weight - self.start.head.dense.weight.detach()
+        return masked_token_loss(model, micro) + away.square().sum()
 
 
 class Unprepared:
@@ -172,6 +186,32 @@ def test_ones_own_loss_is_what_is_logged_and_setup_comes_first(ideas: Path) -> N
         for run in ("plain", "doubled")
     )
     assert doubled == pytest.approx(2 * plain, rel=1e-6)
+
+
+@pytest.mark.parametrize("start", ["scratch", "checkpoint"])
+def test_setup_has_the_weights_that_the_run_began_with_when_it_is_resumed_too(
+    ideas: Path, start: str
+) -> None:
+    settings = [*TINY]
+    if start == "checkpoint":
+        _run(*TINY, "train.max_steps=5", "run_dir=first")
+        settings = [setting for setting in TINY if not setting.startswith("model")]
+        settings += ["model=from_checkpoint", "checkpoint=first"]
+    anchored = ("objective.name=ideas_of_mine:Anchored", "train.learning_rate=1e-2")
+    _run(*settings, *anchored, "run_dir=whole")
+    killed = as_killed(Path("whole"), Path("killed"), checkpoints=[45])
+    _run(f"resume={killed}")
+    assert bits(killed) == bits(Path("whole"))
+
+
+def test_a_text_of_which_nothing_can_be_predicted_ends_the_run(ideas: Path) -> None:
+    Path("unknown.txt").write_text("一 二 三 四 五 六 七 八 九 十\n" * 50)
+    _run(*TINY, "train.max_steps=2", "run_dir=first")
+    with pytest.raises(RunFailed, match="1,001 batches in a row had no token to predict"):
+        _run(
+            *TINY, "data=text", "data.path=unknown.txt", "data.block_size=8", "run_dir=unknown",
+            "tokenizer.path=first/export", "train.max_steps=5",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -250,9 +250,10 @@ def test_a_baseline_is_what_the_others_are_held_against(
         report.main([str(tmp_path), "--baseline", "masking.rate=0.2"])
 
 
-def test_a_damaged_run_is_named(write: Write, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_damaged_run_is_named(write: Write, tmp_path: Path, size: int) -> None:
     folder = write("a", 1.0)
-    (folder / DOCUMENTS).write_bytes((folder / DOCUMENTS).read_bytes()[:100])
+    (folder / DOCUMENTS).write_bytes((folder / DOCUMENTS).read_bytes()[:size])
     with refusal(folder / DOCUMENTS, Code.CORRUPT):
         analysis.table([tmp_path])
     (folder / "summary.json").write_text("{")

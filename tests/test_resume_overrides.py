@@ -17,8 +17,9 @@ from refusals import check, refusal, refusals
 from stopping import TINY, as_killed, bits, listing, start
 
 import mlmlab
-from mlmlab.errors import Code, UserError
+from mlmlab.errors import Code, Interrupted, RunFailed, UserError
 from mlmlab.runs.folder import run_folder
+from mlmlab.runtime.signals import Interruptions
 from mlmlab.tracking.summary import Summary
 
 
@@ -166,6 +167,38 @@ def test_a_run_that_is_finished_can_be_resumed_and_stays_as_it_is(
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(whole, run_dir)
+    _resume(run_dir)
+    assert bits(run_dir) == bits(whole)
+
+
+def test_a_finished_run_that_trains_for_longer_is_unfinished_until_then(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    with monkeypatch.context() as patched:
+        patched.setattr(Interruptions, "is_stop_asked", True)
+        with pytest.raises(Interrupted) as stopped:
+            _resume(run_dir, "train.max_steps=80")
+    assert f"resume={run_dir} train.max_steps=80 resumes it" in str(stopped.value)
+    assert not (run_dir / "summary.json").exists()
+    _resume(run_dir, "train.max_steps=80")
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == 80
+
+
+def test_a_result_that_cannot_be_written_is_written_by_a_resume(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = as_killed(whole, tmp_path / "run", checkpoints=[45])
+
+    def without_room(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mlmlab.runs.train.save_pretrained", without_room)
+        with pytest.raises(RunFailed, match="No space left") as failed:
+            _resume(run_dir)
+    assert f"resume={run_dir} writes it" in str(failed.value)
     _resume(run_dir)
     assert bits(run_dir) == bits(whole)
 

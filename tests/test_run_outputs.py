@@ -1,5 +1,6 @@
 """What a run leaves behind besides its result: checkpoints to open, figures, traces, sweeps."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -178,3 +179,13 @@ def test_a_new_head_with_the_rate_of_a_trained_one_is_remarked_in_the_plan(
         )
     )  # fmt: skip
     assert ("hardly moves it" in capsys.readouterr().out) is is_remarked
+
+
+def test_a_text_with_a_line_separator_of_unicode_is_one_line_of_the_log(tmp_path: Path) -> None:
+    text = "the day after monday is <mask> .\u2028"
+    settings = (*TINY, "train.max_steps=1", f"run_dir={tmp_path}/run")
+    config = mlmlab.compose(*settings)
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, fill_mask=(text,)))
+    logged = [e["fill_mask"] for e in mlmlab.run(config, quiet=True).metrics if "fill_mask" in e]
+    assert logged
+    assert all("\u2028" in completion for completion in logged)

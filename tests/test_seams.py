@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refusal
 from stopping import TINY, as_killed, bits, events
 
 import mlmlab
@@ -38,6 +39,36 @@ def muon(groups, config, matrix_rate=0.02):
         torch.optim.Muon(matrices, lr=matrix_rate),
         torch.optim.AdamW(others, lr=config.learning_rate, fused=True),
     ]
+
+
+class Counting(torch.optim.SGD):
+    """Keeps a count in its groups, and a list of tensors for each parameter."""
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            group["steps"] = group.get("steps", 0) + 1
+            group["lr"] /= group["steps"] ** 0.5
+            for p in (p for p in group["params"] if p.grad is not None):
+                sums = self.state[p].setdefault("sums", [torch.zeros_like(p).transpose(0, -1)])
+                sums[0] += p.grad.transpose(0, -1)
+                p.grad += 0.01 * sums[0].transpose(0, -1)
+        super().step()
+
+
+def counting(groups, config):
+    return Counting(groups, lr=0.1)
+
+
+class Opaque(torch.optim.SGD):
+    def step(self):
+        super().step()
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["graph"] = {1, 2}
+
+
+def opaque(groups, config):
+    return Opaque(groups, lr=0.1)
 
 
 def forgetful(groups, config):
@@ -126,7 +157,7 @@ def test_the_learning_rate_is_that_of_ones_own_schedule_after_the_warmup(ideas: 
     assert [found[step] for step in range(1, 21)] == pytest.approx([1e-3 * f for f in expected])
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "counting"])
 def test_whatever_ones_own_optimizer_keeps_is_resumed_with_the_same_bits(
     ideas: Path, optimizer: str
 ) -> None:
@@ -135,6 +166,11 @@ def test_whatever_ones_own_optimizer_keeps_is_resumed_with_the_same_bits(
     killed = as_killed(Path("whole"), Path("killed"), checkpoints=[45])
     _run(f"resume={killed}")
     assert bits(killed) == bits(Path("whole"))
+
+
+def test_what_no_checkpoint_can_have_is_named(ideas: Path) -> None:
+    with refusal("train.optimizer", Code.UNSUPPORTED, "graph", "set"):
+        _run(*TINY, "train.optimizer=my_ideas:opaque", "run_dir=run")
 
 
 def test_a_resume_refuses_code_that_has_changed(

@@ -566,6 +566,10 @@ def test_a_glob_without_a_match_is_named(tmp_path: Path) -> None:
     [
         ("a.jsonl", b'{"text": "one"}\n{"text": tw\n{"text": "x"}', ["one", "x"], "$, row 2",
          Code.BAD_ROW),
+        ("a.jsonl", b'{"text": "one"}\n{"n": ' + b"9" * 5000 + b"}\n", ["one"], "$, row 2",
+         Code.BAD_ROW),
+        ("a.jsonl", b'{"text": "one"}\n' + b"[" * 100_000 + b"\n", ["one"], "$, row 2",
+         Code.BAD_ROW),
         ("a.jsonl", b'{"text": "one"}\n{"body": "two"}\n', ["one"], "data.text_field",
          Code.NO_TEXT),
         ("a.json", b'[{"text": "one"}, {"text": 2}]', ["one"], "data.text_field", Code.NO_TEXT),
@@ -595,7 +599,12 @@ def test_a_file_that_is_damaged_as_a_whole_stops_even_where_bad_rows_are_left_ou
     write: Write,
 ) -> None:
     whole = gzip.compress(json_lines(ROWS * 100), mtime=0)
-    for name, content in (("a.json.gz", whole[:-20]), ("b.json", b'[{"text": "one"}, {"te')):
+    for name, content in (
+        ("a.json.gz", whole[:-20]),
+        ("b.json", b'[{"text": "one"}, {"te'),
+        ("c.json", b'[{"n": ' + b"9" * 5000 + b"}]"),
+        ("d.json", b"[" * 100_000),
+    ):
         file = source(write(name, content).paths[0], on_bad_row=OnBadRow.SKIP)
         with pytest.raises(UserError) as error:
             list(file.documents())

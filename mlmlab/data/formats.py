@@ -228,11 +228,14 @@ def _json_lines(text: io.TextIOWrapper, path: Path, bad_rows: BadRows) -> Iterat
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also an endless integer, or nesting
+            what = str(error)
+            if isinstance(error, json.JSONDecodeError):
+                what = f"{error.msg} (column {error.colno})"
             bad_rows.add(
                 Problem(
                     f"{path}, row {number}",
-                    f"{error.msg} (column {error.colno}): {line[:60]}",
+                    f"{what}: {line[:60]}",
                     "one JSON object per line",
                     "fix the line; name a plain text file .txt",
                     code=Code.BAD_ROW,

@@ -103,14 +103,10 @@ def json_array(text: io.TextIOBase, path: Path) -> Iterator[tuple[int, Any]]:
             # As much again as there is: a long row is not decoded once per chunk.
             size = max(_CHUNK_CHARACTERS, len(buffer) - place)
             if not may_be_cut or not (more := text.read(size)):
-                raise UserError.of(
-                    f"{path}, row {number + 1}",
-                    code=Code.CORRUPT,
-                    found=f"{error.msg}: {buffer[place:][:60]}",
-                    expected="a JSON array of objects",
-                    remedy="fix the file; one object per line (.jsonl) is read too",
-                ) from error
+                raise _damaged(path, number + 1, error.msg, buffer[place:]) from error
             buffer, place = buffer[place:] + more, 0
+        except (ValueError, RecursionError) as error:  # an endless integer, or endless nesting
+            raise _damaged(path, number + 1, str(error), buffer[place:]) from error
         else:
             number, place = number + 1, end
             yield number, row
@@ -123,3 +119,13 @@ def json_array(text: io.TextIOBase, path: Path) -> Iterator[tuple[int, Any]]:
             expected="one JSON array and nothing else",
             remedy="fix the file; one object per line (.jsonl) is read too",
         )
+
+
+def _damaged(path: Path, row: int, what: str, rest: str) -> UserError:
+    return UserError.of(
+        f"{path}, row {row}",
+        code=Code.CORRUPT,
+        found=f"{what}: {rest[:60]}",
+        expected="a JSON array of objects",
+        remedy="fix the file; one object per line (.jsonl) is read too",
+    )

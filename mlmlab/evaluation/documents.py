@@ -47,7 +47,7 @@ class DocumentLosses:
         try:
             with (folder / DOCUMENTS).open("rb") as opened, np.load(opened) as file:
                 return cls(file["loss_sums"], file["masked_tokens"], str(file["test"]))
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise UserError.of(
                 str(folder / DOCUMENTS),
                 code=Code.CORRUPT,

@@ -25,7 +25,7 @@ class ModelSettings:
     """Width inside the feed-forward."""
     max_positions: int | None = setting(None, at_least=1, example=128)
     """The longest sequence, in tokens."""
-    initializer_range: float | None = setting(None, above=0, example=0.02)
+    initializer_range: float | None = setting(None, at_least=1e-6, at_most=1, example=0.02)
     """Standard deviation of fresh weights."""
     dropout: float | None = setting(None, at_least=0, below=1, example=0.1)
     """Dropout of embeddings, sublayers and attention weights. null: the checkpoint's own."""

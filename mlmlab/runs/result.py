@@ -34,5 +34,5 @@ class RunResult:
             UserError: its export has been removed or damaged.
         """
         model, tokenizer = load_pretrained(str(run_dir), quiet=True)
-        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return cls(summary, model, tokenizer, [json.loads(line) for line in lines])
+        with (run_dir / "metrics.jsonl").open(encoding="utf-8") as lines:
+            return cls(summary, model, tokenizer, [json.loads(line) for line in lines])

@@ -35,7 +35,7 @@ from mlmlab.runtime.config import Parallel
 from mlmlab.runtime.distributed import Ranks
 from mlmlab.tracking.config import TrackingConfig
 from mlmlab.tracking.progress_bar import tokenization_bar
-from mlmlab.training.objective import find_objective
+from mlmlab.training.objective import find_objective, needs_first_weights
 from mlmlab.training.optimizer import freeze, optimizer_builder
 from mlmlab.training.schedule import build_schedule
 
@@ -101,8 +101,8 @@ def set_up(
 
     Args:
         state: a checkpoint of the run itself. Architecture and tokenizer are then its own: what the
-            run began with need not be there any more. Its weights come into the model later, with
-            the moments (`load_state`).
+            run began with need not be there any more, unless the objective has `setup`. Its
+            weights come into the model later, with the moments (`load_state`).
         documents: the text of data.source=documents.
         on_meta: the model is built on the meta device, without weights, for a process that gets
             its shards from rank 0 (`ShardedReplica`).
@@ -114,8 +114,9 @@ def set_up(
     policies = [build_policy(config.masking), build_policy(config.eval.masking)]
     seeds = Seeds.of(config.seed, config.eval.seed, config.data.seed)
     fresh = config.checkpoint_head is CheckpointHead.FRESH
+    begins_anew = state is None or needs_first_weights(config.objective)
     loaded, source, data = _found(
-        config.checkpoint if state is None else None,
+        config.checkpoint if begins_anew else None,
         config.data,
         documents,
         fresh_head_seed=seeds.weights if fresh else None,
@@ -124,7 +125,7 @@ def set_up(
     )
     model = loaded.model if loaded is not None else None
     device = torch.device("meta" if on_meta else "cpu")
-    if state is not None:
+    if state is not None and not begins_anew:
         with device:
             model = MaskedLanguageModel(read_hub_config(state))
     if model is not None:

@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from mlmlab.checkpoints import save_pretrained
 from mlmlab.config import DebugMode, RunConfig
 from mlmlab.data.batch import Masker
 from mlmlab.data.blocks import Order
 from mlmlab.data.loader import EvalLoader, TrainLoader
-from mlmlab.errors import UserError
+from mlmlab.errors import RunFailed, UserError
 from mlmlab.evaluation.evaluators import Evaluator, build_evaluators
 from mlmlab.evaluation.fill_mask import FillMask
 from mlmlab.evaluation.masked_perplexity import perplexity
@@ -157,6 +158,8 @@ def _outputs(
         nonlocal tracker, profiler
         if config.resume is not None:
             start.note(run_dir)
+        if not horizon.is_reached(start.record):  # until then it is of a shorter run
+            (run_dir / "summary.json").unlink(missing_ok=True)
         sizes = start.record.log_sizes
         tracker = Tracker(config, run_dir, sinks, sizes=sizes, tell=bar.line)
         stack.callback(tracker.close)
@@ -172,6 +175,7 @@ def _outputs(
         tracker=tracker,
         tokenizer=inputs.tokenizer,
         fingerprint=fingerprint(config),
+        changes=start.changes,
         interruptions=stack.enter_context(Interruptions(save_every_minutes)),
         profiler=profiler,
         completions=partial(_completions, config, inputs) if config.eval.fill_mask else None,
@@ -295,8 +299,14 @@ def _written(
         tracker.text(summary.steps, "fill_mask", "\n".join(completions))
     final = {f"{TRAINED}{tag.replace('/', '_')}": x for tag, x in summary.figures.items()}
     tracker.log(summary.steps, {"epoch": loop.epoch, **final})
-    training.final.by_document.write(run_dir)
-    _export(config, inputs, model, summary, run_dir)
+    try:
+        training.final.by_document.write(run_dir)
+        _export(config, inputs, model, summary, run_dir)
+    except (OSError, SafetensorError) as error:
+        raise RunFailed(
+            f"the result cannot be written to {run_dir}: {error}\n"
+            f"With room on the disk, python -m mlmlab.train resume={run_dir} writes it."
+        ) from error
     if bar.job is None:
         bar.line(terminal.closing(summary, training))
         if completions:

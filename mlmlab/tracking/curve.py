@@ -26,7 +26,8 @@ def evaluations(run_dir: Path, key: str) -> Curve:
     file = run_dir / "metrics.jsonl"
     if not file.is_file():
         return []
-    events = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    with file.open(encoding="utf-8") as lines:
+        events = [json.loads(line) for line in lines]
     points = ((event.get(key), event.get("eval/perplexity")) for event in events)
     return [(x, y) for x, y in points if x is not None and y is not None]
 

@@ -1,6 +1,7 @@
 """The training loop: batches in, steps out, with evaluations and checkpoints between."""
 
 import math
+import shlex
 import signal
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -73,6 +74,8 @@ class Outputs:
     fingerprint: str
     """Of the config; both are part of a checkpoint."""
     interruptions: Interruptions
+    changes: tuple[str, ...] = ()
+    """KEY=VALUE for all that a resume has changed."""
     profiler: Profiler | None = None
     completions: Callable[[MaskedLanguageModel], list[str]] | None = None
     """What the model makes of the texts of `eval.fill_mask`, as lines to print at every evaluation;
@@ -120,6 +123,8 @@ class Loop:
         """Requests for a checkpoint that have been met: the batch ahead may still have them."""
         self.exported_step: int | None = None
         """Set when the best weights have replaced the last ones: there is nothing to save then."""
+        self.empty_batches = 0
+        """How many in a row, up to now, had nothing to learn."""
         self.unread: Attempt | None = None
         """The last step, whose gradient nobody has looked at yet."""
 
@@ -204,6 +209,7 @@ class Loop:
     def advance(self, batch: StepBatch) -> StepResult | None:
         """One step and the record of it; none for a batch with nothing to learn."""
         result = None
+        self._refuse_nothing_to_learn(batch)
         if batch.loss_weight:
             before = self.record
             result = self.attempt(batch)
@@ -225,6 +231,17 @@ class Loop:
             loss_scale=scale,
         )
         return result
+
+    def _refuse_nothing_to_learn(self, batch: StepBatch) -> None:
+        self.empty_batches = 0 if batch.loss_weight else self.empty_batches + 1
+        # One batch of a few tokens may well have none to predict, but not a thousand of them.
+        if self.empty_batches > max(1000, self.train_loader.order.batches_per_epoch):
+            self.bar.close()
+            raise RunFailed(
+                f"step {self.record.steps}: {self.empty_batches:,} batches in a row had no token "
+                "to predict.\nIs the tokenizer one for this text? What it makes of a text, and "
+                "what is masked: python -m mlmlab.show_masks TEXT --tokenizer NAME"
+            )
 
     def attempt(self, batch: StepBatch) -> StepResult:
         """Applies a step to the weights, and nothing else."""
@@ -444,7 +461,8 @@ class Loop:
         self.bar.close()
         asked = self.outputs.interruptions.signal or signal.SIGTERM
         run_dir = self.outputs.run_dir
-        kept = f"python -m mlmlab.train resume={run_dir} resumes it"
+        command = shlex.join([f"resume={run_dir}", *self.outputs.changes])
+        kept = f"python -m mlmlab.train {command} resumes it"
         if not self.config.keep_checkpoints:
             kept = "train.keep_checkpoints=0: no checkpoint was written"
         raise Interrupted(

@@ -21,7 +21,8 @@ class Objective(Protocol):
     """What a model learns.
 
     One thing more is optional: `setup(model, device)` is called once before the first step, and
-    when a run is resumed, for a teacher, say. What it keeps is not part of a checkpoint.
+    when a run is resumed, for a teacher, say. The model has the weights that the run began with,
+    both times. What it keeps is not part of a checkpoint.
     """
 
     def prepare(
@@ -92,3 +93,10 @@ def find_objective(config: ObjectiveConfig) -> Any:
         methods = ("prepare(examples, example_ids, epoch, step)", "loss(model, micro)")
         seams.require(_KEY, config.name, found.func, *methods)
     return found
+
+
+def needs_first_weights(config: ObjectiveConfig) -> bool:
+    """Whether it may have `setup`, so that a resume has to begin with the weights that the run
+    began with. A function that returns an objective is not asked."""
+    objective = find_objective(config).func
+    return not isinstance(objective, type) or hasattr(objective, "setup")

@@ -229,7 +229,20 @@ def build_optimizers(
     for group in groups:
         group["initial_lr"] = group["lr"]
         group.setdefault("rate_factor", 1.0)
+        group["as_built"] = {name: value for name, value in group.items() if name != "params"}
     return optimizers
+
+
+def changed_entries(group: Group) -> dict[str, Any]:
+    """What an optimizer keeps in one of its groups: a count of steps, say. The learning rate is the
+    loop's, and what is as it was built follows from the config."""
+    as_built = group["as_built"]
+    return {
+        name: value
+        for name, value in group.items()
+        if name not in ("params", "lr", "as_built")
+        and (isinstance(value, torch.Tensor) or name not in as_built or value != as_built[name])
+    }
 
 
 def scales_and_suppresses(optimizers: Sequence[torch.optim.Optimizer]) -> bool:

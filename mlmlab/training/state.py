@@ -3,7 +3,8 @@ data, masks and dropout are functions of the batch number.
 
     step_N/model.safetensors       the weights; with config.json and the tokenizer's files it is a
                                    folder in the Hub's layout
-    step_N/optimizer.safetensors   what the optimizers keep, by the parameter's name
+    step_N/optimizer.safetensors   what the optimizers keep, by the parameter's name or the group's
+                                   number
     step_N/progress.json           the progress record, and the fingerprint of the run's config
     step_N/digests.json            the SHA-256 of each of the others
 """
@@ -16,6 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,10 +28,11 @@ from mlmlab.checkpoints.save import save_checkpoint
 from mlmlab.data.tokenizer import Tokenizer
 from mlmlab.errors import Code, UserError
 from mlmlab.system import flush
+from mlmlab.training.optimizer import changed_entries
 from mlmlab.training.parallel import Replica
 
-_Kept = tuple[dict[str, torch.Tensor], dict[str, float | int | bool]]
-"""Tensors, and numbers of Python."""
+_Kept = tuple[dict[str, torch.Tensor], dict[str, Any]]
+"""Tensors; and numbers, or lists in which a tensor is the mapping {"tensor": its name}."""
 _MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
 _DIGESTS = "digests.json"
 
@@ -156,25 +159,47 @@ def save_state(
 def _kept(replica: Replica, optimizers: Sequence[torch.optim.Optimizer]) -> _Kept:
     """Everything that the optimizers keep, put together on rank 0; the other ranks have no tensors.
 
-    A value is filed under the name of its parameter and its own: NAME.exp_avg, say.
+    A value is filed under the name of its parameter and its own: NAME.exp_avg, say; one that an
+    optimizer keeps in a parameter group, under the numbers of both: group/0.1.k. Tensors in a list
+    have a number more: NAME.Q/0.
     """
     tensors: dict[str, torch.Tensor] = {}
-    numbers: dict[str, float | int | bool] = {}
+
+    def packed(key: str, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            if (whole := replica.unsharded(value)) is not None:
+                tensors[key] = whole.contiguous()
+            return {"tensor": key}
+        if isinstance(value, list | tuple):
+            return [packed(f"{key}/{number}", item) for number, item in enumerate(value)]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise UserError.of(
+            "train.optimizer",
+            code=Code.UNSUPPORTED,
+            found=f"{key}, which the optimizer keeps, is {type(value).__name__}",
+            expected="tensors, numbers and lists of them: what a checkpoint can have",
+            remedy="keep each of its tensors and numbers under a separate name",
+        )
+
+    values = {}
     for name, p in replica.model.named_parameters():
         for optimizer in optimizers:
             for kind, value in optimizer.state.get(p, {}).items():
-                if isinstance(value, torch.Tensor):
-                    if (whole := replica.unsharded(value)) is not None:
-                        tensors[f"{name}.{kind}"] = whole
-                elif value is not None:
-                    numbers[f"{name}.{kind}"] = value
-    return tensors, numbers
+                values[f"{name}.{kind}"] = packed(f"{name}.{kind}", value)
+    values = {key: value for key, value in values.items() if value != {"tensor": key}}
+    for number, optimizer in enumerate(optimizers):
+        for place, group in enumerate(optimizer.param_groups):
+            for kind, value in changed_entries(group).items():
+                key = f"group/{number}.{place}.{kind}"
+                values[key] = packed(key, value)
+    return tensors, {key: value for key, value in values.items() if value is not None}
 
 
 def _write(folder: Path, kept: _Kept, record: ProgressRecord, fingerprint: str) -> None:
     content = {"fingerprint": fingerprint, "progress": dataclasses.asdict(record)}
-    tensors, numbers = kept
-    save_file(tensors, str(folder / _OPTIMIZER), metadata={"numbers": json.dumps(numbers)})
+    tensors, values = kept
+    save_file(tensors, str(folder / _OPTIMIZER), metadata={"numbers": json.dumps(values)})
     (folder / _PROGRESS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
     (folder / _DIGESTS).write_text(json.dumps(digests, indent=2) + "\n", encoding="utf-8")
@@ -194,13 +219,22 @@ def load_state(
     }
     named = dict(replica.model.named_parameters())
     with safe_open(str(folder / _OPTIMIZER), framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (no mapping)
-            name, _, kind = key.rpartition(".")
-            p = named[name]
-            owners[p].state[p][kind] = replica.part(file.get_tensor(key), p)
-        for key, number in json.loads((file.metadata() or {}).get("numbers", "{}")).items():
-            name, _, kind = key.rpartition(".")
-            owners[named[name]].state[named[name]][kind] = number
+
+        def unpacked(value: Any, p: torch.nn.Parameter) -> Any:
+            if isinstance(value, dict):
+                return replica.part(file.get_tensor(value["tensor"]), p)
+            return [unpacked(item, p) for item in value] if isinstance(value, list) else value
+
+        tensors = {key: {"tensor": key} for key in file.keys() if "/" not in key}  # noqa: SIM118
+        numbers = json.loads((file.metadata() or {}).get("numbers", "{}"))
+        for key, value in {**tensors, **numbers}.items():
+            if key.startswith("group/"):
+                number, place, kind = key.removeprefix("group/").split(".", 2)
+                group = optimizers[int(number)].param_groups[int(place)]
+                group[kind] = unpacked(value, group["params"][0])
+            else:
+                name, _, kind = key.rpartition(".")
+                owners[named[name]].state[named[name]][kind] = unpacked(value, named[name])
     record, _ = _read_progress(folder)
     return record
 

@@ -10,6 +10,9 @@ from mlmlab.random import Seeds
 from mlmlab.training.optimizer import scales_and_suppresses
 from mlmlab.training.parallel import Replica
 
+LEAST_LOSS_SCALE = 2.0**-24
+"""fp16's smallest number. A gradient that is not finite with less is not an overflow."""
+
 
 @dataclass(frozen=True, eq=False)
 class StepResult:
@@ -81,8 +84,10 @@ def train_step(
         torch._foreach_mul_(list(gradients.values()), 1.0 / loss_scale)
     grad_norm = replica.norm(gradients)
     overflowed = loss_scale is not None and not torch.isfinite(grad_norm)
-    # A loss that is not finite itself cannot be helped by another scale.
-    if overflowed and all(ranks.gather(bool(torch.isfinite(loss_sum)))):
+    # A loss that is not finite itself cannot be helped by another scale, nor a gradient that
+    # overflows even with a very small one.
+    is_helped = loss_scale is not None and loss_scale >= LEAST_LOSS_SCALE
+    if overflowed and is_helped and all(ranks.gather(bool(torch.isfinite(loss_sum)))):
         nothing = torch.zeros(())
         return StepResult(loss_sum, grad_norm, nothing, None, schedule_factor, overflowed=True)
     suppressed.copy_(torch.maximum(suppressed, 1.0 - torch.isfinite(grad_norm).float()))
