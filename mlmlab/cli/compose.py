@@ -176,7 +176,18 @@ def compose_evaluation(*overrides: str, config_dir: str | Path | None = None) ->
     _refuse_unplaced(mapping, chosen, EVALUATE)
     if mapping["eval"]["split"] is None:
         mapping["eval"]["split"] = "test" if is_run and not names_data else "all"
-    return build_evaluation(mapping)
+    try:
+        return build_evaluation(mapping)
+    except UserError as error:
+        if is_run or names_data or "checkpoint" not in given:
+            raise
+        no_run = f"; or checkpoint=RUN_DIR, a run with its own text: {folder} holds none"
+        raise UserError(
+            dataclasses.replace(problem, remedy=problem.remedy + no_run)
+            if problem.where == "data.path"
+            else problem
+            for problem in error.problems
+        ) from error
 
 
 _ADDRESSES = {
