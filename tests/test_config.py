@@ -738,3 +738,9 @@ def test_the_memory_estimate_counts_the_highest_rate_of_a_schedule(
     masking = mlmlab.compose(*overrides).masking
     assert masking.highest_rate == highest
     assert max(masking.rate_at(step, 20) for step in range(20)) == pytest.approx(highest)
+
+
+@pytest.mark.parametrize("value", ["0", "1e-07", "5"])
+def test_fresh_weights_are_as_wide_as_a_checkpoint_may_say(value: str) -> None:
+    with refusal("model.initializer_range", Code.INVALID, value):
+        mlmlab.compose(f"model.initializer_range={value}")

@@ -103,29 +103,26 @@ def json_array(text: io.TextIOBase, path: Path) -> Iterator[tuple[int, Any]]:
             # As much again as there is: a long row is not decoded once per chunk.
             size = max(_CHUNK_CHARACTERS, len(buffer) - place)
             if not may_be_cut or not (more := text.read(size)):
-                raise _damaged(path, number + 1, error.msg, buffer[place:]) from error
+                raise _damaged(f"{path}, row {number + 1}", error.msg, buffer[place:]) from error
             buffer, place = buffer[place:] + more, 0
         except (ValueError, RecursionError) as error:  # an endless integer, or endless nesting
-            raise _damaged(path, number + 1, str(error), buffer[place:]) from error
+            raise _damaged(f"{path}, row {number + 1}", str(error), buffer[place:]) from error
         else:
             number, place = number + 1, end
             yield number, row
     rest = (buffer[mark.end() :] + text.read(_CHUNK_CHARACTERS)).strip()
     if rest:
-        raise UserError.of(
-            f"{path}, after row {number}",
-            code=Code.CORRUPT,
-            found=f"text after the array's end: {rest[:40]}",
-            expected="one JSON array and nothing else",
-            remedy="fix the file; one object per line (.jsonl) is read too",
-        )
+        what = "text after the array's end"
+        raise _damaged(f"{path}, after row {number}", what, rest, "one JSON array and nothing else")
 
 
-def _damaged(path: Path, row: int, what: str, rest: str) -> UserError:
+def _damaged(
+    where: str, what: str, rest: str, expected: str = "a JSON array of objects"
+) -> UserError:
     return UserError.of(
-        f"{path}, row {row}",
+        where,
         code=Code.CORRUPT,
         found=f"{what}: {rest[:60]}",
-        expected="a JSON array of objects",
+        expected=expected,
         remedy="fix the file; one object per line (.jsonl) is read too",
     )
